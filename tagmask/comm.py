@@ -1,0 +1,40 @@
+"""Mean, sum and gather across processes. In a single process each returns its input."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes in this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process, 0 is the main one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Sum of ``value`` over all processes (any shape, the same in each). Without gradient."""
+    if world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value
+
+
+def all_mean(value: Tensor) -> Tensor:
+    """Mean of ``value`` over all processes (any shape, the same in each). Without gradient."""
+    return value if world_size() == 1 else all_sum(value) / world_size()
+
+
+def gather(value: Tensor) -> Tensor:
+    """All processes' tensors joined along the first dimension; shapes must agree. Without gradient."""
+    if world_size() == 1:
+        return value
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(parts, value.detach().contiguous())
+    return torch.cat(parts)

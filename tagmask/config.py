@@ -1,0 +1,271 @@
+"""Configuration: pydantic models, YAML files, dotted overrides; unknown keys are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+
+from tagmask.errors import ConfigError, nearest
+from tagmask.registry import METHODS
+
+
+class Strict(BaseModel):
+    """Base of all configuration models: unknown keys are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class DataConfig(Strict):
+    """Where images, tags and (for evaluation only) masks are."""
+
+    root: Path | None = Field(None, description="folder of the data set")
+    source: str = Field("auto", description="auto, table, folders, voc or demo")
+    tags: Path | None = Field(None, description="CSV or JSONL of tags; default: tags.csv or tags.jsonl in root")
+    separator: str = Field(";", description="between tags in one CSV cell")
+    images: Path | None = Field(None, description="folder that image names are relative to; default: found")
+    masks: Path | None = Field(None, description="folder of true masks, read for evaluation only")
+    classes: list[str] | Path | None = Field(None, description="class names, or a file with one a line")
+    colour_map: Path | None = Field(None, description="lines 'r g b name' for masks saved as RGB")
+    train: str | None = Field(None, description="list file, or name of a split, to train on; default: all")
+    val: str | None = Field(None, description="list file or split held out; default: a seeded share")
+    test: str | None = Field(None, description="list file or split that is only scored")
+    val_share: float = Field(0.1, ge=0, lt=1, description="share held out where no val list is given")
+    demo_images: int = Field(160, ge=8, description="number of scenes drawn by source 'demo'")
+
+
+class LocalViewConfig(Strict):
+    """Local crops of the main view (ECA)."""
+
+    count: int = Field(2, ge=1)
+    size: int = Field(256, ge=16)
+
+
+class ViewConfig(Strict):
+    """Geometric and photometric augmentation of the training views."""
+
+    crop: int = Field(512, ge=16, description="side of the square crop, pixels")
+    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random resize")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    jitter: tuple[float, float, float, float] = Field(
+        (0.0, 0.0, 0.0, 0.0), description="brightness, contrast, saturation, hue of the main view"
+    )
+    blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur of the main view")
+    local: LocalViewConfig = LocalViewConfig()
+
+
+class EncoderConfig(Strict):
+    """Which network turns pixels into features, and where its weights come from."""
+
+    name: str = Field("resnet50", description="a timm model, or one of tagmask's own")
+    weights: str = Field("auto", description="auto, none, package, or the path of a checkpoint")
+    weights_dir: Path | None = Field(None, description="local directory that 'auto' searches first")
+    layout: Literal["default", "v1"] = Field("default", description="ResNet: v1 strides on the first 1x1")
+    output_stride: int | None = Field(16, description="8, 16 or 32 for CNNs; ignored where fixed")
+    mean: tuple[float, float, float] | None = Field(None, description="default: the weights' own")
+    std: tuple[float, float, float] | None = Field(None, description="default: the weights' own")
+    blocks: list[int] | None = Field(None, description="ViT: blocks to return; default: the last one")
+    image_size: int | None = Field(None, description="nominal size for encoders that need one; default: crop")
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    freeze: bool = Field(False, description="train the heads only")
+    norm_eval: bool = Field(True, description="CNN: batch norm uses its stored statistics in training")
+    checkpointing: bool = Field(False, description="recompute activations to save memory")
+
+
+class MethodConfig(Strict):
+    """Base of every method's configuration; ``name`` picks the method."""
+
+    name: str
+
+
+class TrainConfig(Strict):
+    """Optimisation, precision, devices and logging."""
+
+    steps: int = Field(20000, ge=1)
+    batch_size: int = Field(8, ge=1, description="images a step, all processes and accumulation together")
+    accumulate: int = Field(1, ge=1, description="parts that a step is computed in")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(6e-5, gt=0)
+    head_lr: float = Field(10.0, gt=0, description="learning rate of new layers over that of the encoder")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    freeze_norm: bool = Field(True, description="learning rate 0 for the encoder's norm layers")
+    warmup: int = Field(1500, ge=0, description="steps of linear warm-up of the learning rate")
+    warmup_ratio: float = Field(1e-6, ge=0, description="learning rate at step 0, relative")
+    power: float = Field(1.0, ge=0, description="of the polynomial decay")
+    clip: float | None = Field(5.0, description="largest gradient norm; none to switch off")
+    ema: float | None = Field(None, description="momentum of a running average of the weights, used to score")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = True
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    nodes: int = 1
+    strategy: str = "auto"
+    workers: int = Field(2, ge=0, description="processes that read images")
+    log_every: int = Field(10, ge=1)
+    evaluate_every: int = Field(0, ge=0, description="steps between scores on held-out masks; 0: at the end")
+    checkpoint_every: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    tensorboard: bool = False
+
+
+class LabelConfig(Strict):
+    """How masks are made for tagged images (``label``) and without tags (``predict``)."""
+
+    source: Literal["auto", "cam", "segmenter"] = Field("auto", description="auto: segmenter where there is one")
+    cam_scales: list[float] = [1.0, 0.5, 1.5, 2.0]
+    cam_flip: bool = True
+    threshold: float = Field(0.3, ge=0, le=1, description="background score of a CAM")
+    high: float | None = Field(None, description="with low: pixels between the two become 255")
+    low: float | None = None
+    refine: str = Field("par", description="none, par, pamr or varm, on CAMs")
+    scales: list[float] = Field([1.0], description="of the segmenter's test")
+    flip: bool = False
+    merge: Literal["mean", "max"] = Field("mean", description="of the segmenter's logits over scales and flip")
+    unsure: float = Field(0.0, ge=0, lt=1, description="segmenter: 255 where the probability is lower")
+    soft: bool = Field(False, description="save half-precision probabilities, too")
+    tile: int | None = Field(None, description="predict: side of a tile for large images; default: whole image")
+    max_side: int = Field(2048, ge=32, description="larger images are tiled")
+
+
+class EvaluateConfig(Strict):
+    """How scores are made."""
+
+    bootstrap: int = Field(1000, ge=0, description="resamples of the interval over images; 0: none")
+    bins: int = Field(100, ge=2, description="thresholds on the CAM curve")
+    without: list[str] = Field([], description="classes left out of a second mean")
+
+
+class RunConfig(Strict):
+    """Everything that decides a run. Saved, resolved, as ``config.yaml`` in its folder."""
+
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    views: ViewConfig = ViewConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: method_config({"name": "baseline"}))
+    train: TrainConfig = TrainConfig()
+    label: LabelConfig = LabelConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return method_config(value) if isinstance(value, Mapping) else value
+
+
+def method_config(values: Mapping[str, Any]) -> MethodConfig:
+    """The configuration object of the method that ``values['name']`` names."""
+    return METHODS.get(str(values.get("name", "baseline"))).config_class.model_validate(dict(values))
+
+
+def merge(base: dict, over: Mapping) -> dict:
+    """``base`` with the values of ``over``, nested mappings joined. Another method's name replaces its section."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            renamed = key == "method" and "name" in value and value["name"] != old.get("name")
+            result[key] = dict(value) if renamed else merge(dict(old), value)
+        else:
+            result[key] = value
+    return result
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict:
+    """``["train.lr=1e-4"]`` → ``{"train": {"lr": 0.0001}}``. Values are YAML. Raises ConfigError."""
+    result: dict = {}
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"Override '{item}' is not of the form key.subkey=value, as in train.lr=1e-4.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"Override '{item}': the value is not valid YAML ({error}).") from error
+        if isinstance(value, str):
+            try:
+                value = float(value)  # YAML 1.1 reads 1e-4 as text
+            except ValueError:
+                pass
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        result = merge(result, value)
+    return result
+
+
+def named_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("tagmask.configs").iterdir() if p.name.endswith(".yaml"))
+
+
+def read_yaml(name: str | Path) -> dict:
+    """A YAML file by path, or a packaged configuration by name. Raises ConfigError naming the file."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such configuration file.")
+        text = path.read_text(encoding="utf-8")
+    elif str(name) in named_configs():
+        text = files("tagmask.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"Unknown configuration '{name}'.{nearest(str(name), named_configs())}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML ({error}).") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: a configuration is a mapping of sections, this is a {type(values).__name__}.")
+    return values
+
+
+def load_config(*sources: str | Path | Mapping, overrides: Iterable[str] = ()) -> RunConfig:
+    """Merge configurations (paths, packaged names or mappings; later ones win), then dotted overrides.
+
+    Raises ConfigError that names the wrong key and the nearest known one.
+    """
+    values: dict = {}
+    for source in sources:
+        values = merge(values, source if isinstance(source, Mapping) else read_yaml(source))
+    values = merge(values, parse_overrides(overrides))
+    return validate(values)
+
+
+def validate(values: Mapping) -> RunConfig:
+    """The checked configuration. Raises ConfigError with one line a wrong key or value."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e, values) for e in error.errors())) from error
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML that ``load_config`` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _explain(error: Any, values: Mapping) -> str:
+    path = [str(p) for p in error["loc"]]
+    dotted = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        return f"Unknown configuration key '{dotted}'.{nearest(path[-1], _known_keys(path[:-1], values))}"
+    return f"Configuration key '{dotted}': {error['msg']} (got {error.get('input')!r})."
+
+
+def _known_keys(path: list[str], values: Mapping) -> list[str]:
+    model: Any = RunConfig
+    for part in path:
+        if part == "method":
+            section = values.get("method", {})
+            model = METHODS.get(str(section.get("name", "baseline"))).config_class
+        else:
+            annotation = model.model_fields[part].annotation if part in model.model_fields else None
+            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+                return []
+            model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,30 @@
+"""Shared by all tests: few threads, so that workers of pytest-xdist do not fight, and the real photos if present."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+HERE = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def msrc() -> Path:
+    """Folder of the real photos, or skip."""
+    path = Path(os.environ.get("TAGMASK_MSRC", HERE.parent / "shared" / "data" / "msrc"))
+    if not path.is_dir():
+        pytest.skip(f"real photos are absent ({path}); set TAGMASK_MSRC")
+    return path
+
+
+@pytest.fixture(scope="session")
+def resnet_weights() -> Path:
+    """ImageNet weights of ResNet-50 (layout v1), or skip."""
+    folder = Path(os.environ.get("TAGMASK_WEIGHTS", HERE.parent / "shared" / "weights"))
+    path = folder / "resnet50_v1_imagenet.safetensors"
+    if not path.is_file():
+        pytest.skip(f"ResNet-50 weights are absent ({path}); set TAGMASK_WEIGHTS")
+    return path
