@@ -178,7 +178,9 @@ def merge(base: dict, over: Mapping) -> dict:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict:
-    """``["train.lr=1e-4"]`` → ``{"train": {"lr": 0.0001}}``. Values are YAML. Raises ConfigError."""
+    """``["train.lr=1e-4"]`` → ``{"train": {"lr": "1e-4"}}``. Values are YAML (pydantic turns its text 1e-4 into a number).
+
+    Raises ConfigError."""
     result: dict = {}
     for item in overrides:
         key, sign, text = item.partition("=")
@@ -188,11 +190,6 @@ def parse_overrides(overrides: Iterable[str]) -> dict:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"Override '{item}': the value is not valid YAML ({error}).") from error
-        if isinstance(value, str):
-            try:
-                value = float(value)  # YAML 1.1 reads 1e-4 as text
-            except ValueError:
-                pass
         for part in reversed(key.split(".")):
             value = {part: value}
         result = merge(result, value)
