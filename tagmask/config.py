@@ -178,9 +178,10 @@ def merge(base: dict, over: Mapping) -> dict:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict:
-    """``["train.lr=1e-4"]`` → ``{"train": {"lr": "1e-4"}}``. Values are YAML (pydantic turns its text 1e-4 into a number).
+    """``["train.steps=9"]`` → ``{"train": {"steps": 9}}``. Values are YAML. Raises ConfigError.
 
-    Raises ConfigError."""
+    YAML 1.1 reads 1e-4 as text; the models turn it into a number.
+    """
     result: dict = {}
     for item in overrides:
         key, sign, text = item.partition("=")
