@@ -29,6 +29,9 @@ class DataConfig(Strict):
     separator: str = Field(";", description="between tags in one CSV cell")
     images: Path | None = Field(None, description="folder that image names are relative to; default: found")
     masks: Path | None = Field(None, description="folder of true masks, read for evaluation only")
+    train_masks: Path | None = Field(
+        None, description="masks that 'supervised' trains on instead, such as another run's masks/"
+    )
     classes: list[str] | Path | None = Field(None, description="class names, or a file with one a line")
     colour_map: Path | None = Field(None, description="lines 'r g b name' for masks saved as RGB")
     train: str | None = Field(None, description="list file, or name of a split, to train on; default: all")

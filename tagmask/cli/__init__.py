@@ -1,0 +1,39 @@
+"""The command line: one file a verb, each a thin call into the library."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from tagmask.cli import check, demo, doctor, evaluate, label, methods, predict, report, reproduce, run, train
+from tagmask.cli.common import app
+from tagmask.errors import TagmaskError
+
+__all__ = [
+    "app",
+    "check",
+    "demo",
+    "doctor",
+    "evaluate",
+    "label",
+    "main",
+    "methods",
+    "predict",
+    "report",
+    "reproduce",
+    "run",
+    "train",
+]
+
+
+def main() -> None:
+    """Entry point: errors that users can act on are printed without a traceback, exit status 1."""
+    try:
+        app()
+    except TagmaskError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; --resume goes on from the last checkpoint", style="yellow")
+        sys.exit(130)

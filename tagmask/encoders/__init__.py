@@ -1,0 +1,96 @@
+"""Pixels to ``Features``: adapters to timm's networks, tagmask's own encoders, and their pretrained weights."""
+
+from __future__ import annotations
+
+import fnmatch
+from functools import lru_cache
+
+import timm
+
+from tagmask.config import EncoderConfig
+from tagmask.encoders.base import ENCODERS, Encoder, EncoderFactory, norm_parameters
+from tagmask.encoders.timm_cnn import TimmCNN
+from tagmask.encoders.timm_swin import TimmSwin
+from tagmask.encoders.timm_vit import TimmViT
+from tagmask.errors import ConfigError, nearest
+
+__all__ = ["ENCODERS", "Encoder", "build_encoder", "list_encoders", "norm_parameters"]
+
+FAMILIES: dict[str, EncoderFactory] = {
+    **dict.fromkeys(
+        (
+            "convnext",
+            "cspnet",
+            "densenet",
+            "dla",
+            "efficientnet",
+            "ghostnet",
+            "hrnet",
+            "inception_next",
+            "mobilenetv3",
+            "regnet",
+            "repvgg",
+            "res2net",
+            "resnest",
+            "resnet",
+            "resnetv2",
+            "rexnet",
+            "sknet",
+            "vgg",
+            "xception_aligned",
+        ),
+        TimmCNN,
+    ),
+    "deit": TimmViT,
+    "vision_transformer": TimmViT,
+    "swin_transformer": TimmSwin,
+}
+"""timm's model files that there is an adapter for."""
+
+
+def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Encoder:
+    """The encoder that ``config`` describes, with its weights.
+
+    image_size: side of the training crops, pixels, for encoders that need a nominal size; ``config.image_size`` goes
+    first. Raises ConfigError for an unknown name or an option that the network lacks, WeightsError where pretrained
+    weights cannot be had or do not fit.
+    """
+    if config.name in ENCODERS.names():
+        factory = ENCODERS.get(config.name)
+    else:
+        factory = _timm_factory(config.name)
+    encoder = factory(config, config.image_size or image_size)
+    if config.freeze:
+        encoder.freeze()
+    return encoder
+
+
+def list_encoders(pattern: str = "*") -> list[str]:
+    """Names that ``build_encoder`` takes and that match a shell wildcard, sorted.
+
+    Weights of timm have tags after a dot: a pattern with a dot ('vit_*.dino') lists those.
+    """
+    names = [*ENCODERS.names(), *_timm_names("." in pattern)]
+    return sorted(set(fnmatch.filter(names, pattern)))
+
+
+@lru_cache
+def _timm_names(tagged: bool) -> tuple[str, ...]:
+    found = (name for family in FAMILIES for name in timm.list_models(module=family, pretrained=tagged))
+    return tuple(found)
+
+
+def _timm_factory(name: str) -> EncoderFactory:
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise ConfigError(f"Unknown encoder '{name}'.{nearest(base, list_encoders())}")
+    if tag and not timm.is_model_pretrained(name):
+        tags = [n.partition(".")[2] for n in timm.list_models(f"{base}.*", pretrained=True)]
+        raise ConfigError(f"Encoder '{base}' has no weights called '{tag}'.{nearest(tag, tags)}")
+    family = timm.models.model_entrypoint(base).__module__.rpartition(".")[2]
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"Encoder '{name}' is of timm's family '{family}', for which there is no adapter; "
+            f"there are adapters for {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[family]

@@ -1,0 +1,130 @@
+"""From class activation maps and tags to label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tagmask.cam.maps import resize
+from tagmask.errors import TagmaskError
+from tagmask.types import IGNORE
+
+Refine = Callable[[Tensor, Tensor], Tensor]
+"""(images (B,3,H,W) in [0,1], maps (B,K,h,w)) → (B,K,H,W), as the modules of ``tagmask.refine``."""
+
+
+def cam_labels(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
+    """The tagged class with the largest CAM where this is above ``threshold``, background elsewhere.
+
+    cams: (B,C,H,W) in [0,1]. tags: (B,C) of 0/1. Returns long (B,H,W): 0, or 1..C. A CAM equal to the threshold is
+    background; of equal classes the first wins.
+    """
+    return pseudo_labels(cams, tags, threshold, threshold)
+
+
+@torch.no_grad()
+def pseudo_labels(
+    cams: Tensor,
+    tags: Tensor,
+    high: float,
+    low: float,
+    refine: Refine | None = None,
+    images: Tensor | None = None,
+    boxes: Tensor | None = None,
+) -> Tensor:
+    """Labels to train a segmenter on: sure foreground, sure background, and 255 for the rest.
+
+    A pixel whose label under the background score ``high`` is a class keeps that class; one that is background
+    under ``low``, too, is 0; the rest is 255 (the two-threshold rule of AFA, CVPR 2022, section 3.3). The label under
+    a background score is that of the largest of the tagged classes' scores and the background's. Without ``refine``
+    the scores are the CAMs themselves; with it they are ``refined_scores``, both thresholds in one call. With
+    high = low no pixel is left unsure. Equal scores: background first, then the lower class.
+
+    cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1. images: (B,3,H,W) RGB in [0,1], needed by ``refine``.
+    boxes: long (B,4), (x0,y0,x1,y1), half-open, in pixels of the result; outside of them all is 255.
+    Returns long (B,H,W) of the images' size, of the CAMs' without images. Raises TagmaskError when shapes do not fit,
+    high < low, or ``refine`` comes without images.
+    """
+    if high < low:
+        raise TagmaskError(f"Pseudo labels: high ({high}) is below low ({low}); high is the stricter threshold.")
+    size = _size(images if images is not None else cams)
+    if refine is None:
+        _check(cams, tags, images)
+        best, label = resize(cams.masked_fill(tags[:, :, None, None] <= 0, -1), size).max(1)
+        sure, background = best > high, best <= low
+        label = label + 1
+    else:
+        thresholds = (high,) if high == low else (high, low)
+        scores, classes = _refined_stacks(cams, tags, thresholds, refine, images, half=True)
+        found = [resize(scores[:, t], size).argmax(1) for t in range(len(thresholds))]
+        sure, background = found[0] > 0, found[-1] == 0
+        label = classes.gather(1, found[0].flatten(1)).view_as(found[0])
+    unsure = torch.full_like(label, IGNORE)
+    labels = torch.where(sure, label, torch.where(background, torch.zeros_like(label), unsure))
+    return labels if boxes is None else torch.where(inside(boxes, size), labels, unsure)
+
+
+@torch.no_grad()
+def refined_scores(
+    cams: Tensor, tags: Tensor, threshold: float, refine: Refine, images: Tensor, half: bool = True
+) -> Tensor:
+    """Scores of background and tagged classes, refined by the images.
+
+    The CAMs are resized to the images' size, halved if ``half`` (rounded down, at least 1); a background channel of
+    value ``threshold`` is put before them; the softmax over it and the tagged classes is refined.
+
+    Shapes as in ``pseudo_labels``. Returns (B,C+1,H',W') on that grid, background first; 0 for absent classes.
+    Sums over channels are those of the refinement's weights (PAR: 1.10 after ten iterations), not 1.
+    """
+    stacks, classes = _refined_stacks(cams, tags, (threshold,), refine, images, half)
+    scores = stacks.new_zeros(len(cams), cams.shape[1] + 1, *stacks.shape[-2:])
+    index = classes[:, :, None, None].expand_as(stacks[:, 0])
+    # Channels of images with fewer tags than others hold 0 and point at absent classes of their own.
+    return scores.scatter_(1, index, stacks[:, 0])
+
+
+def inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels of a (H,W) grid inside boxes (B,4) of (x0,y0,x1,y1), half-open → bool (B,H,W)."""
+    y = torch.arange(size[0], device=boxes.device)[None, :, None]
+    x = torch.arange(size[1], device=boxes.device)[None, None, :]
+    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+
+def _refined_stacks(
+    cams: Tensor, tags: Tensor, thresholds: Sequence[float], refine: Refine, images: Tensor | None, half: bool
+) -> tuple[Tensor, Tensor]:
+    """Refined scores (B,T,P+1,h,w) for T background scores, and the label of each channel, long (B,P+1).
+
+    P is the largest number of tags of an image: only tagged classes are carried.
+    """
+    if images is None:
+        raise TagmaskError("Pseudo labels: refinement looks at colours; give images, or refine=None.")
+    _check(cams, tags, images)
+    height, width = _size(images)
+    size = (max(1, height // 2), max(1, width // 2)) if half else (height, width)
+    present = tags > 0
+    carried = max(1, int(present.sum(1).max()))
+    classes = present.int().argsort(dim=1, descending=True, stable=True)[:, :carried]
+    absent = ~present.gather(1, classes)
+    chosen = cams.gather(1, classes[:, :, None, None].expand(-1, -1, *cams.shape[-2:]))
+    chosen = resize(chosen.float(), size).masked_fill(absent[:, :, None, None], float("-inf"))
+    background = chosen.new_tensor(thresholds).view(1, -1, 1, 1, 1).expand(len(cams), -1, 1, *size)
+    stacks = torch.cat([background, chosen[:, None].expand(-1, len(thresholds), -1, -1, -1)], 2).softmax(2)
+    scores = refine(resize(images, size), stacks.flatten(1, 2)).unflatten(1, stacks.shape[1:3])
+    return scores, torch.cat([torch.zeros_like(classes[:, :1]), classes + 1], 1)
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return int(x.shape[-2]), int(x.shape[-1])
+
+
+def _check(cams: Tensor, tags: Tensor, images: Tensor | None) -> None:
+    if cams.dim() != 4 or tags.shape != cams.shape[:2]:
+        raise TagmaskError(
+            f"CAMs are (B,C,h,w) and tags (B,C), without background; got {tuple(cams.shape)} and {tuple(tags.shape)}."
+        )
+    if images is not None and len(images) != len(cams):
+        raise TagmaskError(f"There are CAMs of {len(cams)} images, but {len(images)} images.")

@@ -1,0 +1,72 @@
+"""From a network's class activation maps to maps in [0,1] on the image's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+
+
+def normalize(cams: Tensor) -> Tensor:
+    """Each map minus its spatial minimum, over its largest value after that + 1e-5.
+
+    cams: (B,C,h,w), any range → the same shape, in [0,1). A constant map becomes 0.
+    """
+    cams = cams - cams.amin((-2, -1), keepdim=True)
+    return cams / (cams.amax((-2, -1), keepdim=True) + 1e-5)
+
+
+@torch.no_grad()
+def multi_scale(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+    size: tuple[int, int] | None = None,
+    plain: Tensor | None = None,
+) -> Tensor:
+    """Class activation maps over several scales of the images and their mirror images, without gradient.
+
+    For each scale s the images are resized to round(s·H) × round(s·W), at least 1 × 1; ``forward`` gives their maps
+    before ReLU; these are resized to ``size``; the larger of the image's value and its mirror image's, below 0 cut
+    to 0, is added up over scales; the sum is normalised (see ``normalize``). All resizing is bilinear,
+    align_corners=False. Images and mirror images go through ``forward`` as one batch of 2B.
+
+    images: (B,3,H,W). forward: (n,3,h,w) → (n,C,h',w'). size: of the result; default: that of the images.
+    plain: (B,C,h',w'), what ``forward`` gives for the images themselves, where a training step has it already; scale
+    1 then costs the pass of the mirror images only.
+    Returns float32 (B,C,H,W) in [0,1). Raises TagmaskError for no scale or one that is not above 0.
+    """
+    if not scales or min(scales) <= 0:
+        raise TagmaskError(f"Multi-scale CAM: scales are one or more numbers above 0, got {list(scales)}.")
+    height, width = images.shape[-2:]
+    total: Tensor | None = None
+    for scale in scales:
+        scaled = resize(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+        if plain is not None and scale == 1:
+            cams = torch.cat([plain, forward(scaled.flip(-1))]) if flip else plain
+        else:
+            cams = forward(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled)
+        cams = cams.float()
+        if flip:
+            straight, mirrored = cams.chunk(2)
+            cams = torch.cat([straight, mirrored.flip(-1)])  # resizing commutes with mirroring: mirror the small maps
+        cams = resize(cams, size or (height, width))
+        if flip:
+            straight, mirrored = cams.chunk(2)
+            cams = torch.maximum(straight, mirrored)
+        cams = cams.relu()
+        total = cams if total is None else total.add_(cams)
+    assert total is not None
+    return normalize(total)
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (B,C,h,w) to size = (H,W), align_corners=False; the input itself where sizes agree."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

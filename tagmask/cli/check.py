@@ -1,0 +1,34 @@
+"""``tagmask check``: look at the data before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagmask.cli import common
+
+
+@common.app.command(epilog="Example: `tagmask check photos --tags tags.csv`")
+def check(
+    words: common.Words = None,
+    tags: common.Tags = None,
+    masks: common.Masks = None,
+    configs: common.Configs = None,
+    save: Annotated[Path | None, typer.Option(help="also write the fingerprint to this JSON file")] = None,
+    json: common.Json = False,
+) -> None:
+    """Count, measure and open every file; list what is wrong with the data. Exits with 1 if no image can be used."""
+    from tagmask.data import fingerprint, open_data, print_fingerprint
+    from tagmask.training import write_json
+
+    values, overrides = common.settings(words, tags, masks)
+    config = common.build(configs, values, overrides)
+    found = fingerprint(open_data(config.data, config.seed))
+    if save is not None:
+        write_json(save, found)
+    if json:
+        common.print_json(found)
+    else:
+        print_fingerprint(found, common.screen())

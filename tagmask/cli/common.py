@@ -1,0 +1,90 @@
+"""What the verbs share: the app, options, and how a configuration is put together from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tagmask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tagmask.config import RunConfig
+
+app = typer.Typer(
+    name="tagmask",
+    help="From image tags to pixel masks: train on photos of which only the content is known.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[DATA] [KEY=VALUE]...", help="folder of the data; settings to override")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to override")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run folder", show_default=False)]
+Configs = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file or packaged name; repeatable")]
+Tags = Annotated[Path | None, typer.Option(help="CSV or JSONL of tags")]
+Masks = Annotated[Path | None, typer.Option(help="folder of true masks, for evaluation only")]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="name of a method, see 'tagmask methods'")]
+Encoder = Annotated[str | None, typer.Option("--encoder", "-e", help="name of an encoder")]
+Weights = Annotated[str | None, typer.Option(help="auto, none, package, or a checkpoint file")]
+Seed = Annotated[int | None, typer.Option(help="of everything random")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="run folder to write")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for programs, on standard output")]
+
+
+def settings(
+    words: list[str] | None,
+    tags: Path | None = None,
+    masks: Path | None = None,
+    method: str | None = None,
+    encoder: str | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """What the command line says: a mapping of sections, and the KEY=VALUE words. Raises ConfigError."""
+    places = [w for w in words or [] if "=" not in w or Path(w).exists()]
+    overrides = [w for w in words or [] if w not in places]
+    if len(places) > 1:
+        raise ConfigError(f"One data folder is expected, got {', '.join(places)}. Settings are written key=value.")
+    values: dict[str, Any] = {}
+    if places:
+        place = Path(places[0])
+        if not place.exists():
+            raise ConfigError(f"{place}: no such folder.")
+        values["data"] = {"root": str(place)}
+    for section, key, value in [
+        ("data", "tags", tags),
+        ("data", "masks", masks),
+        ("method", "name", method),
+        ("encoder", "name", encoder),
+        ("encoder", "weights", weights),
+    ]:
+        if value is not None:
+            values.setdefault(section, {})[key] = str(value)
+    if seed is not None:
+        values["seed"] = seed
+    return values, overrides
+
+
+def build(configs: list[str] | None, values: dict[str, Any], overrides: list[str]) -> RunConfig:
+    """The checked configuration from files, options and overrides, in this order."""
+    from tagmask.config import load_config
+
+    return load_config(*(configs or []), values, overrides=overrides)
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output, nothing else there."""
+    typer.echo(json.dumps(value, indent=1, default=str))
+
+
+def screen() -> Console:
+    """Where people read: standard output."""
+    return Console()

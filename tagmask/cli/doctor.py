@@ -1,0 +1,30 @@
+"""``tagmask doctor``: what this installation and machine can do."""
+
+from __future__ import annotations
+
+import os
+
+from rich.table import Table
+
+from tagmask.cli import common
+
+
+@common.app.command(epilog="Example: `tagmask doctor`")
+def doctor(json: common.Json = False) -> None:
+    """Versions, devices, precision and pretrained weights at hand."""
+    import torch
+
+    from tagmask.plan import fast_bf16
+    from tagmask.training import environment
+
+    found = environment()
+    found["threads"] = torch.get_num_threads()
+    found["fast_bf16"] = fast_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    found["TAGMASK_WEIGHTS"] = os.environ.get("TAGMASK_WEIGHTS", "not set")
+    if json:
+        common.print_json(found)
+        return
+    table = Table(box=None, show_header=False)
+    for key, value in {**found.pop("versions"), **found}.items():
+        table.add_row(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    common.screen().print(table)

@@ -1,0 +1,31 @@
+"""``tagmask evaluate``: how good is a run, against true masks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tagmask.cli import common
+
+
+@common.app.command(epilog="Example: `tagmask evaluate runs/first --split test`")
+def evaluate(
+    run: common.RunPath,
+    overrides: common.Overrides = None,
+    split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test, else val")] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Option(help="cam, refined, masks, segmenter+tags (all use the tags) or segmenter; repeatable"),
+    ] = None,
+    json: common.Json = False,
+) -> None:
+    """Score CAMs, masks and the segmenter on photos with true masks; says with each whether tags were used."""
+    from tagmask import workflow
+    from tagmask.evaluate import print_scores
+
+    scores = workflow.evaluate(run, split, what, overrides or ())
+    if json:
+        common.print_json(scores)
+    else:
+        print_scores(scores, common.screen())

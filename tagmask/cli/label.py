@@ -1,0 +1,40 @@
+"""``tagmask label``: masks for tagged photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagmask.cli import common
+
+
+@common.app.command(epilog="Example: `tagmask label runs/first --split all`")
+def label(
+    run: common.RunPath,
+    overrides: common.Overrides = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all")] = "train",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder of the masks; default: RUN/masks")] = None,
+    overwrite: Annotated[bool, typer.Option(help="make masks again that are there already")] = False,
+    json: common.Json = False,
+) -> None:
+    """Write a mask (palette PNG, 255 where unsure) for each photo that has tags; only its tags can appear in it."""
+    from tagmask import workflow
+
+    done = workflow.label(run, split, out, with_tags=True, overwrite=overwrite, overrides=overrides or ())
+    report_masks(done.summary(), json)
+
+
+def report_masks(summary: dict, json: bool) -> None:
+    """Print what ``write_masks`` did; exit with 1 where photos failed."""
+    if json:
+        common.print_json(summary)
+    else:
+        kept = f", {summary['skipped']} were there already" if summary["skipped"] else ""
+        unsure = f", {summary['unsure_share']:.1%} of the pixels unsure" if summary["unsure_share"] else ""
+        common.screen().print(f"{summary['written']} masks in {summary['folder']}{kept}{unsure}", highlight=False)
+        for failure in summary["failed"]:
+            common.screen().print(f"left out: {failure['why']}", style="red", markup=False, highlight=False)
+    if summary["failed"]:
+        raise typer.Exit(1)

@@ -1,0 +1,28 @@
+"""``tagmask predict``: masks for new photos, without tags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagmask.cli import common
+from tagmask.cli.label import report_masks
+
+
+@common.app.command(epilog="Example: `tagmask predict runs/first holiday/ -o masks/`")
+def predict(
+    run: common.RunPath,
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="files, folders or quoted globs")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the masks")] = Path("predictions"),
+    setting: Annotated[list[str] | None, typer.Option("--set", "-s", help="override as in label.tile=1024")] = None,
+    overlay: Annotated[bool, typer.Option(help="also write <name>_overlay.jpg to look at")] = False,
+    overwrite: Annotated[bool, typer.Option(help="make masks again that are there already")] = False,
+    json: common.Json = False,
+) -> None:
+    """Segment photos that have no tags. Large photos are cut into overlapping tiles."""
+    from tagmask import workflow
+
+    done = workflow.predict(run, photos, out, overlay=overlay, overwrite=overwrite, overrides=setting or ())
+    report_masks(done.summary(), json)

@@ -1,0 +1,27 @@
+"""``tagmask report``: one HTML page about a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tagmask.cli import common
+
+
+@common.app.command(epilog="Example: `tagmask report runs/first`")
+def report(
+    run: common.RunPath,
+    overrides: common.Overrides = None,
+    split: Annotated[str | None, typer.Option(help="whose photos to show; default: train")] = None,
+    photos: Annotated[int, typer.Option(help="how many photos to show")] = 16,
+    json: common.Json = False,
+) -> None:
+    """Write RUN/report.html: pictures, curves, scores, configuration; one file that needs nothing else."""
+    from tagmask import workflow
+
+    path = workflow.report(run, split, photos, overrides or ())
+    if json:
+        common.print_json({"report": str(path)})
+    else:
+        common.screen().print(f"report: {path}", highlight=False)

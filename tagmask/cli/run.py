@@ -1,0 +1,35 @@
+"""``tagmask run``: from photos and tags to masks, a segmenter and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagmask.cli import common
+from tagmask.cli.train import Resume
+
+
+@common.app.command(epilog="Example: `tagmask run photos --tags tags.csv -o runs/first`")
+def run(
+    words: common.Words = None,
+    tags: common.Tags = None,
+    masks: common.Masks = None,
+    method: common.Method = None,
+    encoder: common.Encoder = None,
+    weights: common.Weights = None,
+    seed: common.Seed = None,
+    configs: common.Configs = None,
+    out: common.Out = Path("runs/latest"),
+    resume: Resume = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and stop")] = False,
+    json: common.Json = False,
+) -> None:
+    """Check, train, label, evaluate and report in one go. What is not set is chosen from the data and the machine."""
+    from tagmask import pipeline
+
+    values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
+    result = pipeline.run(configs or [], values, overrides, out, resume, dry_run, None if json else common.screen())
+    if json:
+        common.print_json(result)

@@ -1,0 +1,45 @@
+"""``tagmask train``: learn from tags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagmask.cli import common
+
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in the run folder")]
+
+
+@common.app.command(epilog="Example: `tagmask train photos --tags tags.csv -o runs/first train.steps=500`")
+def train(
+    words: common.Words = None,
+    tags: common.Tags = None,
+    masks: common.Masks = None,
+    method: common.Method = None,
+    encoder: common.Encoder = None,
+    weights: common.Weights = None,
+    seed: common.Seed = None,
+    configs: common.Configs = None,
+    out: common.Out = Path("runs/latest"),
+    resume: Resume = False,
+    json: common.Json = False,
+) -> None:
+    """Train a method on tagged photos. With --resume and no data, the run folder's own configuration is used."""
+    from tagmask import workflow
+    from tagmask.training import RunFolder
+
+    values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
+    files = list(configs or [])
+    if resume and not files and not values:
+        files = [str(RunFolder(out).config_file)]
+    config = common.build(files, values, overrides)
+    done = workflow.train(config, out, resume=resume)
+    if json:
+        common.print_json(
+            {"run": str(out), "steps": done.steps, "seconds": done.seconds, "data_share": done.data_share}
+        )
+    else:
+        share = f"{done.data_share:.0%} of it waiting for images"
+        common.screen().print(f"{done.steps} steps in {done.seconds / 60:.1f} min ({share}). Model: {out}/model")

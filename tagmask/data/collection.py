@@ -1,0 +1,93 @@
+"""What a source gives back: a list of photos with their tags, and the lists that say what each is used for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tagmask.errors import DataError, nearest
+
+ColourMap = dict[tuple[int, int, int], int]
+"""Label of each colour of masks that were saved as RGB."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One photo on disk.
+
+    id: the image's name without extension, unique in its collection (the path relative to the image folder where
+    two names collide). tags: indices into the collection's classes, 0..C-1, ascending; ``()`` says that none of the
+    classes is there; None says that nobody looked (unlabelled). mask: the file of true labels, or None.
+    """
+
+    id: str
+    image: Path
+    tags: tuple[int, ...] | None
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that was skipped or looks wrong, for the user to read."""
+
+    path: str
+    what: str
+
+
+@dataclass
+class Collection:
+    """A data set: C foreground class names, photos, and lists of ids by split name.
+
+    ``splits`` holds any of 'train', 'val' and 'test'; 'all' is always there. ``colour_map`` is set where masks are
+    saved as RGB.
+    """
+
+    source: str
+    root: Path
+    classes: list[str]
+    items: list[Item]
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    colour_map: ColourMap | None = None
+
+    def __post_init__(self) -> None:
+        self._by_id = {item.id: item for item in self.items}
+        if len(self._by_id) != len(self.items):
+            raise DataError(f"{self.root}: two images share one id; this is a fault of the source '{self.source}'.")
+
+    @property
+    def num_classes(self) -> int:
+        """C+1: the background is counted."""
+        return len(self.classes) + 1
+
+    def item(self, id: str) -> Item:
+        """The photo called ``id``. Raises DataError that names the nearest known id."""
+        if id not in self._by_id:
+            close = nearest(id, self._by_id) if len(self._by_id) < 1000 else ""
+            raise DataError(f"{self.root}: there is no image '{id}'.{close if 'mean' in close else ''}")
+        return self._by_id[id]
+
+    def split(self, name: str) -> list[Item]:
+        """The photos of 'train', 'val', 'test' or 'all', in the order of their list.
+
+        'train' leaves out whatever is held out as 'val' or kept as 'test', and photos without tags. Raises DataError
+        that lists the splits there are.
+        """
+        if name == "all":
+            return list(self.items)
+        if name not in self.splits:
+            there = ", ".join([*self.splits, "all"])
+            raise DataError(
+                f"{self.root}: there is no split '{name}'. There are: {there}. Set data.{name} to a list file."
+            )
+        items = [self.item(id) for id in self.splits[name]]
+        if name == "train":
+            held = {id for other in ("val", "test") for id in self.splits.get(other, ())}
+            items = [item for item in items if item.tags is not None and item.id not in held]
+        return items
+
+    def split_hash(self, name: str) -> str:
+        """First 12 hex digits of the SHA-256 of the split's sorted ids: the same photos give the same hash."""
+        ids = sorted(item.id for item in self.split(name))
+        return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]

@@ -1,0 +1,228 @@
+"""The fingerprint of a data set: what is in it, counted, and what looks wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tagmask.data.collection import Collection, ColourMap, Item, Problem
+from tagmask.data.reading import raw_mask, read_image
+from tagmask.errors import DataError
+from tagmask.types import IGNORE
+
+SHOWN = 10
+"""Files of one kind that are printed; the saved fingerprint has them all."""
+
+
+def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
+    """Look at every file once and count. The result goes into JSON as it is.
+
+    Keys: source, root, classes, digest (SHA-256 over classes, ids, tags and the sizes of the image files);
+    counts (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images,
+    labelled, masks, hash); sizes (width, height, each min, median, max; landscape, portrait, square as shares;
+    distinct sizes); tags (images by class), tags_per_image (images by number of tags), cooccurrence (C×C, images that
+    have both, the diagonal has the class alone or not); masks (pixels by value, warnings); unreadable, bad_masks and
+    problems (lists of {path, what}, unreadable ones with the id); unlabelled (ids); warnings.
+    """
+    items = collection.items
+    with ThreadPoolExecutor(threads) as pool:
+        looks = list(pool.map(lambda item: _look(item, collection.colour_map), items))
+    tagged = [item for item in items if item.tags is not None]
+    unreadable = [{"id": i.id, "path": str(i.image), "what": k["image"]} for i, k in zip(items, looks) if k["image"]]
+    bad_masks = [{"id": i.id, "path": str(i.mask), "what": k["mask"]} for i, k in zip(items, looks) if k["mask"]]
+    histogram: Counter[int] = Counter()
+    for look in looks:
+        histogram.update(look["values"])
+    together = np.zeros((len(collection.classes),) * 2, dtype=int)
+    for item in tagged:
+        there = list(item.tags or ())
+        together[np.ix_(there, there)] += 1
+    tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
+    return {
+        "source": collection.source,
+        "root": str(collection.root),
+        "classes": list(collection.classes),
+        "digest": _digest(collection),
+        "counts": {
+            "images": len(items),
+            "labelled": len(tagged),
+            "empty": sum(item.tags == () for item in items),
+            "unlabelled": len(items) - len(tagged),
+            "masks": sum(item.mask is not None for item in items),
+            "unreadable": len(unreadable),
+            "bad_masks": len(bad_masks),
+            "problems": len(collection.problems),
+        },
+        "splits": {name: _split(collection, name) for name in collection.splits},
+        "sizes": _sizes([k["size"] for k in looks if k["size"]]),
+        "tags": tags,
+        "tags_per_image": {str(n): c for n, c in sorted(Counter(len(i.tags or ()) for i in tagged).items())},
+        "cooccurrence": together.tolist(),
+        "masks": {
+            "values": {str(value): count for value, count in sorted(histogram.items())},
+            "warnings": mask_warnings(histogram, len(collection.classes)),
+        },
+        "unreadable": unreadable,
+        "bad_masks": bad_masks,
+        "unlabelled": [item.id for item in items if item.tags is None],
+        "problems": [asdict(problem) for problem in collection.problems],
+        "warnings": _warnings(collection, tags, together),
+    }
+
+
+def clean(collection: Collection, fingerprint: Mapping[str, Any]) -> Collection:
+    """The collection without the images that the fingerprint found unreadable; bad masks are dropped, too.
+
+    Each is listed among the problems. Raises DataError when no image is left.
+    """
+    images = {entry["id"]: entry for entry in fingerprint["unreadable"]}
+    masks = {entry["id"]: entry for entry in fingerprint["bad_masks"]}
+    items = [replace(i, mask=None) if i.id in masks else i for i in collection.items if i.id not in images]
+    if not items:
+        raise DataError(f"{collection.root}: none of the {len(images)} images can be read.")
+    splits = {name: [id for id in ids if id not in images] for name, ids in collection.splits.items()}
+    left_out = [Problem(e["path"], f"left out: {e['what']}") for e in (*images.values(), *masks.values())]
+    return replace(collection, items=items, splits=splits, problems=[*collection.problems, *left_out])
+
+
+def mask_warnings(histogram: Mapping[int, int], classes: int) -> list[str]:
+    """What is suspicious about the values of all masks together. histogram: pixels by value."""
+    values = {value for value, count in histogram.items() if count}
+    labels = sorted(values - {IGNORE})
+    if not values:
+        return []
+    warnings = []
+    if values == {0, IGNORE}:
+        warnings.append(
+            "Masks hold only 0 and 255, and 255 means 'ignore': they look like binary 0/255 masks. "
+            "Save the object as 1."
+        )
+    elif not labels:
+        warnings.append("Masks hold only 255, which means 'ignore'.")
+    elif labels[-1] == classes + 1 and labels[0] == 1:
+        warnings.append(f"Mask values go from 1 to {classes + 1}: off by one. Background should be 0.")
+    elif labels[-1] > classes:
+        hint = " Off by one?" if labels[-1] == classes + 1 else " Another class list?"
+        warnings.append(f"Mask value {labels[-1]} is above the number of classes, {classes}.{hint}")
+    elif labels[0] == 1:
+        warnings.append("No mask pixel is 0 (background). If the background is 1, the values are off by one.")
+    return warnings
+
+
+def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
+    """Print a fingerprint as tables, then its warnings and the first of the files that were skipped."""
+    counts, sizes = fp["counts"], fp["sizes"]
+    console.print(f"[bold]{fp['root']}[/bold] (source {fp['source']}, digest {fp['digest'][:12]})", highlight=False)
+    console.print(
+        f"{counts['images']} images: {counts['labelled']} with tags ({counts['empty']} with none of the classes), "
+        f"{counts['unlabelled']} unlabelled, {counts['unreadable']} unreadable; {counts['masks']} masks."
+    )
+    if sizes:
+        (w0, w1, w2), (h0, h1, h2) = (tuple(sizes[k][s] for s in ("min", "median", "max")) for k in ("width", "height"))
+        console.print(f"Width {w0} to {w2} (median {w1:g}), height {h0} to {h2} (median {h1:g}) pixels.")
+    table = Table("split", "images", "with tags", "with masks", "hash", title="Splits")
+    for name, split in fp["splits"].items():
+        table.add_row(name, str(split["images"]), str(split["labelled"]), str(split["masks"]), split["hash"])
+    console.print(table)
+    table = Table("class", "images", "most often together with", title="Tags")
+    for i, (name, count) in enumerate(fp["tags"].items()):
+        row = [0 if j == i else n for j, n in enumerate(fp["cooccurrence"][i])]
+        top = max(range(len(row)), key=row.__getitem__)
+        table.add_row(name, str(count), f"{fp['classes'][top]} ({row[top]})" if row[top] else "")
+    console.print(table)
+    if fp["masks"]["values"]:
+        names = {"0": "background", "255": "ignore"} | {str(i + 1): name for i, name in enumerate(fp["classes"])}
+        total = sum(fp["masks"]["values"].values())
+        table = Table("value", "meaning", "share of pixels", title="Masks")
+        for value, count in fp["masks"]["values"].items():
+            table.add_row(value, names.get(value, "[red]no class[/red]"), f"{count / total:.1%}")
+        console.print(table)
+    for warning in (*fp["warnings"], *fp["masks"]["warnings"]):
+        console.print(f"[yellow]Warning:[/yellow] {warning}")
+    for key, title in (
+        ("unreadable", "Unreadable, left out"),
+        ("bad_masks", "Masks left out"),
+        ("problems", "Problems"),
+    ):
+        if fp[key]:
+            console.print(f"[bold]{title}: {len(fp[key])}[/bold]")
+            for entry in fp[key][:SHOWN]:
+                console.print(f"  {entry['path']}: {entry['what']}", markup=False, highlight=False)
+            if len(fp[key]) > SHOWN:
+                console.print(f"  … and {len(fp[key]) - SHOWN} more; the saved fingerprint lists all.")
+
+
+def _look(item: Item, colour_map: ColourMap | None) -> dict[str, Any]:
+    """Size (w,h) of the image as shown, what is wrong with image and mask (empty: nothing), pixels by mask value."""
+    result: dict[str, Any] = {"size": None, "image": "", "mask": "", "values": {}}
+    try:
+        height, width = read_image(item.image).shape[-2:]
+        result["size"] = (width, height)
+    except DataError as error:
+        result["image"] = str(error)
+    if item.mask is None:
+        return result
+    try:
+        mask = raw_mask(item.mask, colour_map)
+    except DataError as error:
+        return result | {"mask": str(error)}
+    values, counts = np.unique(mask, return_counts=True)
+    result["values"] = dict(zip(values.tolist(), counts.tolist()))
+    size = mask.shape[::-1]
+    if result["size"] and result["size"] != size:
+        result["mask"] = f"{size[0]}x{size[1]} pixels, its image has {result['size'][0]}x{result['size'][1]}"
+    return result
+
+
+def _digest(collection: Collection) -> str:
+    digest = hashlib.sha256("\n".join(collection.classes).encode())
+    for item in sorted(collection.items, key=lambda i: i.id):
+        digest.update(f"\n{item.id}|{item.tags}|{item.image.stat().st_size}".encode())
+    return digest.hexdigest()
+
+
+def _split(collection: Collection, name: str) -> dict[str, Any]:
+    items = collection.split(name)
+    return {
+        "images": len(items),
+        "labelled": sum(i.tags is not None for i in items),
+        "masks": sum(i.mask is not None for i in items),
+        "hash": collection.split_hash(name),
+    }
+
+
+def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
+    if not sizes:
+        return {}
+    widths, heights = zip(*sizes)
+    shapes = Counter("landscape" if w > h else "portrait" if h > w else "square" for w, h in sizes)
+    return {
+        "width": {"min": min(widths), "median": median(widths), "max": max(widths)},
+        "height": {"min": min(heights), "median": median(heights), "max": max(heights)},
+        **{shape: round(shapes[shape] / len(sizes), 4) for shape in ("landscape", "portrait", "square")},
+        "distinct": len(set(sizes)),
+    }
+
+
+def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndarray) -> list[str]:
+    warnings = [f"Class '{name}' is on no image." for name, count in tags.items() if count == 0]
+    warnings += [f"Class '{name}' is on {count} images only." for name, count in tags.items() if 0 < count < 5]
+    everywhere = [
+        n for n, count in tags.items() if count and count == sum(i.tags is not None for i in collection.items)
+    ]
+    warnings += [f"Class '{name}' is on every tagged image: tags cannot show where it is." for name in everywhere]
+    for i, name in enumerate(collection.classes):
+        for j in range(i + 1, len(collection.classes)):
+            if 5 <= together[i, j] == together[i, i] == together[j, j]:
+                other = collection.classes[j]
+                warnings.append(f"'{name}' and '{other}' are always together: tags cannot tell them apart.")
+    return warnings

@@ -1,0 +1,119 @@
+"""Which photos are trained on, held out, and only scored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tagmask.config import DataConfig
+from tagmask.data.collection import Collection, Item, Problem
+from tagmask.data.files import NameIndex, read_lines
+from tagmask.errors import DataError
+
+ROLES = ("train", "val", "test")
+LIST_FOLDERS = ("ImageSets/Segmentation", ".", "splits", "ImageSets/Main")
+
+
+def find_list(root: Path, name: str) -> Path | None:
+    """The list file of a split's name, as in ``ImageSets/Segmentation/train.txt`` or ``train.txt``, or None."""
+    paths = (root / folder / f"{name}.txt" for folder in LIST_FOLDERS)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_list(path: Path, items: Sequence[Item], bases: Sequence[Path]) -> tuple[list[str], list[Problem]]:
+    """Ids of the images that a list names, one a line, and the lines that name none.
+
+    Where the whole line is no image its first word is tried (VOC's lists carry further columns). Raises DataError
+    when a list with lines names no image at all.
+    """
+    index = NameIndex([item.image for item in items], bases, str(path))
+    by_id = {item.id: i for i, item in enumerate(items)}
+    ids: dict[str, None] = {}
+    problems = []
+    lines = read_lines(path, "list of images")
+    for number, line in lines:
+        hit = None
+        for name in (line, line.split()[0]):
+            hit = by_id.get(name) if name in by_id else index.find(name)
+            if hit is not None:
+                break
+        if hit is None:
+            problems.append(Problem(line, f"{path.name}, line {number}: no such image"))
+        else:
+            ids[items[hit].id] = None
+    if lines and not ids:
+        raise DataError(f"{path}: no line names an image (the first is '{lines[0][1]}').")
+    return list(ids), problems
+
+
+def own_splits(root: Path, items: Sequence[Item], bases: Sequence[Path]) -> tuple[dict[str, list[str]], list[Problem]]:
+    """The lists train, val and test that lie in the data set itself."""
+    splits, problems = {}, []
+    for role in ROLES:
+        path = find_list(root, role)
+        if path is not None:
+            splits[role], unknown = read_list(path, items, bases)
+            problems += unknown
+    return splits, problems
+
+
+def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: Sequence[Path]) -> Collection:
+    """The collection with its final train, val and test lists.
+
+    A list that the configuration names counts before the data set's own. Without a train list all tagged images
+    train; without a val list a share of the training images is held out, the same for the same seed. Images of val
+    and test never train. Raises DataError on a list that cannot be found and when nothing is left to train on.
+    """
+    splits, problems = dict(collection.splits), list(collection.problems)
+    for role in ROLES:
+        name = getattr(config, role)
+        if name is not None:
+            path = _configured(collection.root, name, role)
+            splits[role], unknown = read_list(path, collection.items, bases)
+            problems += unknown
+    listed = "train" in splits
+    train = splits.get("train", [item.id for item in collection.items])
+    held = {id: role for role in ("test", "val") for id in splits.get(role, ())}
+    if listed:
+        problems += [Problem(id, f"listed for train and {held[id]}: does not train") for id in train if id in held]
+        problems += [
+            Problem(i, "listed for train but unlabelled: does not train") for i in train if _bare(collection, i)
+        ]
+    train = [id for id in train if id not in held and not _bare(collection, id)]
+    if "val" not in splits and config.val_share > 0 and len(train) > 1:
+        splits["val"] = hold_out(train, config.val_share, seed)
+        out = set(splits["val"])
+        train = [id for id in train if id not in out]
+    if not train:
+        raise DataError(
+            f"{collection.root}: no tagged image is left to train on. Check data.train, data.val and the tags."
+        )
+    splits["train"] = train
+    ordered = {role: splits[role] for role in ROLES if role in splits}
+    return replace(collection, splits=ordered, problems=problems)
+
+
+def hold_out(ids: Sequence[str], share: float, seed: int) -> list[str]:
+    """A share of the ids, at least one and never all, in their order.
+
+    Each id is ranked by a hash of seed and id: the choice needs no random state and hardly changes when images are
+    added.
+    """
+    count = min(max(1, round(share * len(ids))), len(ids) - 1)
+    chosen = set(sorted(ids, key=lambda id: hashlib.sha256(f"{seed}/{id}".encode()).digest())[:count])
+    return [id for id in ids if id in chosen]
+
+
+def _bare(collection: Collection, id: str) -> bool:
+    return collection.item(id).tags is None
+
+
+def _configured(root: Path, name: str, role: str) -> Path:
+    named = find_list(root, name.removesuffix(".txt"))
+    for path in (Path(name), root / name, named):
+        if path is not None and path.is_file():
+            return path
+    folders = ", ".join(str(root / f) for f in LIST_FOLDERS)
+    raise DataError(f"'{name}' (data.{role}): no such list file, and no list of that name in {folders}.")

@@ -1,0 +1,107 @@
+"""What all encoders share: normalisation, which blocks are recorded, freezing, batch norm in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tagmask.config import EncoderConfig
+from tagmask.errors import ConfigError
+from tagmask.registry import Registry
+from tagmask.types import Features
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """Pixels to features. Subclasses fill the attributes and write ``extract``.
+
+    kind: 'cnn', 'vit' or 'swin'. channels, strides: of the returned maps, coarsest last. depth: number of transformer
+    blocks (0 for a CNN). heads: attention heads of each block that can be recorded. has_attention: whether
+    ``attention``, ``queries`` and ``keys`` may be asked for. weights_origin: where the weights came from, for the
+    protocol stamp of scores. mean, std: buffers (1,3,1,1), saved with the weights that they belong to.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, kind: str, mean: Iterable[float], std: Iterable[float]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.channels: list[int] = []
+        self.strides: list[int] = []
+        self.depth = 0
+        self.heads: list[int] = []
+        self.has_attention = False
+        self.weights_origin = "none (random)"
+        self.norm_eval = False
+        self.frozen = False
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1))
+
+    def forward(
+        self,
+        images: Tensor,
+        attention: Sequence[int] = (),
+        queries: Sequence[int] = (),
+        keys: Sequence[int] = (),
+    ) -> Features:
+        """Features of images, float (B,3,H,W) RGB in [0,1], of any size.
+
+        attention, queries, keys: indices of the blocks to record; negative ones count from the last block, and the
+        dictionaries of the result have the non-negative ones. Recording changes no other output.
+        Raises ConfigError when the encoder has no such blocks.
+        """
+        asked = [self._resolve(indices) for indices in (attention, queries, keys)]
+        return self.extract((images - self.mean) / self.std, *asked)
+
+    def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
+        """Features of normalised images (B,3,H,W); the indices are checked and non-negative."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """No gradient for any parameter, and evaluation mode for good (no drop path, fixed statistics)."""
+        self.frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Encoder:
+        super().train(mode and not self.frozen)
+        if self.training and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def _resolve(self, indices: Sequence[int]) -> set[int]:
+        if not indices:
+            return set()
+        if not self.has_attention:
+            raise ConfigError(
+                f"Encoder '{type(self).__name__}' (kind '{self.kind}') has no global self-attention to record; "
+                "pick a plain ViT such as encoder.name=vit_small_patch16_224, or switch off what reads attention."
+            )
+        wrong = [i for i in indices if not -self.depth <= i < self.depth]
+        if wrong:
+            raise ConfigError(f"Blocks {wrong} were asked for; this encoder has {self.depth} (0 to {self.depth - 1}).")
+        return {i % self.depth for i in indices}
+
+
+def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters of all normalisation layers in ``module`` (batch, layer, group and instance norm), each once."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    found: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        # Families bring their own norms (RmsNorm, LayerNorm2d, ...); all of timm's carry "Norm" in the class's name.
+        if isinstance(part, kinds) or "norm" in type(part).__name__.lower():
+            found.update((id(p), p) for p in part.parameters(recurse=False))
+    return list(found.values())
+
+
+EncoderFactory = Callable[[EncoderConfig, "int | None"], Encoder]
+
+ENCODERS: Registry[EncoderFactory] = Registry("encoder", "tagmask.encoders")
+"""tagmask's own encoders by name; a constructor takes (config, image_size) and loads its weights itself."""

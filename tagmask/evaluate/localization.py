@@ -1,0 +1,97 @@
+"""Weakly supervised localisation: is the box around a class's activation the box of the object?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from tagmask.evaluate.confusion import LabelError, to_numpy
+
+
+class Localization:
+    """Streaming localisation scores over images that show one class each.
+
+    GT-known: the box from the true class's CAM overlaps a true box with IoU ≥ ``iou``. Top-1 and top-5: the same,
+    and the class is the best, or among the five best, by score. The box encloses the largest 8-connected region
+    where CAM / max(CAM) > ``threshold``; a CAM without a positive value has no box.
+
+    iou: overlap that counts, in (0,1]. threshold: share of the CAM's maximum, in [0,1).
+    """
+
+    def __init__(self, iou: float = 0.5, threshold: float = 0.2) -> None:
+        if not 0 < iou <= 1 or not 0 <= threshold < 1:
+            raise LabelError(f"iou is {iou} and threshold {threshold}; they lie in (0,1] and [0,1).")
+        self.iou = iou
+        self.threshold = threshold
+        self.images = 0
+        self._hits = dict.fromkeys(("top1", "top5", "gt_known", "top1_class", "top5_class"), 0)
+
+    def update(self, cams: Any, class_scores: Any, labels: Any, boxes: Any) -> Localization:
+        """Add N images; returns itself.
+
+        cams: (N,C,H,W), or N maps (C,H,W) of different sizes. class_scores: (N,C). labels: (N,) class indices from 0
+        (no background). boxes: (N,4), or N arrays (n,4) where an image has several, as (x0,y0,x1,y1), half-open,
+        in pixels of the CAM. Raises LabelError (a ValueError) where they do not fit.
+        """
+        scores, labels = to_numpy(class_scores), to_numpy(labels).astype(np.int64)
+        if scores.ndim != 2 or not len(cams) == len(scores) == len(labels) == len(boxes):
+            raise LabelError(
+                f"Got {len(cams)} CAMs, scores {scores.shape}, {len(labels)} labels and {len(boxes)} boxes; "
+                "each image needs one of each."
+            )
+        for cam, score, label, truth in zip(cams, scores, labels, boxes):
+            if not 0 <= label < len(score) or len(cam) != len(score):
+                raise LabelError(f"Label {label} or a CAM of {len(cam)} channels does not fit {len(score)} classes.")
+            # Of equal scores the lower index comes first, as argmax has it.
+            rank = int((score > score[label]).sum() + (score[:label] == score[label]).sum())
+            box = cam_box(cam[int(label)], self.threshold)
+            found = box is not None and any(
+                box_iou(box, true) >= self.iou for true in to_numpy(truth).reshape(-1, 4).astype(np.float64)
+            )
+            self.images += 1
+            self._hits["gt_known"] += found
+            for name, k in (("top1", 1), ("top5", 5)):
+                self._hits[f"{name}_class"] += rank < k
+                self._hits[name] += found and rank < k
+        return self
+
+    def result(self) -> dict[str, float]:
+        """Shares in [0,1]: top1, top5, gt_known (boxes), top1_class, top5_class (classes only), and images."""
+        shares = {name: hits / self.images if self.images else float("nan") for name, hits in self._hits.items()}
+        return shares | {"images": self.images}
+
+
+def localization(
+    cams: Any, class_scores: Any, labels: Any, boxes: Any, iou: float = 0.5, threshold: float = 0.2
+) -> dict[str, float]:
+    """Top-1, top-5 and GT-known localisation of N images at once; arguments and result as in ``Localization``."""
+    return Localization(iou, threshold).update(cams, class_scores, labels, boxes).result()
+
+
+def cam_box(cam: Any, threshold: float = 0.2) -> tuple[int, int, int, int] | None:
+    """Box (x0,y0,x1,y1), half-open, of the largest 8-connected region of (H,W) ``cam`` above threshold · max.
+
+    None where the maximum is not positive.
+    """
+    cam = to_numpy(cam).astype(np.float64)
+    if cam.ndim != 2:
+        raise LabelError(f"A CAM of one class is (H,W), this one has shape {cam.shape}.")
+    peak = cam.max(initial=0.0)
+    if not peak > 0:
+        return None
+    regions, _ = ndimage.label(cam > threshold * peak, structure=np.ones((3, 3)))
+    largest = int(np.bincount(regions.ravel())[1:].argmax())
+    rows, columns = ndimage.find_objects(regions)[largest]
+    return columns.start, rows.start, columns.stop, rows.stop
+
+
+def box_iou(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """Intersection over union of two half-open boxes (x0,y0,x1,y1)."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = width * height
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    return float(both / union) if union > 0 else 0.0

@@ -1,0 +1,226 @@
+"""From counts to the score that is saved, printed and reported: one JSON-able dictionary with its protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tagmask.errors import ConfigError, nearest
+from tagmask.evaluate.bootstrap import bootstrap_sums
+from tagmask.evaluate.confusion import ConfusionMatrix, LabelError, intersection_over_union, mean_over_classes, sums
+from tagmask.evaluate.curve import ThresholdCurve
+from tagmask.evaluate.protocol import Protocol
+
+BACKGROUND = "background"
+
+
+class ImageMatrices(Mapping):
+    """Confusion matrices (K,K) by image id, of which only the cells that are not 0 are kept.
+
+    An image shows few classes: at 81 classes this takes some hundred bytes where the matrix takes 26 kB.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._cells: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(self, image_id: str, matrix: np.ndarray) -> None:
+        """Keep the matrix of one image. Raises LabelError where the id has one already."""
+        if image_id in self._cells:
+            raise LabelError(f"Image '{image_id}' was scored twice; an id belongs to one image.")
+        cells = np.flatnonzero(matrix)
+        self._cells[image_id] = (cells.astype(np.uint16), matrix.ravel()[cells].astype(np.int32))
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        matrix = np.zeros(self.num_classes**2, dtype=np.int64)
+        cells, counts = self._cells[image_id]
+        matrix[cells] = counts
+        return matrix.reshape(self.num_classes, self.num_classes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
+class ScoreStream:
+    """Collects the counts of one score image by image, over all and per image."""
+
+    def __init__(self, num_classes: int, ignore: int = 255) -> None:
+        self.confusion = ConfusionMatrix(num_classes, ignore)
+        self.per_image = ImageMatrices(num_classes)
+
+    def update(self, image_id: str, pred: Any, target: Any) -> ScoreStream:
+        """Add one image, label maps as in ``ConfusionMatrix.update``; returns itself. Errors name the image."""
+        one = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore)
+        try:
+            one.update(pred, target)
+        except LabelError as error:
+            raise LabelError(f"{image_id}: {error}") from error
+        self.per_image.add(image_id, one.matrix)
+        self.confusion.merge(one)
+        return self
+
+    def result(
+        self,
+        name: str,
+        classes: Sequence[str],
+        protocol: Protocol,
+        curve: ThresholdCurve | None = None,
+        bootstrap: int = 1000,
+        without: Sequence[str] = (),
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """The score of all images so far; see ``score``."""
+        return score(name, self.confusion, classes, protocol, self.per_image, curve, bootstrap, without, seed)
+
+
+def score(
+    name: str,
+    confusion: ConfusionMatrix,
+    classes: Sequence[str],
+    protocol: Protocol,
+    per_image: Mapping[str, np.ndarray] | None = None,
+    curve: ThresholdCurve | None = None,
+    bootstrap: int = 1000,
+    without: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything that is known about one set of label maps, ready for JSON (NaN becomes None; shares in [0,1]).
+
+    classes: names of the foreground classes, or of all with the background first. per_image: (K,K) matrices by id,
+    for the interval (``bootstrap`` resamples; 0 for none) and the images' own scores. without: names of classes
+    left out of a second mean. Keys: name, protocol, miou, miou_strict, coverage, accuracy, without, miou_without,
+    interval and interval_without {low, high, std, resamples}, classes, per_class {name: {iou, precision, recall,
+    pixels}}, confusion (rows are the truth), images {id: {miou, accuracy}}, curve {thresholds, miou, peak
+    {threshold, miou}}. What was not asked for is None. Raises ConfigError for an unknown class in ``without`` and
+    LabelError for a list of classes that does not fit.
+    """
+    names = all_classes(classes, confusion.num_classes)
+    left_out = _indices(without, names)
+    images: dict[str, dict[str, float]] = {}
+    interval = interval_without = None
+    if per_image:
+        rows = []
+        for image_id, matrix in per_image.items():
+            hit, true, predicted = sums(np.asarray(matrix))
+            total = true.sum()
+            images[image_id] = {
+                "miou": mean_over_classes(intersection_over_union(hit, true, predicted)),
+                "accuracy": float(hit.sum() / total) if total else math.nan,
+            }
+            rows.append((hit, true, predicted))
+        if bootstrap:
+            tables = [np.stack(part) for part in zip(*rows)]
+            interval = _interval(tables, bootstrap, seed, ())
+            interval_without = _interval(tables, bootstrap, seed, left_out) if left_out else None
+    iou, precision, recall = confusion.iou(), confusion.precision(), confusion.recall()
+    pixels = confusion.counts.sum(axis=1)
+    result = {
+        "name": name,
+        "protocol": protocol.model_dump(mode="json"),
+        "miou": confusion.miou(),
+        "miou_strict": confusion.miou_strict(),
+        "coverage": confusion.coverage(),
+        "accuracy": confusion.accuracy(),
+        "without": list(without) or None,
+        "miou_without": confusion.miou(without=left_out) if left_out else None,
+        "interval": interval,
+        "interval_without": interval_without,
+        "classes": names,
+        "per_class": {
+            name: {
+                "iou": float(iou[i]),
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "pixels": int(pixels[i]),
+            }
+            for i, name in enumerate(names)
+        },
+        "confusion": confusion.matrix.tolist(),
+        "images": images or None,
+        "curve": _curve(curve) if curve is not None else None,
+    }
+    return jsonable(result)
+
+
+def all_classes(classes: Sequence[str], num_classes: int) -> list[str]:
+    """The K class names, background first. Raises LabelError where their number fits neither K nor K − 1."""
+    if len(classes) == num_classes - 1:
+        return [BACKGROUND, *classes]
+    if len(classes) != num_classes:
+        raise LabelError(f"{len(classes)} class names do not fit {num_classes} classes (background included).")
+    return list(classes)
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` with NaN and infinity as None and numpy numbers and arrays as Python's, at any depth."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print scores (dictionaries of ``score``) as a table in per cent, then the protocol of each."""
+    console = console or Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("score", overflow="fold")
+    columns = ["mIoU", "95 %", "strict", "coverage"]
+    left_out = next((s["without"] for s in scores if s.get("without")), None)
+    if left_out:
+        columns.append(f"without {', '.join(left_out)}")
+    if any(s.get("curve") for s in scores):
+        columns.append("curve's peak")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for s in scores:
+        interval, curve = s.get("interval"), s.get("curve")
+        cells = {
+            "mIoU": percent(s["miou"]),
+            "95 %": f"{percent(interval['low'])}–{percent(interval['high'])}" if interval else "–",
+            "strict": percent(s["miou_strict"]),
+            "coverage": percent(s["coverage"]),
+            "curve's peak": f"{percent(curve['peak']['miou'])} at {curve['peak']['threshold']:g}" if curve else "–",
+        }
+        table.add_row(s["name"], *(cells.get(column, percent(s.get("miou_without"))) for column in columns))
+    console.print(table)
+    for s in scores:
+        console.print(
+            f"{s['name']}: {Protocol(**s['protocol']).describe()}", style="dim", markup=False, highlight=False
+        )
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent with one decimal; a dash for None."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _indices(without: Sequence[str], names: list[str]) -> list[int]:
+    for name in without:
+        if name not in names:
+            raise ConfigError(f"evaluate.without names the unknown class '{name}'.{nearest(name, names)}")
+    return [names.index(name) for name in without]
+
+
+def _interval(tables: list[np.ndarray], resamples: int, seed: int, without: Sequence[int]) -> dict[str, Any]:
+    hit, true, predicted = tables
+    low, high, std = bootstrap_sums(hit, true, predicted, resamples, seed, without)
+    return {"low": low, "high": high, "std": std, "resamples": resamples}
+
+
+def _curve(curve: ThresholdCurve) -> dict[str, Any]:
+    threshold, miou = curve.peak()
+    peak = {"threshold": threshold, "miou": miou}
+    return {"thresholds": curve.thresholds, "miou": curve.miou(), "peak": peak}

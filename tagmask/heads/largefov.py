@@ -1,0 +1,44 @@
+"""The LargeFOV head: dilated convolutions on the last map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tagmask.registry import HEADS
+from tagmask.types import Features
+
+
+@HEADS.register("largefov")
+class LargeFOV(nn.Module):
+    """Two dilated 3x3 convolutions with ReLU, then a 1x1, after Chen et al., 2015 (arXiv 1412.7062).
+
+    Takes the encoder's last map, (B,channels[-1],h,w), to logits (B,num_outputs,h,w). Options: dilation of the 3x3
+    convolutions, hidden channels, dropout after each ReLU. Hidden weights start by He et al.'s rule, those of the last
+    layer normal with standard deviation 0.01, biases 0.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[int],
+        num_outputs: int,
+        dilation: int = 5,
+        hidden: int = 512,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels[-1], hidden, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
+        self.out = nn.Conv2d(hidden, num_outputs, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Features) -> Tensor:
+        """Logits (B,num_outputs,h,w) on the grid of the last map."""
+        x = self.dropout(self.conv1(features.maps[-1]).relu())
+        x = self.dropout(self.conv2(x).relu())
+        return self.out(x)

@@ -1,0 +1,102 @@
+"""Masks of many photos, written as they are made: palette PNG, resumable, failures listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from tagmask.data import Item, read_image, write_mask
+from tagmask.errors import DataError
+from tagmask.label.infer import Inference
+from tagmask.training.folder import write_json
+
+
+@dataclass
+class Labelled:
+    """What a labelling run did. skipped: masks that were there already; failed: (file, why)."""
+
+    folder: Path
+    written: int = 0
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    unsure: float = 0.0
+
+    def summary(self) -> dict:
+        """JSON-able counts."""
+        return {
+            "folder": str(self.folder),
+            "written": self.written,
+            "skipped": self.skipped,
+            "unsure_share": round(self.unsure, 4),
+            "failed": [{"file": f, "why": w} for f, w in self.failed],
+        }
+
+
+def tag_vector(tags: tuple[int, ...], classes: int) -> torch.Tensor:
+    """(C,) float of 0/1 from class indices."""
+    vector = torch.zeros(classes)
+    vector[list(tags)] = 1
+    return vector
+
+
+def write_masks(
+    inference: Inference,
+    items: Iterable[Item],
+    classes: list[str],
+    folder: Path,
+    with_tags: bool,
+    overwrite: bool = False,
+    soft: bool = False,
+    console: Console | None = None,
+) -> Labelled:
+    """Write ``<id>.png`` for each item into ``folder``, and classes.json beside them.
+
+    with_tags: use each item's tags (it must have them); otherwise the segmenter alone decides. soft: also save
+    ``<id>.npz`` with half-precision scores (C+1,H,W). Existing masks are kept unless ``overwrite``.
+    A photo that cannot be read is counted in ``failed`` and does not stop the others.
+    """
+    items = list(items)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["background", *classes]
+    write_json(folder / "classes.json", {"classes": names, "ignore": 255, "tags_used": with_tags})
+    result = Labelled(folder)
+    pixels = unsure = 0
+    for item, path in _shown(items, folder, console):
+        if path.is_file() and not overwrite:
+            result.skipped += 1
+            continue
+        try:
+            photo = read_image(item.image)
+        except DataError as error:
+            result.failed.append((str(item.image), str(error)))
+            continue
+        if with_tags:
+            if item.tags is None:
+                raise DataError(f"{item.image}: has no row of tags; 'tagmask predict' labels photos without tags.")
+            labels, scores = inference.labels(photo, tag_vector(item.tags, len(classes)))
+        else:
+            labels, scores = inference.predict(photo)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = labels.cpu().numpy()
+        if soft:
+            np.savez_compressed(path.with_suffix(".npz"), scores=scores.half().cpu().numpy(), classes=json.dumps(names))
+        write_mask(path, array)
+        result.written += 1
+        pixels += array.size
+        unsure += int((array == 255).sum())
+    result.unsure = unsure / pixels if pixels else 0.0
+    return result
+
+
+def _shown(items: list[Item], folder: Path, console: Console | None) -> Iterator[tuple[Item, Path]]:
+    console = console or Console(stderr=True)
+    shown = track(items, description="masks", console=console, disable=not console.is_terminal)
+    for item in shown:
+        yield item, folder / f"{item.id}.png"

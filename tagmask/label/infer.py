@@ -1,0 +1,167 @@
+"""A trained method on one photo: CAMs, refined CAMs and segmentation, multi-scale and tiled as configured."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagmask.cam import pseudo_labels, refined_scores
+from tagmask.config import LabelConfig
+from tagmask.errors import ConfigError
+from tagmask.methods import Method
+from tagmask.methods.base import build_refiner
+from tagmask.types import IGNORE
+
+
+class Inference:
+    """Turns a photo, uint8 (3,H,W), into maps on the method's device. All results have the photo's size.
+
+    precision: 'bf16' runs the networks under autocast; results are float32.
+    """
+
+    def __init__(self, method: Method, config: LabelConfig, precision: str = "fp32") -> None:
+        self.method = method.eval()
+        self.config = config
+        self.device = next(method.parameters()).device
+        self.precision = precision
+        self.refiner = build_refiner(config.refine)
+        self.source = config.source
+        if self.source == "auto":
+            self.source = "segmenter" if method.has_segmenter else "cam"
+        if self.source == "segmenter" and not method.has_segmenter:
+            raise ConfigError(f"Method '{method.config.name}' has no segmenter; use label.source=cam.")
+        if self.source == "cam" and not method.has_cams:
+            raise ConfigError(f"Method '{method.config.name}' has no CAMs; use label.source=segmenter.")
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+    def batch(self, photo: Tensor) -> Tensor:
+        """(1,3,H,W) float in [0,1] on the device."""
+        return photo.to(self.device)[None].float().div(255).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def class_scores(self, photo: Tensor) -> Tensor | None:
+        """(C,) probabilities, or None where the method has no classifier."""
+        with self._autocast():
+            scores = self.method.class_scores(self.batch(photo))
+        return None if scores is None else scores[0].float().cpu()
+
+    @torch.inference_mode()
+    def cams(self, photo: Tensor, tags: Tensor | None) -> Tensor:
+        """(C,H,W) multi-scale CAMs in [0,1]; absent classes are 0 where tags (C,) are given."""
+        given = None if tags is None else tags.to(self.device)[None]
+        with self._autocast():
+            cams = self.method.cams(self.batch(photo), given, scales=self.config.cam_scales, flip=self.config.cam_flip)  # type: ignore[call-arg]
+        return cams[0].float()
+
+    @torch.inference_mode()
+    def refine(self, photo: Tensor, cams: Tensor, tags: Tensor) -> Tensor:
+        """(C+1,H,W) scores of background (at ``label.threshold``) and the tagged classes after refinement."""
+        given = tags.to(self.device)
+        if self.refiner is None:
+            background = torch.full_like(cams[:1], self.config.threshold)
+            return torch.cat([background, cams * given[:, None, None]])
+        images = self.batch(photo)
+        return refined_scores(cams[None], given[None], self.config.threshold, self.refiner, images, half=False)[0]
+
+    @torch.inference_mode()
+    def probabilities(self, photo: Tensor, tags: Tensor | None = None) -> Tensor:
+        """(C+1,H,W) softmax of the segmenter; with tags, classes that are not tagged are left out before it."""
+        height, width = photo.shape[-2:]
+        side = self.config.tile or (self.config.max_side if max(height, width) > self.config.max_side else None)
+        logits = self._logits(photo) if side is None else self._tiled(photo, side)
+        if tags is not None:
+            allowed = torch.cat([torch.ones(1), tags.cpu().float()]).to(logits.device)
+            logits = logits.masked_fill(allowed[:, None, None] == 0, float("-inf"))
+        return logits.softmax(dim=0)
+
+    @torch.inference_mode()
+    def labels(self, photo: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
+        """Label map uint8 (H,W) of a tagged photo, 255 where unsure, and the scores (C+1,H,W) it came from."""
+        cfg = self.config
+        if self.source == "segmenter":
+            scores = self.probabilities(photo, tags)
+            return self._argmax(scores), scores
+        cams = self.cams(photo, tags)
+        scores = self.refine(photo, cams, tags)
+        if cfg.high is None or cfg.low is None:
+            return scores.argmax(dim=0).to(torch.uint8), scores
+        given = tags.to(self.device)[None]
+        labels = pseudo_labels(cams[None], given, cfg.high, cfg.low, refine=self.refiner, images=self.batch(photo))
+        return labels[0].to(torch.uint8), scores
+
+    @torch.inference_mode()
+    def predict(self, photo: Tensor) -> tuple[Tensor, Tensor]:
+        """Label map uint8 (H,W) without tags, 255 where unsure, and the probabilities (C+1,H,W)."""
+        if not self.method.has_segmenter:
+            raise ConfigError(
+                f"Method '{self.method.config.name}' has no segmenter for untagged photos; train 'supervised' "
+                "on the masks of this run first."
+            )
+        scores = self.probabilities(photo)
+        return self._argmax(scores), scores
+
+    def _argmax(self, scores: Tensor) -> Tensor:
+        best, labels = scores.max(dim=0)
+        return labels.to(torch.uint8).masked_fill(best < self.config.unsure, IGNORE)
+
+    def _logits(self, photo: Tensor) -> Tensor:
+        images = self.batch(photo)
+        size = images.shape[-2:]
+        merged: Tensor | None = None
+        views = 0
+        for scale in self.config.scales:
+            scaled = images
+            if scale != 1.0:
+                new = [max(1, round(n * scale)) for n in size]
+                scaled = F.interpolate(images, size=new, mode="bilinear", align_corners=False)
+            for flip in (False, True) if self.config.flip else (False,):
+                with self._autocast():
+                    logits = self.method.segment(scaled.flip(-1) if flip else scaled)  # type: ignore[operator]
+                logits = logits.flip(-1) if flip else logits
+                logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)[0]
+                views += 1
+                if merged is None:
+                    merged = logits
+                elif self.config.merge == "max":
+                    merged = torch.maximum(merged, logits)
+                else:
+                    merged = merged + logits
+        assert merged is not None
+        return merged / views if self.config.merge == "mean" else merged
+
+    def _tiled(self, photo: Tensor, side: int) -> Tensor:
+        """Logits of overlapping tiles (by a quarter of their side), averaged with weights that fall to the edge."""
+        height, width = photo.shape[-2:]
+        total: Tensor | None = None
+        weight = torch.zeros(height, width, device=self.device)
+        for y0 in tile_starts(height, side):
+            for x0 in tile_starts(width, side):
+                y1, x1 = min(y0 + side, height), min(x0 + side, width)
+                logits = self._logits(photo[:, y0:y1, x0:x1])
+                ramp = _ramp(y1 - y0, self.device)[:, None] * _ramp(x1 - x0, self.device)[None]
+                if total is None:
+                    total = torch.zeros(logits.shape[0], height, width, device=self.device)
+                total[:, y0:y1, x0:x1] += logits * ramp
+                weight[y0:y1, x0:x1] += ramp
+        assert total is not None
+        return total / weight
+
+
+def tile_starts(length: int, side: int) -> list[int]:
+    """First pixels of the tiles of ``side`` that cover ``length``, overlapping by at least a quarter."""
+    if length <= side:
+        return [0]
+    count = -(-(length - side) // max(1, side - side // 4)) + 1
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def _ramp(length: int, device: torch.device) -> Tensor:
+    distance = torch.arange(length, device=device, dtype=torch.float32) + 1
+    return torch.minimum(distance, distance.flip(0)) / length

@@ -1,0 +1,111 @@
+"""``tagmask.load(...)``: a trained model as a plain object for other people's code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tagmask.config import LabelConfig
+from tagmask.data import read_image, write_mask
+from tagmask.errors import DataError, nearest
+from tagmask.label.infer import Inference
+from tagmask.methods import Method
+from tagmask.training.model_files import load_model
+
+Photo = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass
+class Prediction:
+    """labels: uint8 (H,W), 0 background, 1..C classes, 255 unsure. scores: float32 (C+1,H,W)."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    classes: list[str]
+
+    def found(self) -> dict[str, float]:
+        """Share of the photo's pixels by class, background left out, largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=256) / self.labels.size
+        shares = {name: float(counts[i]) for i, name in enumerate(self.classes) if i and counts[i]}
+        return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+
+    def save(self, path: str | Path) -> None:
+        """Write the label map as a palette PNG."""
+        write_mask(Path(path), self.labels)
+
+
+class Segmenter:
+    """A loaded model. classes: foreground names; ``predict`` needs no tags, ``cams`` and ``label`` take them."""
+
+    def __init__(self, method: Method, classes: list[str], config: LabelConfig, precision: str = "fp32") -> None:
+        self.classes = classes
+        self.method = method
+        self.inference = Inference(method, config, precision)
+
+    @overload
+    def predict(self, image: Photo) -> Prediction: ...
+    @overload
+    def predict(self, image: list[Photo]) -> list[Prediction]: ...
+    def predict(self, image: Any) -> Any:
+        """Masks of one photo or a list (path, PIL image, uint8 array (H,W,3), uint8 tensor (3,H,W)), without tags."""
+        if isinstance(image, list | tuple):
+            return [self.predict(one) for one in image]
+        return self._result(*self.inference.predict(to_tensor(image)))
+
+    def label(self, image: Photo, tags: Sequence[str]) -> Prediction:
+        """Mask of a photo whose content is known: only classes in ``tags`` can appear."""
+        return self._result(*self.inference.labels(to_tensor(image), self._tags(tags)))
+
+    def cams(self, image: Photo, tags: Sequence[str] | None = None) -> np.ndarray:
+        """float32 (C,H,W) class activation maps in [0,1]; classes outside ``tags`` are 0."""
+        given = None if tags is None else self._tags(tags)
+        return self.inference.cams(to_tensor(image), given).cpu().numpy()
+
+    def _tags(self, tags: Sequence[str]) -> Tensor:
+        vector = torch.zeros(len(self.classes))
+        for tag in tags:
+            if tag not in self.classes:
+                raise DataError(f"Tag '{tag}' is none of this model's classes.{nearest(tag, self.classes)}")
+            vector[self.classes.index(tag)] = 1
+        return vector
+
+    def _result(self, labels: Tensor, scores: Tensor) -> Prediction:
+        return Prediction(labels.cpu().numpy(), scores.cpu().numpy(), ["background", *self.classes])
+
+
+def load(path: str | Path, device: str = "auto", overrides: dict[str, Any] | None = None) -> Segmenter:
+    """A run folder, or its ``model/`` folder, as a Segmenter. overrides: fields of LabelConfig.
+
+    Raises DataError when the folder holds no finished model.
+    """
+    folder = Path(path)
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    method, config, classes = load_model(folder, device)
+    label = LabelConfig.model_validate(config.label.model_dump() | (overrides or {}))
+    return Segmenter(method, classes, label, config.train.precision)
+
+
+def to_tensor(photo: Photo) -> Tensor:
+    """uint8 (3,H,W) from a path, PIL image, uint8 array (H,W,3) or (H,W), or uint8 tensor (3,H,W)."""
+    if isinstance(photo, str | Path):
+        return read_image(Path(photo))
+    if isinstance(photo, Image.Image):
+        photo = np.array(photo.convert("RGB"))
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] != 3):
+            raise DataError(f"An array must be uint8 (H,W,3) or (H,W), this is {photo.dtype} {photo.shape}.")
+        rgb = np.repeat(photo[..., None], 3, axis=2) if photo.ndim == 2 else photo
+        return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
+    if photo.dtype != torch.uint8 or photo.ndim != 3 or photo.shape[0] != 3:
+        raise DataError(f"A tensor must be uint8 (3,H,W), this is {photo.dtype} {tuple(photo.shape)}.")
+    return photo

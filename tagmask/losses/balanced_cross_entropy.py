@@ -1,0 +1,41 @@
+"""Cross-entropy in which background and foreground weigh the same."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+from tagmask.types import IGNORE
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """½ mean cross-entropy of the background pixels + ½ that of the foreground pixels.
+
+    The segmentation loss of the single-stage methods (AFA, CVPR 2022). The means go over the batch's pixels; a half
+    without pixels is 0, and so is its gradient.
+
+    logits: (B,C+1,h,w), background first, resized to the labels' size where it differs (bilinear,
+    align_corners=False). labels: integers (B,H,W), 0 background, 1..C, 255 ignored. Returns a scalar ≥ 0, float32
+    for half-precision logits. Raises TagmaskError when shapes do not fit.
+
+    Example:
+        >>> balanced_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 8, 8), 255))
+        tensor(0.)
+    """
+    if logits.dim() != 4 or labels.dim() != 3 or len(logits) != len(labels):
+        raise TagmaskError(
+            f"Logits are (B,C+1,h,w) and labels (B,H,W), got {tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if logits.shape[-2:] != labels.shape[-2:]:
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    labels = labels.long()
+    # Ignored pixels come out of cross_entropy as 0, with gradient 0.
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    background = labels == 0
+    foreground = ~background & (labels != IGNORE)
+    weights = 0.5 * (background / background.sum().clamp(min=1) + foreground / foreground.sum().clamp(min=1))
+    return (losses * weights).sum()

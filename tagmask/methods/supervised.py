@@ -1,0 +1,53 @@
+"""``supervised``: a segmenter trained on masks, true ones or those that another run made.
+
+The fully supervised twin that weak methods are measured against, and the last stage of every staged method.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagmask.config import MethodConfig
+from tagmask.encoders import Encoder
+from tagmask.errors import TrainingError
+from tagmask.methods.base import Method, build_head, to_image_size
+from tagmask.registry import METHODS
+from tagmask.types import IGNORE, Batch, Losses
+
+
+class SupervisedConfig(MethodConfig):
+    """Settings of ``supervised``."""
+
+    name: Literal["supervised"] = "supervised"
+    head: str = "largefov"
+    head_options: dict[str, Any] = {}
+
+
+@METHODS.register("supervised")
+class Supervised(Method):
+    """Encoder and segmentation head, pixel-wise cross-entropy."""
+
+    config_class = SupervisedConfig
+    config: SupervisedConfig
+    reads_masks = True
+
+    def __init__(self, config: SupervisedConfig, encoder: Encoder, classes: int) -> None:
+        super().__init__(config, encoder, classes)
+        self.decoder = build_head(config.head, encoder, classes + 1, config.head_options)
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """seg: mean cross-entropy over labelled pixels; 0 for a batch that has none."""
+        if batch.masks is None:
+            raise TrainingError("Method 'supervised' needs masks; set data.masks to their folder.")
+        logits = to_image_size(self.decoder(self.encoder(batch.images)), batch.images)
+        labels = batch.masks.long()
+        count = (labels != IGNORE).sum().clamp(min=1)
+        seg = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / count
+        return Losses({"seg": seg}, seg)
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(B,C+1,H,W) logits at the images' size."""
+        return to_image_size(self.decoder(self.encoder(images)), images)

@@ -1,0 +1,65 @@
+"""Defaults for ``tagmask run``, chosen from the data's fingerprint and the machine, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting that was chosen: its dotted key, value and why."""
+
+    key: str
+    value: Any
+    why: str
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is done in hardware on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose(found: Mapping[str, Any], device: torch.device) -> list[Choice]:
+    """Settings for a data set (its fingerprint) on a device. What the user sets goes before these."""
+    gpu = device.type == "cuda"
+    images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
+    short = min(found["sizes"]["width"]["median"], found["sizes"]["height"]["median"]) if found["sizes"] else 224
+    crop = max(96, min(448 if gpu else 224, round(short / 32) * 32))
+    batch = max(1, min(16, images))
+    epochs, most = (40, 20000) if gpu else (13, 600)
+    steps = max(230, min(most, round(epochs * images / batch)))
+    warmup = round(steps * 50 / 230)
+    machine = "a GPU" if gpu else "a CPU"
+    choices = [
+        Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
+        Choice("views.scale", [0.7, 1.4], "few steps: less variation than the papers' long schedules"),
+        Choice("train.batch_size", batch, f"{images} tagged photos to train on"),
+        Choice("train.steps", steps, f"about {steps * batch / max(images, 1):.0f} passes over the photos"),
+        Choice("train.lr", 1e-4, "for schedules of hundreds of steps"),
+        Choice("train.warmup", max(1, steps // 20), "a twentieth of the steps"),
+        Choice("train.power", 0.9, "polynomial decay"),
+        Choice("encoder.name", "resnet50", "runs everywhere; any other with --encoder"),
+        Choice("method.name", "baseline", "--method picks another"),
+        Choice("method.warmup", warmup, "classification only, before its CAMs teach the segmenter"),
+        Choice("method.cam_scales", [1.0], "one scale and its flip in training; more when labelling"),
+        Choice("method.weight_seg", 1.0, "short schedules need the full weight"),
+        Choice("method.gate", 0.1, "do not trust a tag whose object was cropped out"),
+    ]
+    if fast_bf16(device):
+        choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
+    return choices
+
+
+def as_mapping(choices: list[Choice]) -> dict[str, Any]:
+    """Choices as nested sections, to be merged under what the user sets."""
+    result: dict[str, Any] = {}
+    for choice in choices:
+        section, key = choice.key.split(".")
+        result.setdefault(section, {})[key] = choice.value
+    return result

@@ -1,0 +1,40 @@
+"""PAMR: pixel-adaptive mask refinement, the linear ancestor of PAR."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tagmask.refine.neighbours import DILATIONS, EPS, LocalRefiner, softmin_
+from tagmask.registry import REFINERS
+
+
+@REFINERS.register("pamr")
+class PAMR(LocalRefiner):
+    """Pixel-adaptive mask refinement (Araslanov and Roth, Single-Stage Semantic Segmentation, CVPR 2020, section 4.2).
+
+    Weight of neighbour n of pixel p, for colours I in [0,1]:
+
+        softmax_n(−mean_rgb(|I_n − I_p| / (1e-8 + 0.1 σ_p)))
+
+    σ_p is the unbiased standard deviation of a colour over the full 3×3 windows of all dilations pooled, so the
+    pixel itself counts once for each dilation. The weights of a pixel sum to 1.
+
+    Input, output, memory and errors: see ``LocalRefiner``.
+    """
+
+    def __init__(self, dilations: tuple[int, ...] = DILATIONS, iterations: int = 10) -> None:
+        super().__init__(dilations, iterations)
+
+    def weights(self, padded: Tensor, height: int, width: int) -> Tensor:
+        own = self.centre(padded, height, width)
+        std = self.colour_std(padded, height, width, centre=len(self.dilations))
+        scale = std.mul_(0.1).add_(EPS).mul_(3).reciprocal_()
+        energies = padded.new_empty(len(self.offsets), *own.shape[1:])
+        delta = torch.empty_like(scale)
+        for n, values in enumerate(self.views(padded, height, width)):
+            torch.sub(values, own, out=delta)
+            delta.mul_(scale).abs_()
+            torch.add(delta[0], delta[1], out=energies[n])
+            energies[n].add_(delta[2])
+        return softmin_(energies)

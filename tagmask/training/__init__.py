@@ -1,0 +1,20 @@
+"""Training: the loop, schedule, checkpoints, the run folder and the model files."""
+
+from tagmask.training.folder import RunFolder, environment, read_json, write_json, write_text
+from tagmask.training.loop import Trained, make_fabric, train_method
+from tagmask.training.model_files import load_model, save_model
+from tagmask.training.schedule import rate
+
+__all__ = [
+    "RunFolder",
+    "Trained",
+    "environment",
+    "load_model",
+    "make_fabric",
+    "rate",
+    "read_json",
+    "save_model",
+    "train_method",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,280 @@
+"""The training loop, top to bottom: no hidden callbacks. Lightning Fabric brings devices, precision and processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tagmask import comm
+from tagmask.config import RunConfig, TrainConfig
+from tagmask.data import Item, TrainLoader, TrainViews
+from tagmask.errors import ConfigError, TrainingError
+from tagmask.methods import Method
+from tagmask.training.checkpoint import load_checkpoint, save_checkpoint
+from tagmask.training.folder import RunFolder
+from tagmask.training.model_files import save_model
+from tagmask.training.progress import TrainProgress
+from tagmask.training.schedule import rate
+from tagmask.types import Batch, Losses
+
+Evaluate = Callable[[Method, int], dict[str, float]]
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+
+
+@dataclass
+class Trained:
+    """What a training run cost. seconds: in the loop, scoring left out; data_share: of it spent waiting for images."""
+
+    steps: int
+    seconds: float
+    data_share: float
+
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Fabric for the configured devices, processes and precision."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
+    return Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=config.strategy,
+        precision=PRECISIONS[config.precision],
+    )
+
+
+def train_method(
+    method: Method,
+    config: RunConfig,
+    items: list[Item],
+    classes: list[str],
+    folder: RunFolder,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+    colour_map: Any = None,
+    console: Console | None = None,
+) -> Trained:
+    """Train ``method`` on ``items`` into ``folder``: log.jsonl, checkpoints/ and, at the end, model/.
+
+    evaluate: called with the method in eval mode every ``train.evaluate_every`` steps and at the end; its numbers
+    enter the log. resume: go on from the newest checkpoint, giving the numbers of an uninterrupted run.
+    Raises TrainingError on a non-finite loss (with the ids of the batch) or when memory runs out.
+    """
+    train = config.train
+    fabric = make_fabric(train)
+    fabric.launch()
+    micro, remainder = divmod(train.batch_size, fabric.world_size * train.accumulate)
+    if remainder or micro < 1:
+        raise ConfigError(
+            f"train.batch_size {train.batch_size} cannot be shared by {fabric.world_size} processes and "
+            f"{train.accumulate} accumulated parts; choose a multiple of {fabric.world_size * train.accumulate}."
+        )
+    if train.channels_last:
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    groups = method.param_groups(train.lr, train.head_lr, train.freeze_norm)
+    base_rates = [group["lr"] for group in groups]
+    wrapped, optimizer = fabric.setup(method, make_optimizer(groups, train))
+    wrapped.mark_forward_method("losses")
+    ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
+
+    state: dict[str, Any] = {"method": wrapped, "optimizer": optimizer, "step": 0}
+    if ema is not None:
+        state["ema"] = ema
+    start = load_checkpoint(fabric, folder.checkpoints, state) if resume else 0
+    loader = TrainLoader(
+        items,
+        len(classes),
+        TrainViews(config.views, method.wanted_views),
+        batch_size=micro,
+        steps=train.steps * train.accumulate,
+        seed=config.seed,
+        workers=train.workers,
+        start_step=start * train.accumulate,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        masks=method.reads_masks,
+        colour_map=colour_map,
+    )
+    batches = iter(loader)
+    shown = method if ema is None else cast(Method, ema.module)
+    log = _Log(fabric, folder, train, start)
+    waited, spent = 0.0, 0.0
+    with TrainProgress(train.steps, start, console, visible=fabric.is_global_zero) as progress:
+        for step in range(start, train.steps):
+            began = time.perf_counter()
+            for group, base in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = base * rate(step, train.steps, train.warmup, train.warmup_ratio, train.power)
+            # The step's own seed, not a running one: dropout is the same after a resume.
+            torch.manual_seed(comm.mix_seed(config.seed, step, fabric.global_rank))
+            wrapped.train()
+            parts: list[Losses] = []
+            for part in range(train.accumulate):
+                asked = time.perf_counter()
+                batch = _to_device(next(batches), fabric, train)
+                waited += time.perf_counter() - asked
+                last = part == train.accumulate - 1
+                with nullcontext() if last else fabric.no_backward_sync(wrapped), _memory_advice(config):
+                    losses = wrapped.losses(batch, step)
+                    _check_finite(losses, batch, step, fabric)
+                    fabric.backward(losses.total / train.accumulate)
+                parts.append(losses)
+            if train.clip is not None:
+                _clip(fabric, wrapped, optimizer, train, step, batch)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            method.after_step(step)
+            if ema is not None:
+                ema.update_parameters(method)
+            done = step + 1
+            spent += time.perf_counter() - began
+            if done % train.log_every == 0 or done == train.steps:
+                record = log.step(done, parts, optimizer.param_groups[0]["lr"], spent, waited)
+                progress.update(done, record)
+            if done % train.checkpoint_every == 0 or done == train.steps:
+                state["step"] = done
+                save_checkpoint(fabric, folder.checkpoints, state, done, train.keep)
+            due = train.evaluate_every and done % train.evaluate_every == 0
+            if evaluate is not None and (due or done == train.steps):
+                shown.eval()
+                log.scores(done, evaluate(shown, done))
+                shown.train()
+    if fabric.is_global_zero:
+        save_model(folder.model, shown.eval(), config, classes)
+    log.close()
+    fabric.barrier()
+    return Trained(train.steps - start, spent, waited / spent if spent else 0.0)
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over parameter groups that carry their own learning rates."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _to_device(batch: Batch, fabric: Fabric, train: TrainConfig) -> Batch:
+    generator = batch.generator
+    if fabric.device.type != "cpu":
+        generator = torch.Generator(device=fabric.device)
+        generator.manual_seed(batch.generator.initial_seed())
+    batch = batch.to(fabric.device, generator)
+    if train.channels_last:
+        batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+    return batch
+
+
+def _check_finite(losses: Losses, batch: Batch, step: int, fabric: Fabric) -> None:
+    if not torch.isfinite(losses.total):
+        terms = ", ".join(f"{name}={value.item():.4g}" for name, value in losses.terms.items())
+        raise TrainingError(
+            f"The loss at step {step} is not finite ({terms}); images {', '.join(batch.ids)}. The weights are "
+            "unharmed: lower train.lr or train.clip, or use train.precision=fp32, and go on with --resume."
+        )
+
+
+def _clip(fabric: Fabric, wrapped: Any, optimizer: Any, train: TrainConfig, step: int, batch: Batch) -> None:
+    # fp16's scaler skips a step with infinite gradients by itself; elsewhere they would wreck the weights.
+    try:
+        fabric.clip_gradients(wrapped, optimizer, max_norm=train.clip, error_if_nonfinite=train.precision != "fp16")
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        raise TrainingError(
+            f"A gradient at step {step} is not finite; images {', '.join(batch.ids)}. The weights are unharmed: "
+            "lower train.lr, or use train.precision=fp32, and go on with --resume."
+        ) from error
+
+
+@contextmanager
+def _memory_advice(config: RunConfig) -> Iterator[None]:
+    """Turns an out-of-memory error into one that says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        train = config.train
+        raise TrainingError(
+            f"Memory ran out with train.batch_size={train.batch_size}, views.crop={config.views.crop}, "
+            f"train.precision={train.precision}. Lower views.crop, raise train.accumulate (now {train.accumulate}; "
+            "the result stays the same), use train.precision=bf16 or encoder.checkpointing=true."
+        ) from error
+
+
+class _Log:
+    """Writes log.jsonl and, where asked, TensorBoard, from the main process. Losses are means over processes."""
+
+    def __init__(self, fabric: Fabric, folder: RunFolder, train: TrainConfig, start: int) -> None:
+        self.main = fabric.is_global_zero
+        self.train = train
+        self.last = (start, 0.0)
+        self.board: Any = None
+        self.file: Any = None
+        if self.main:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            kept = [r for r in folder.log() if r.get("step", 0) <= start] if start else []
+            self.file = folder.log_file.open("w", encoding="utf-8")
+            for record in kept:
+                self._write(record)
+            if train.tensorboard:
+                try:
+                    from torch.utils.tensorboard import SummaryWriter
+                except ImportError as error:
+                    raise ConfigError("train.tensorboard needs: pip install 'tagmask[tensorboard]'.") from error
+                self.board = SummaryWriter(str(folder.path / "tensorboard"))
+
+    def step(self, step: int, parts: list[Losses], lr: float, spent: float, waited: float) -> dict[str, Any]:
+        names = parts[-1].terms
+        losses = {n: _mean([p.terms[n] for p in parts]) for n in names} | {"total": _mean([p.total for p in parts])}
+        before, then = self.last
+        images = (step - before) * self.train.batch_size / max(spent - then, 1e-9)
+        self.last = (step, spent)
+        record = {
+            "step": step,
+            "losses": losses,
+            "lr": lr,
+            "images_per_second": round(images, 3),
+            "seconds": round(spent, 3),
+            "data_share": round(waited / max(spent, 1e-9), 4),
+        }
+        self._write(record)
+        if self.board is not None:
+            for name, value in losses.items():
+                self.board.add_scalar(f"loss/{name}", value, step)
+            self.board.add_scalar("lr", lr, step)
+        return record
+
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        self._write({"step": step, "scores": scores})
+        if self.board is not None:
+            for name, value in scores.items():
+                self.board.add_scalar(f"score/{name}", value, step)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.main:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(comm.all_mean(torch.stack([v.detach().float() for v in values]).mean()))

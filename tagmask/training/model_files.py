@@ -1,0 +1,64 @@
+"""The ``model/`` folder: weights as safetensors, configuration, classes and a card. What others load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tagmask.config import RunConfig, dump_yaml, load_config
+from tagmask.errors import DataError
+from tagmask.methods import Method, build_method
+from tagmask.training.folder import read_json, write_json, write_text
+
+
+def save_model(folder: Path, method: Method, config: RunConfig, classes: list[str]) -> None:
+    """Write weights.safetensors, config.yaml, classes.json and README.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in method.state_dict().items()}
+    part = folder / "weights.safetensors.part"
+    save_file(tensors, part, metadata={"format": "pt", "method": config.method.name, "encoder": config.encoder.name})
+    part.replace(folder / "weights.safetensors")
+    write_text(folder / "config.yaml", dump_yaml(config))
+    write_json(folder / "classes.json", {"classes": classes, "weights_origin": method.encoder.weights_origin})
+    write_text(folder / "README.md", _card(config, classes, method))
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method, RunConfig, list[str]]:
+    """Method in eval mode, configuration and class names. Raises DataError naming what is missing or does not fit."""
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        raise DataError(f"{folder}: no weights.safetensors. Is training finished? 'tagmask train --resume' goes on.")
+    config = load_config(folder / "config.yaml")
+    names = read_json(folder / "classes.json")
+    bare = config.model_copy(deep=True)
+    bare.encoder.weights = "none"
+    method = build_method(bare, len(names["classes"]))
+    method.encoder.weights_origin = names["weights_origin"]
+    try:
+        method.load_state_dict(load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise DataError(f"{weights}: does not fit method '{config.method.name}' in config.yaml ({error}).") from error
+    return method.eval().to(device), config, names["classes"]
+
+
+def _card(config: RunConfig, classes: list[str], method: Method) -> str:
+    parameters = sum(p.numel() for p in method.parameters()) / 1e6
+    supervision = "pixel masks" if method.reads_masks else "image tags only"
+    return f"""# {config.method.name} on {config.encoder.name}
+
+A tagmask model, trained on {supervision}, {config.train.steps} steps of {config.train.batch_size} images at \
+{config.views.crop} px, seed {config.seed}.
+
+- Classes: {", ".join(classes)} (0 is background)
+- Parameters: {parameters:.1f} M
+- Encoder weights: {method.encoder.weights_origin}
+
+```python
+import tagmask
+segmenter = tagmask.load("this folder")
+mask = segmenter.predict("photo.jpg").labels
+```
+"""

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tagmask.cam import multi_scale, normalize
+from tagmask.errors import TagmaskError
+
+
+def test_normalize_equals_loops() -> None:
+    cams = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3
+    result = normalize(cams)
+    for b in range(2):
+        for c in range(3):
+            values = cams[b, c].double().flatten().tolist()
+            low = min(values)
+            top = max(v - low for v in values)
+            expected = torch.tensor([(v - low) / (top + 1e-5) for v in values]).view(4, 5)
+            torch.testing.assert_close(result[b, c], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_normalize_constant_is_zero() -> None:
+    assert torch.equal(normalize(torch.full((1, 2, 3, 3), 7.0)), torch.zeros(1, 2, 3, 3))
+    assert normalize(torch.rand(1, 1, 1, 1)).item() == 0
+
+
+def network(images: torch.Tensor) -> torch.Tensor:
+    """Two maps at a quarter of the size; a position ramp makes it differ for the mirror image."""
+    maps = F.adaptive_avg_pool2d(images, (max(1, images.shape[-2] // 4), max(1, images.shape[-1] // 4)))
+    ramp = torch.linspace(-1, 1, maps.shape[-1])
+    return torch.stack([maps[:, 0] - maps[:, 1] + 0.3 * ramp, maps[:, 2] * ramp - 0.1], 1)
+
+
+def by_hand(images: torch.Tensor, scales: list[float], flip: bool) -> torch.Tensor:
+    """Image by image and scale by scale, each step spelled out."""
+
+    def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+    height, width = images.shape[-2:]
+    results = []
+    for image in images:
+        total = torch.zeros(2, height, width)
+        for scale in scales:
+            small = resize(image[None], (max(1, round(scale * height)), max(1, round(scale * width))))
+            cam = resize(network(small), (height, width))[0]
+            if flip:
+                cam = torch.maximum(cam, resize(network(small.flip(3)), (height, width))[0].flip(2))
+            total += cam.clamp(min=0)
+        for c in range(2):
+            total[c] -= total[c].min()
+            total[c] /= total[c].max() + 1e-5
+        results.append(total)
+    return torch.stack(results)
+
+
+@pytest.mark.parametrize("scales", [[1.0], [1.0, 0.5, 1.5]])
+@pytest.mark.parametrize("flip", [True, False])
+def test_multi_scale_equals_steps_by_hand(scales: list[float], flip: bool) -> None:
+    images = torch.rand(2, 3, 33, 22, generator=torch.Generator().manual_seed(0))
+    result = multi_scale(network, images, scales, flip)
+    torch.testing.assert_close(result, by_hand(images, scales, flip), rtol=1e-4, atol=1e-5)
+    assert result.min() == 0 and 0.99 < result.max() < 1
+
+
+def test_multi_scale_calls_the_network_once_a_scale() -> None:
+    seen = []
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(images.shape))
+        return images[:, :1]
+
+    multi_scale(forward, torch.rand(2, 3, 20, 11), (1.0, 0.5, 0.01), flip=True)
+    assert seen == [(4, 3, 20, 11), (4, 3, 10, 6), (4, 3, 1, 1)]
+
+
+def test_multi_scale_size_gradient_and_half_precision() -> None:
+    images = torch.rand(1, 3, 16, 16, requires_grad=True)
+    result = multi_scale(lambda x: network(x).bfloat16(), images, size=(8, 6))
+    assert result.shape == (1, 2, 8, 6)
+    assert result.dtype == torch.float32
+    assert not result.requires_grad
+    assert multi_scale(network, torch.rand(1, 3, 1, 9), (1.0, 0.5)).shape == (1, 2, 1, 9)
+
+
+def test_multi_scale_leaves_the_networks_maps_alone() -> None:
+    kept = torch.randn(1, 2, 8, 8)
+    before = kept.clone()
+    multi_scale(lambda x: kept, torch.rand(1, 3, 8, 8), (1.0, 1.0), flip=False)
+    assert torch.equal(kept, before)
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)])
+def test_multi_scale_refuses_scales(scales: tuple[float, ...]) -> None:
+    with pytest.raises(TagmaskError, match="scales"):
+        multi_scale(network, torch.rand(1, 3, 8, 8), scales)

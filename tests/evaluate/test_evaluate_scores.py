@@ -1,0 +1,153 @@
+"""Scores as saved and printed: complete, JSON without NaN, and stamped with their protocol."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tagmask.errors import ConfigError, TagmaskError
+from tagmask.evaluate import (
+    ConfusionMatrix,
+    Protocol,
+    ScoreStream,
+    ThresholdCurve,
+    bootstrap_miou,
+    print_scores,
+    score,
+)
+
+CLASSES = ["cat", "dog", "boat"]
+
+
+def protocol(**changes) -> Protocol:
+    values = {
+        "split": "test",
+        "split_hash": "3f2ab1c9",
+        "images": 6,
+        "truth": "SegmentationClass",
+        "tags_at_test": False,
+        "seed": 0,
+        "weights": "none",
+        "method": "baseline",
+        "encoder": "resnet18",
+        "version": "0.1.0",
+    }
+    return Protocol(**(values | changes))
+
+
+def stream() -> tuple[ScoreStream, list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    result, matrices = ScoreStream(4), []
+    for i in range(6):
+        target = rng.integers(0, 3, (8, 8))  # class 3, boat, is never there
+        pred = np.where(rng.random((8, 8)) < 0.7, target, rng.integers(0, 3, (8, 8)))
+        pred[0, 0] = 255
+        result.update(f"photo{i}", pred, target)
+        matrices.append(ConfusionMatrix(4).update(pred, target).matrix)
+    return result, matrices
+
+
+def test_the_score_is_complete_and_json_without_nan():
+    one, matrices = stream()
+    curve = ThresholdCurve(4, 10).update(np.full((3, 2, 2), 0.5), np.ones(3), np.ones((2, 2), dtype=int))
+    result = one.result("segmenter", CLASSES, protocol(), curve, bootstrap=50, without=["dog"], seed=3)
+    assert result == json.loads(json.dumps(result, allow_nan=False))
+    whole = sum(matrices)
+    cm = ConfusionMatrix(4)
+    cm.counts[:, :4] = whole
+    assert result["miou"] == pytest.approx(cm.miou())
+    assert result["miou_strict"] < result["miou"] and result["coverage"] == pytest.approx(63 / 64)
+    assert result["miou_without"] == pytest.approx(cm.miou(without=[2]))
+    assert result["confusion"] == whole.tolist()
+    assert list(result["per_class"]) == ["background", *CLASSES]
+    assert result["per_class"]["boat"] == {"iou": None, "precision": None, "recall": None, "pixels": 0}
+    assert result["per_class"]["cat"]["iou"] == pytest.approx(cm.iou()[1])
+    assert sum(row["pixels"] for row in result["per_class"].values()) == 6 * 64
+    assert result["images"]["photo2"]["miou"] == pytest.approx(
+        np.nanmean(
+            [matrices[2][c, c] / (matrices[2][c].sum() + matrices[2][:, c].sum() - matrices[2][c, c]) for c in range(3)]
+        )
+    )
+    assert result["images"]["photo2"]["accuracy"] == pytest.approx(np.trace(matrices[2]) / matrices[2].sum())
+    low, high, std = bootstrap_miou(np.stack(matrices), 50, seed=3)
+    assert result["interval"] == pytest.approx({"low": low, "high": high, "std": std, "resamples": 50})
+    assert result["interval_without"]["low"] == pytest.approx(bootstrap_miou(np.stack(matrices), 50, 3, [2])[0])
+    assert result["curve"]["peak"] == {"threshold": 0.0, "miou": 1.0} and len(result["curve"]["miou"]) == 10
+    assert Protocol(**result["protocol"]) == protocol()
+
+
+def test_what_was_not_asked_for_is_none():
+    cm = ConfusionMatrix(4).update(np.zeros(4, int), np.zeros(4, int))
+    result = score("masks", cm, ["background", *CLASSES], protocol(), bootstrap=0)
+    for key in ("interval", "interval_without", "miou_without", "images", "curve", "without"):
+        assert result[key] is None
+    assert result["classes"] == ["background", *CLASSES]
+
+
+def test_errors_name_the_image_the_class_and_the_count():
+    one, _ = stream()
+    with pytest.raises(TagmaskError, match="photo9: .*label 7"):
+        one.update("photo9", np.full((2, 2), 7), np.zeros((2, 2), int))
+    with pytest.raises(TagmaskError, match="'photo0' was scored twice"):
+        one.update("photo0", np.zeros((2, 2), int), np.zeros((2, 2), int))
+    assert one.confusion.counts.sum() == 6 * 64  # neither was counted
+    with pytest.raises(ConfigError, match="'boot'.*boat"):
+        one.result("x", CLASSES, protocol(), without=["boot"])
+    with pytest.raises(TagmaskError, match="2 class names"):
+        one.result("x", CLASSES[:2], protocol())
+
+
+def test_per_image_matrices_come_back_as_they_were():
+    one, matrices = stream()
+    assert list(one.per_image) == [f"photo{i}" for i in range(6)]
+    for i, matrix in enumerate(matrices):
+        np.testing.assert_array_equal(one.per_image[f"photo{i}"], matrix)
+
+
+def test_protocol_says_what_matters_and_what_differs():
+    plain = protocol()
+    line = plain.describe()
+    assert line.startswith("test (6 images, 3f2a) · no tags · ") and "threshold" not in line
+    tagged = protocol(
+        tags_at_test=True,
+        threshold=0.45,
+        threshold_source="best on this split (oracle)",
+        scales=[1, 0.5],
+        flip=True,
+        refine="par",
+        crf="afa",
+        tile=512,
+    )
+    line = tagged.describe()
+    for part in (
+        "tags at test",
+        "threshold 0.45 (best on this split (oracle))",
+        "scales 1, 0.5 + flip",
+        "refined by par",
+    ):
+        assert part in line
+    assert "CRF afa" in line and "tiles of 512" in line
+    assert plain.differs(plain) == []
+    assert "tags_at_test: False / True" in plain.differs(tagged) and len(plain.differs(tagged)) == 8
+    assert Protocol(**json.loads(json.dumps(tagged.model_dump()))) == tagged
+    with pytest.raises(ValueError):
+        protocol(threshold_source="guessed")
+
+
+def test_printed_scores_show_both_means_and_every_protocol():
+    one, _ = stream()
+    results = [
+        one.result("cams [a]", CLASSES, protocol(tags_at_test=True), bootstrap=20, without=["dog"]),
+        one.result("segmenter", CLASSES, protocol(), bootstrap=0),
+    ]
+    console = Console(file=io.StringIO(), width=300)
+    print_scores(results, console)
+    text = console.file.getvalue()
+    assert f"{100 * results[0]['miou']:.1f}" in text and f"{100 * results[0]['miou_strict']:.1f}" in text
+    assert "without dog" in text and "98.4" in text
+    assert "cams [a]: test (6 images, 3f2a) · tags at test" in text
+    assert "segmenter: test (6 images, 3f2a) · no tags" in text

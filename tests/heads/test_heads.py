@@ -1,0 +1,172 @@
+"""Heads against slow loops written from their equations, and what all of them promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tagmask.errors import ConfigError
+from tagmask.heads import Classifier, LargeFOV, SegFormer
+from tagmask.registry import HEADS
+from tagmask.types import Features
+
+CHANNELS, STRIDES = [6, 8, 10, 12, 14], [2, 4, 8, 16, 16]
+
+
+def features(batch=2, size=64, dtype=torch.float32, seed=0) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    return Features(
+        maps=[
+            torch.randn(batch, c, size // s, size // s, generator=generator, dtype=dtype)
+            for c, s in zip(CHANNELS, STRIDES)
+        ]
+    )
+
+
+def randomise(module: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data.normal_(std=0.5, generator=generator)
+    return module
+
+
+def conv_loop(x, weight, bias, dilation=1):
+    """A 'same' convolution of one image (D,h,w), point by point."""
+    outputs, inputs, size, _ = weight.shape
+    _, height, width = x.shape
+    out = torch.zeros(outputs, height, width, dtype=x.dtype)
+    reach = size // 2
+    for o in range(outputs):
+        for i in range(height):
+            for j in range(width):
+                total = bias[o].clone() if bias is not None else x.new_zeros(())
+                for di in range(-reach, reach + 1):
+                    for dj in range(-reach, reach + 1):
+                        y, z = i + di * dilation, j + dj * dilation
+                        if 0 <= y < height and 0 <= z < width:
+                            total = total + (weight[o, :, di + reach, dj + reach] * x[:, y, z]).sum()
+                out[o, i, j] = total
+    return out
+
+
+def bilinear_loop(x, height, width):
+    """Bilinear resize of (D,h,w), corners not aligned."""
+    _, h, w = x.shape
+    out = torch.zeros(x.shape[0], height, width, dtype=x.dtype)
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * h / height - 0.5, 0), h - 1)
+            z = min(max((j + 0.5) * w / width - 0.5, 0), w - 1)
+            top, left = math.floor(y), math.floor(z)
+            low, right = min(top + 1, h - 1), min(left + 1, w - 1)
+            a, b = y - top, z - left
+            out[:, i, j] = (1 - a) * ((1 - b) * x[:, top, left] + b * x[:, top, right]) + a * (
+                (1 - b) * x[:, low, left] + b * x[:, low, right]
+            )
+    return out
+
+
+def group_norm_loop(x, groups, weight, bias, eps=1e-5):
+    out = torch.zeros_like(x)
+    size = x.shape[0] // groups
+    for g in range(groups):
+        part = x[g * size : (g + 1) * size]
+        mean = part.sum() / part.numel()
+        var = ((part - mean) ** 2).sum() / part.numel()
+        for c in range(g * size, (g + 1) * size):
+            out[c] = (x[c] - mean) / torch.sqrt(var + eps) * weight[c] + bias[c]
+    return out
+
+
+def test_largefov_matches_loops():
+    head = randomise(LargeFOV(CHANNELS, STRIDES, 3, dilation=2, hidden=4)).double().eval()
+    given = features(batch=1, size=96, dtype=torch.float64)
+    with torch.no_grad():
+        x = conv_loop(given.maps[-1][0], head.conv1.weight, head.conv1.bias, 2).clamp(min=0)
+        x = conv_loop(x, head.conv2.weight, head.conv2.bias, 2).clamp(min=0)
+        x = conv_loop(x, head.out.weight, head.out.bias)
+        torch.testing.assert_close(head(given)[0], x)
+
+
+def test_segformer_matches_loops():
+    head = randomise(SegFormer(CHANNELS, STRIDES, 3, embed=8)).double().eval()
+    given = features(batch=1, size=32, dtype=torch.float64)
+    with torch.no_grad():
+        parts = [bilinear_loop(conv_loop(m[0], p.weight, p.bias), 8, 8) for m, p in zip(given.maps[1:], head.project)]
+        x = conv_loop(torch.cat(parts), head.fuse.weight, None)
+        x = group_norm_loop(x, 8, head.norm.weight, head.norm.bias).clamp(min=0)
+        x = conv_loop(x, head.out.weight, head.out.bias)
+        torch.testing.assert_close(head(given)[0], x)
+
+
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+def test_classifier_matches_loops(pooling):
+    head = randomise(Classifier(5, 3, pooling)).double()
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        cam, scores = head.cam(x), head(x)
+        for b in range(2):
+            for c in range(3):
+                values = []
+                for i in range(4):
+                    for j in range(6):
+                        value = sum(head.conv.weight[c, d, 0, 0] * x[b, d, i, j] for d in range(5))
+                        torch.testing.assert_close(cam[b, c, i, j], value)
+                        values.append(value)
+                expected = max(values) if pooling == "max" else sum(values) / len(values)
+                torch.testing.assert_close(scores[b, c], expected)
+
+
+def test_classifier_details():
+    assert [n for n, _ in Classifier(4, 2).named_parameters()] == ["conv.weight"]
+    torch.manual_seed(0)
+    assert abs(Classifier(1000, 100).conv.weight.std().item() - 0.01) < 1e-3
+    with pytest.raises(ConfigError, match="use max or avg"):
+        Classifier(4, 2, "median")
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_contract(name, count):
+    """Registered under its name, built alike, any number of maps, any size, batch 1, every parameter used."""
+    torch.manual_seed(0)
+    head = HEADS.get(name)(CHANNELS[-count:], STRIDES[-count:], 7)
+    for batch, size in [(1, 16), (2, 48)]:
+        given = features(batch, size)
+        given.maps = given.maps[-count:]
+        head.train()
+        logits = head(given)
+        assert logits.shape[:2] == (batch, 7) and logits.isfinite().all()
+        expected = given.maps[-1] if name == "largefov" else given.maps[-4:][0]
+        assert logits.shape[-2:] == expected.shape[-2:]
+    logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    assert logits.abs().max() < 5  # starts without a strong opinion
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+def test_an_image_does_not_depend_on_its_batch(name):
+    head = HEADS.get(name)(CHANNELS, STRIDES, 3, dropout=0.0).train()
+    both = features(2)
+    alone = Features(maps=[m[:1] for m in both.maps])
+    torch.testing.assert_close(head(both)[:1], head(alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+def test_channels_last_and_autocast(name):
+    head = HEADS.get(name)(CHANNELS, STRIDES, 3).eval()
+    plain = features()
+    last = Features(maps=[m.contiguous(memory_format=torch.channels_last) for m in plain.maps])
+    with torch.no_grad():
+        torch.testing.assert_close(head(plain), head(last), rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert head(plain).isfinite().all()
+
+
+def test_dropout_is_active_in_training_only():
+    for name in HEADS.names():
+        head = HEADS.get(name)(CHANNELS, STRIDES, 3, dropout=0.5)
+        assert not torch.equal(head.train()(features()), head(features()))
+        assert torch.equal(head.eval()(features()), head(features()))

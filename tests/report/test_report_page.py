@@ -1,0 +1,212 @@
+"""The report: self-contained, escaped, complete, and whatever is missing is left out."""
+
+from __future__ import annotations
+
+import io
+import re
+from base64 import b64decode
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tagmask.data.reading import palette
+from tagmask.errors import DataError
+from tagmask.evaluate import Protocol, ScoreStream, ThresholdCurve
+from tagmask.report import Panel, heat, overlay, write_report
+from tagmask.report.page import choose
+
+CLASSES = ["cat", "dog $x$", "<b>boat</b>"]
+
+
+def panel(i: int, score: float | None = None, **parts) -> Panel:
+    rng = np.random.default_rng(i)
+    image = rng.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
+    return Panel(f"photo{i}", image, [CLASSES[i % 3]], CLASSES, score=score, **parts)
+
+
+def full_panel(i: int, score: float | None = None) -> Panel:
+    labels = np.zeros((30 + i, 40), dtype=np.uint8)
+    labels[5:20, 5:20] = i % 3 + 1
+    labels[:3] = 255
+    cam = np.random.default_rng(i).random((2, 30 + i, 40))
+    return panel(i, score, cam=cam, cam_names=CLASSES[:2], refined=labels, prediction=labels, truth=labels)
+
+
+def scores() -> list[dict]:
+    rng = np.random.default_rng(0)
+    stream, curve = ScoreStream(4), ThresholdCurve(4, 20)
+    for i in range(8):
+        target = rng.integers(0, 4, (10, 10))
+        stream.update(f"photo{i}", np.where(rng.random((10, 10)) < 0.7, target, 0), target)
+        curve.update(rng.random((3, 10, 10)), np.ones(3), target)
+    stamp = Protocol(
+        split="test",
+        split_hash="abcd1234",
+        images=8,
+        truth="masks",
+        tags_at_test=True,
+        threshold=0.3,
+        threshold_source="best on this split (oracle)",
+        seed=0,
+        weights="none",
+        method="baseline",
+        encoder="resnet18",
+    )
+    return [stream.result("segmenter", CLASSES, stamp, curve, bootstrap=20, without=["cat"])]
+
+
+LOG = [
+    {"step": s, "losses": {"cls": 1 / (s + 1), "seg": 2.0}, "lr": 1e-4, "images_per_second": 12.5} for s in range(100)
+] + [{"step": 100, "miou": 0.5}]
+FINGERPRINT = {
+    "counts": {"images": 9, "empty": 0},
+    "splits": {"train": {"images": 6}},
+    "tags": {"cat": 4, "dog $x$": 2, "<b>boat</b>": 3},
+    "cooccurrence": [[4, 1, 0], [1, 2, 0], [0, 0, 3]],
+    "problems": [{"path": "a<i>.jpg", "what": "cannot be read"}],
+    "warnings": ["Class 'cat' is on 4 images only."],
+}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, and checks that every element that needs it is closed."""
+
+    VOID = {"meta", "img", "br", "link"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def full_page(tmp_path) -> str:
+    panels = [full_panel(i, i / 10) for i in range(9)]
+    metrics = {"scores": scores(), "classification": {"map": 0.875, "per_class": {"cat": 0.9, "dog $x$": None}}}
+    environment = {"torch": "2.11", "device": {"name": "cpu <two cores>"}}
+    path = write_report(tmp_path, panels, metrics, LOG, "seed: 7 # <script>", environment, FINGERPRINT, "A & <B>")
+    assert path == tmp_path / "report.html" and list(tmp_path.iterdir()) == [path]
+    return path.read_text(encoding="utf-8")
+
+
+def test_one_file_that_needs_nothing_else(tmp_path):
+    page = Page(full_page(tmp_path))
+    assert page.open == []
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert "script" not in page.tags and "link" not in page.tags
+    pictures = [a for a in page.addresses if a.startswith("data:image/jpeg")]
+    assert len(pictures) == 9 * 6  # image, two CAMs, refined, prediction, truth
+    first = Image.open(io.BytesIO(b64decode(pictures[0].split(",")[1])))
+    assert max(first.size) == 320
+
+
+def test_what_users_wrote_is_text(tmp_path):
+    html = full_page(tmp_path)
+    page = Page(html)
+    assert "<b>boat" not in html and "<script" not in html and "<two" not in html
+    text = " ".join(page.text)
+    assert "<b>boat</b>" in text and "dog $x$" in text and "A & <B>" in text
+    assert "a<i>.jpg: cannot be read" in text and "cpu <two cores>" in text and "seed: 7 # <script>" in text
+
+
+def test_numbers_and_protocol_are_on_the_page(tmp_path):
+    text = " ".join(" ".join(Page(full_page(tmp_path)).text).split())
+    (score,) = scores()
+    for value in (score["miou"], score["miou_strict"], score["miou_without"], score["interval"]["low"], 0.875):
+        assert f"{100 * value:.1f}" in text
+    assert Protocol(**score["protocol"]).describe() in text
+    assert "tags at test" in text and "oracle threshold" in text
+    peak = score["curve"]["peak"]
+    assert f"peak {100 * peak['miou']:.1f} at {peak['threshold']:g}" in text
+    assert "12.5 images a second" in text and "images: 9" in text and "in train: 6" in text and "empty" not in text
+    assert re.search(r"Best.*photo8.*Worst.*photo0", text)
+
+
+def test_what_is_missing_is_left_out(tmp_path):
+    plain = write_report(tmp_path, [panel(0), panel(1)], {}, [], "seed: 0", {}).read_text(encoding="utf-8")
+    page = Page(plain)
+    assert page.open == []
+    assert len([a for a in page.addresses if a.startswith("data:image/jpeg")]) == 2
+    text = " ".join(page.text)
+    assert "Samples" in text and "Best" not in text and "nothing is scored" in text
+    for section in ("Scores", "Training", "CAM threshold", "Data"):
+        assert section not in text
+    write_report(tmp_path, [], {"scores": []}, [], "", {})
+
+
+def test_a_score_without_interval_or_a_nan_still_prints(tmp_path):
+    (score,) = scores()
+    score |= {"miou": None, "interval": None, "curve": None, "images": None}
+    text = " ".join(Page(write_report(tmp_path, [], {"scores": [score]}, [], "", {}).read_text()).text)
+    assert "– % mIoU" in " ".join(text.split())
+
+
+def test_odd_photos(tmp_path):
+    thin = Panel("thin", np.zeros((50, 1, 3), np.uint8), [], CLASSES, cam=np.zeros((50, 1)), score=0.2)
+    low = Panel("low", np.zeros((64, 96, 3), np.uint8), ["unlisted"], CLASSES, cam=np.ones((4, 6)), score=0.1)
+    write_report(tmp_path, [thin, low], {}, [], "", {})
+    bad = Panel("bad", np.zeros((64, 96, 3), np.uint8), [], CLASSES, prediction=np.zeros((96, 64), np.uint8))
+    with pytest.raises(DataError, match="bad"):
+        write_report(tmp_path, [bad], {}, [], "", {})
+    unnamed = Panel("unnamed", np.zeros((8, 8, 3), np.uint8), [], CLASSES, cam=np.zeros((2, 8, 8)))
+    with pytest.raises(DataError, match="unnamed.*names"):
+        write_report(tmp_path, [unnamed], {}, [], "", {})
+
+
+def test_best_and_worst_do_not_overlap_and_empty_photos_are_not_the_best():
+    panels = [panel(i, i / 20) for i in range(20)]
+    (_, best), (_, worst) = choose(panels, shown=3)
+    assert [p.score for p in best] == [19 / 20, 18 / 20, 17 / 20] and [p.score for p in worst] == [0, 1 / 20, 2 / 20]
+    (_, best), (_, worst) = choose(panels[:3], shown=3)
+    assert not {p.id for p in best} & {p.id for p in worst} and len(best) + len(worst) == 3
+    empty = panel(21, 1.0)
+    empty.tags = []
+    groups = dict(choose([*panels, empty], shown=3))
+    assert empty.id not in {p.id for p in groups["Best"]}
+    assert [name for name, _ in choose([panel(0), panel(1)])] == ["Samples"]
+
+
+def test_overlay_tints_outlines_and_hatches():
+    image = np.full((20, 20, 3), 100, dtype=np.uint8)
+    labels = np.zeros((20, 20), dtype=np.uint8)
+    labels[5:15, 5:15] = 2
+    labels[17:] = 255
+    result = overlay(image, labels, alpha=0.25)
+    assert (result[:5] == 100).all()
+    colour = palette()[2].astype(float)
+    np.testing.assert_allclose(result[10, 10], 0.75 * 100 + 0.25 * colour, atol=1)
+    np.testing.assert_array_equal(result[5, 10], colour)  # outline
+    stripes = np.unique(result[17:])
+    np.testing.assert_allclose(stripes, [0.75 * 100 + 0.25 * 120, 0.75 * 100 + 0.25 * 225], atol=1)
+    with pytest.raises(DataError):
+        overlay(image, labels[1:])
+
+
+def test_heat_grows_redder_with_the_activation():
+    image = np.full((1, 5, 3), 128, dtype=np.uint8)
+    result = heat(image, np.array([[0.0, 0.25, 0.5, 0.75, 1.0]])).astype(int)
+    assert result.dtype == int and result[0, 0, 2] > result[0, 0, 0] and result[0, 3, 0] > result[0, 3, 2]
+    np.testing.assert_array_equal(heat(image, np.full((1, 5), 7.0)), heat(image, np.ones((1, 5))))
+    with pytest.raises(DataError):
+        heat(image, np.zeros((2, 5)))
