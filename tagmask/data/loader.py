@@ -138,7 +138,9 @@ class TrainLoader:
         colour_map: ColourMap | None = None,
     ) -> None:
         if not items:
-            raise DataError("There are no images to train on.")
+            raise DataError(
+                "There are no tagged images to train on. Check data.train, data.val, data.test and the tags."
+            )
         bare = [item.id for item in items if item.tags is None]
         if bare:
             raise DataError(f"{len(bare)} images have no tags and cannot train ('{bare[0]}' is the first).")

@@ -64,7 +64,8 @@ def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: 
 
     A list that the configuration names counts before the data set's own. Without a train list all tagged images
     train; without a val list a share of the training images is held out, the same for the same seed. Images of val
-    and test never train. Raises DataError on a list that cannot be found and when nothing is left to train on.
+    and test never train. 'train' may end up empty: such data can still be scored. Raises DataError on a list
+    that cannot be found or names no image.
     """
     splits, problems = dict(collection.splits), list(collection.problems)
     for role in ROLES:
@@ -86,10 +87,6 @@ def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: 
         splits["val"] = hold_out(train, config.val_share, seed)
         out = set(splits["val"])
         train = [id for id in train if id not in out]
-    if not train:
-        raise DataError(
-            f"{collection.root}: no tagged image is left to train on. Check data.train, data.val and the tags."
-        )
     splits["train"] = train
     ordered = {role: splits[role] for role in ROLES if role in splits}
     return replace(collection, splits=ordered, problems=problems)

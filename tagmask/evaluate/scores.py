@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tagmask.errors import ConfigError, nearest
@@ -177,10 +178,11 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
     console = console or Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("score", overflow="fold")
+    table.add_column("split", overflow="fold")
     columns = ["mIoU", "95 %", "strict", "coverage"]
     left_out = next((s["without"] for s in scores if s.get("without")), None)
     if left_out:
-        columns.append(f"without {', '.join(left_out)}")
+        columns.append(escape(f"without {', '.join(left_out)}"))
     if any(s.get("curve") for s in scores):
         columns.append("curve's peak")
     for column in columns:
@@ -194,7 +196,8 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
             "coverage": percent(s["coverage"]),
             "curve's peak": f"{percent(curve['peak']['miou'])} at {curve['peak']['threshold']:g}" if curve else "–",
         }
-        table.add_row(s["name"], *(cells.get(column, percent(s.get("miou_without"))) for column in columns))
+        names = (escape(s["name"]), escape(s["protocol"]["split"]))
+        table.add_row(*names, *(cells.get(column, percent(s.get("miou_without"))) for column in columns))
     console.print(table)
     for s in scores:
         console.print(

@@ -80,9 +80,9 @@ def write_report(
         legend=_legend(shown),
         training=_training(log),
         class_rows=_class_rows(scores),
-        score_names=[score["name"] for score in scores],
-        confusions=[(score["name"], _confusion(score)) for score in scores],
-        curves=[(score["name"], _curve(score)) for score in scores if score.get("curve")],
+        score_names=[_title(score) for score in scores],
+        confusions=[(_title(score), _confusion(score)) for score in scores],
+        curves=[(_title(score), _curve(score)) for score in scores if score.get("curve")],
         data=_data(fingerprint) if fingerprint else None,
         config=config_yaml,
         environment=_flat(environment),
@@ -121,9 +121,14 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
+def _title(score: Mapping[str, Any]) -> str:
+    """Scores of one name may stand on several splits."""
+    return f"{score['name']} on {score['protocol']['split']}"
+
+
 def _headline(score: Mapping[str, Any]) -> dict[str, Any]:
     protocol = Protocol(**score["protocol"])
-    return {**score, "protocol": protocol, "describe": protocol.describe()}
+    return {**score, "title": _title(score), "protocol": protocol, "describe": protocol.describe()}
 
 
 def _pictures(panel: Panel) -> dict[str, Any]:
@@ -215,7 +220,7 @@ def _confusion(score: Mapping[str, Any]) -> Markup:
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     names = score["classes"]
-    label = f"Confusion matrix of {score['name']}: share of each true class by predicted class"
+    label = f"Confusion matrix of {_title(score)}: share of each true class by predicted class"
     return Markup(heat_map(shares, names, names, "truth", "prediction", label))
 
 

@@ -149,5 +149,6 @@ def test_printed_scores_show_both_means_and_every_protocol():
     text = console.file.getvalue()
     assert f"{100 * results[0]['miou']:.1f}" in text and f"{100 * results[0]['miou_strict']:.1f}" in text
     assert "without dog" in text and "98.4" in text
+    assert text.count("cams [a]") == 2
     assert "cams [a]: test (6 images, 3f2a) · tags at test" in text
     assert "segmenter: test (6 images, 3f2a) · no tags" in text

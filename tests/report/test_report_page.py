@@ -136,7 +136,7 @@ def test_numbers_and_protocol_are_on_the_page(tmp_path):
     for value in (score["miou"], score["miou_strict"], score["miou_without"], score["interval"]["low"], 0.875):
         assert f"{100 * value:.1f}" in text
     assert Protocol(**score["protocol"]).describe() in text
-    assert "tags at test" in text and "oracle threshold" in text
+    assert "segmenter on test" in text and "tags at test" in text and "oracle threshold" in text
     peak = score["curve"]["peak"]
     assert f"peak {100 * peak['miou']:.1f} at {peak['threshold']:g}" in text
     assert "12.5 images a second" in text and "images: 9" in text and "in train: 6" in text and "empty" not in text

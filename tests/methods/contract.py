@@ -1,0 +1,181 @@
+"""What every method must do. A method's test subclasses MethodContract and names its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tagmask.config import RunConfig, load_config
+from tagmask.data import Item, open_data
+from tagmask.methods import Method, build_method
+from tagmask.training import RunFolder, load_model, save_model, train_method
+from tagmask.types import IGNORE, Batch
+
+CLASSES = 3
+SIZE = 64
+ENCODERS = {"cnn": "resnet18", "vit": "vit_tiny_patch16_224", "swin": "swin_tiny_patch4_window7_224"}
+
+
+def squares(seed: int = 0, masks: bool = False) -> Batch:
+    """Four noise images, each with one coloured square: class k+1 is colour channel k."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(4, 3, SIZE, SIZE, generator=generator) * 0.3
+    labels = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
+    tags = torch.zeros(4, CLASSES)
+    for i in range(4):
+        k = i % CLASSES
+        y, x = (int(v) for v in torch.randint(0, SIZE // 2, (2,), generator=generator))
+        images[i, k, y : y + 32, x : x + 32] += 0.6
+        labels[i, y : y + 32, x : x + 32] = k + 1
+        tags[i, k] = 1
+    labels[:, -4:] = IGNORE
+    boxes = torch.tensor([[0, 0, SIZE, SIZE - 4]]).repeat(4, 1)
+    return Batch(
+        images, tags, boxes, {}, [f"s{i}" for i in range(4)], generator, labels if masks else None
+    )
+
+
+def tiny(method: dict[str, Any], encoder: str = "resnet18", **sections: Any) -> RunConfig:
+    """A configuration that runs in a blink: untrained encoder, small crops."""
+    base = {
+        "encoder": {"name": encoder, "weights": "none"},
+        "views": {"crop": SIZE, "scale": [0.8, 1.2]},
+        "train": {
+            "steps": 4, "batch_size": 4, "lr": 1e-3, "warmup": 0, "workers": 0, "checkpoint_every": 2,
+            "accelerator": "cpu", "log_every": 1, "channels_last": False,
+        },
+    }  # fmt: skip
+    return load_config(base, {"method": method}, sections)
+
+
+class MethodContract:
+    """settings: the method's section. terms: which parts of the method each loss term must reach, and only those."""
+
+    settings: ClassVar[dict[str, Any]]
+    terms: ClassVar[dict[str, set[str]]]
+    step: ClassVar[int] = 10
+    encoders: ClassVar[tuple[str, ...]] = ("cnn", "vit", "swin")
+
+    def build(self, encoder: str = "resnet18") -> Method:
+        torch.manual_seed(0)
+        return build_method(tiny(self.settings, encoder), CLASSES)
+
+    def batch(self, method: Method) -> Batch:
+        return squares(masks=method.reads_masks)
+
+    def test_loss_falls_when_overfitting_four_images(self) -> None:
+        method = self.build().train()
+        batch = self.batch(method)
+        optimizer = torch.optim.AdamW(method.param_groups(3e-4, 3.0, freeze_norm=False))
+        totals = []
+        for _ in range(25):
+            losses = method.losses(batch, self.step)
+            optimizer.zero_grad()
+            losses.total.backward()
+            optimizer.step()
+            method.after_step(self.step)
+            totals.append(losses.total.item())
+        assert sum(totals[-3:]) / 3 < 0.6 * totals[0], totals
+
+    def test_each_term_reaches_what_it_should_and_only_that(self) -> None:
+        method = self.build().train()
+        batch = self.batch(method)
+        assert set(method.losses(batch, self.step).terms) == set(self.terms)
+        for term, expected in self.terms.items():
+            method.zero_grad(set_to_none=True)
+            method.losses(batch, self.step).terms[term].backward()
+            reached = {
+                name
+                for name, part in method.named_children()
+                if any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+            }
+            assert reached == expected, term
+
+    def test_total_is_the_weighted_sum_of_finite_terms(self) -> None:
+        losses = self.build().train().losses(squares(masks=True), self.step)
+        assert all(torch.isfinite(value) and value.dim() == 0 for value in losses.terms.values())
+        assert torch.isfinite(losses.total) and losses.total.requires_grad
+
+    def test_param_groups_hold_every_trained_parameter_once(self) -> None:
+        method = self.build()
+        groups = method.param_groups(1.0, 10.0, freeze_norm=True)
+        listed = [id(p) for group in groups for p in group["params"]]
+        assert len(listed) == len(set(listed))
+        assert set(listed) == {id(p) for p in method.parameters() if p.requires_grad}
+        rates = {group["name"]: group["lr"] for group in groups}
+        assert rates["encoder"] == 1.0 and rates.get("heads", 10.0) == 10.0 and "norm" not in rates
+        frozen = [m for m in method.encoder.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)]
+        assert frozen and not any(p.requires_grad for m in frozen for p in m.parameters())
+
+    @pytest.mark.parametrize("kind", ["cnn", "vit", "swin"])
+    def test_shapes_and_ranges_on_any_encoder(self, kind: str) -> None:
+        if kind not in self.encoders:
+            pytest.skip(f"does not run on {kind}")
+        method = self.build(ENCODERS[kind])
+        losses = method.train().losses(self.batch(method), self.step)
+        assert torch.isfinite(losses.total)
+        method.eval()
+        images = torch.rand(2, 3, 65, 49)
+        tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+        if method.has_cams:
+            cams = method.cams(images, tags)
+            assert cams.shape == (2, CLASSES, 65, 49) and cams.dtype == torch.float32
+            assert cams.min() >= 0 and cams.max() <= 1
+            assert cams[0, 1].abs().max() == 0 and cams[1].abs().max() == 0
+            assert method.cams(images).shape == cams.shape
+        if method.has_segmenter:
+            logits = method.segment(images)  # type: ignore[operator]
+            assert logits.shape == (2, CLASSES + 1, 65, 49) and logits.dtype == torch.float32
+        scores = method.class_scores(images)
+        assert scores is None or (scores.shape == (2, CLASSES) and 0 <= scores.min() and scores.max() <= 1)
+
+    def test_saved_model_gives_the_same_numbers(self, tmp_path: Path) -> None:
+        method = self.build().eval()
+        config = tiny(self.settings)
+        save_model(tmp_path / "model", method, config, ["a", "b", "c"])
+        loaded, _, classes = load_model(tmp_path / "model")
+        assert classes == ["a", "b", "c"]
+        images = torch.rand(1, 3, SIZE, SIZE)
+        for name in ("cams", "segment", "class_scores"):
+            if name == "cams" and not method.has_cams or name == "segment" and not method.has_segmenter:
+                continue
+            before, after = getattr(method, name)(images), getattr(loaded, name)(images)
+            assert before is after or torch.equal(before, after), name
+
+    def test_resume_gives_the_numbers_of_an_uninterrupted_run(self, tmp_path: Path) -> None:
+        config = tiny(self.settings, data={"source": "demo", "root": str(tmp_path / "scenes"), "demo_images": 12})
+        whole = self.train(config, tmp_path / "whole", stop=None)
+        self.train(config, tmp_path / "parts", stop=2)
+        parts = self.train(config, tmp_path / "parts", stop=None)
+        assert whole.keys() == parts.keys()
+        for name, value in whole.items():
+            assert torch.equal(value, parts[name]), name
+
+    def train(self, config: RunConfig, out: Path, stop: int | None) -> dict[str, Tensor]:
+        """Train into ``out``; ``stop`` breaks off after that many steps, as a kill would. Returns the weights."""
+        collection = open_data(config.data)
+        items = collection.split("train")
+        torch.manual_seed(0)
+        method = build_method(config, len(collection.classes))
+        if not method.reads_masks:
+            # Masks that do not exist: a method that learns from tags must never open them.
+            items = [Item(i.id, i.image, i.tags, Path("nowhere.png")) for i in items]
+        after_step = method.after_step
+
+        def stopping(step: int) -> None:
+            after_step(step)
+            if step == stop:
+                raise KeyboardInterrupt
+
+        if stop is not None:
+            method.after_step = stopping  # type: ignore[method-assign]
+        folder = RunFolder(out)
+        try:
+            train_method(method, config, items, collection.classes, folder, resume=True)
+        except KeyboardInterrupt:
+            assert stop is not None
+        return {k: v.clone() for k, v in method.state_dict().items()}
