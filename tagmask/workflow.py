@@ -69,7 +69,7 @@ def train(
     method = build_method(config, len(collection.classes))
     folder.create(config)
     held_out = [i for i in collection.splits.get("val", []) if collection.item(i).mask is not None]
-    watched = [collection.item(i) for i in held_out]
+    watched = [collection.item(i) for i in held_out] if method.has_segmenter or method.has_cams else []
 
     def evaluate_now(current: Method, step: int) -> dict[str, float]:
         what = "segmenter" if current.has_segmenter else "cam"
@@ -262,17 +262,18 @@ def report(
     scores = folder.metrics()["scores"]
     split = split or (scores[-1]["protocol"]["split"] if scores else "train")
     known = next((s["images"] for s in reversed(scores) if s["protocol"]["split"] == split and s["images"]), None)
-    items = collection.split(split)
+    # A photo without objects scores 100 % by being left empty: it would crowd out the ones worth a look.
+    items = [i for i in collection.split(split) if i.tags != ()] or collection.split(split)
     if known:
-        ranked = sorted((i for i in items if i.id in known), key=lambda i: -known[i.id]["miou"])
+        known = {name: image["miou"] for name, image in known.items() if image["miou"] is not None}
+        ranked = sorted((i for i in items if i.id in known), key=lambda i: -known[i.id])
         shown = ranked if len(ranked) <= photos else ranked[: photos // 2] + ranked[-(photos - photos // 2) :]
     else:
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.randperm(len(items), generator=generator).tolist()
-        tagged = [items[i] for i in order if items[i].tags != ()] or items
-        shown = tagged[:photos]
+        shown = [items[i] for i in order[:photos]]
     inference = Inference(method, config.label, config.train.precision)
-    panels = [_panel(i, inference, collection, folder, known[i.id]["miou"] if known else None) for i in shown]
+    panels = [_panel(i, inference, collection, folder, known[i.id] if known else None) for i in shown]
     return write_report(
         folder.path,
         panels,

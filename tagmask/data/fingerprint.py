@@ -148,6 +148,10 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
         console.print(table)
     for warning in (*fp["warnings"], *fp["masks"]["warnings"]):
         console.print(f"[yellow]Warning:[/yellow] {warning}")
+    if fp["unlabelled"]:
+        more = " …" if len(fp["unlabelled"]) > SHOWN else ""
+        console.print(f"[bold]Unlabelled: {len(fp['unlabelled'])}[/bold]")
+        console.print(f"  {', '.join(fp['unlabelled'][:SHOWN])}{more}", markup=False, highlight=False)
     for key, title in (
         ("unreadable", "Unreadable, left out"),
         ("bad_masks", "Masks left out"),

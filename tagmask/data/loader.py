@@ -158,7 +158,6 @@ class TrainLoader:
             sampler=range(start_step, steps),
             num_workers=workers,
             worker_init_fn=_one_thread,
-            persistent_workers=workers > 0,
             prefetch_factor=2 if workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
             generator=seeded("workers", seed),  # else iterating would move torch's global generator
@@ -168,11 +167,16 @@ class TrainLoader:
         return max(0, self.steps - self.start_step)
 
     def __iter__(self) -> Iterator[Batch]:
+        # One pass is a whole run, so the workers live as long as it does and end with it.
+        error = None
         for step, parts in enumerate(self._loader, self.start_step):
-            if "error" in parts:
-                raise DataError(parts["error"])
+            error = parts.get("error")
+            if error is not None:
+                break
             views = {name: View(**tensors) for name, tensors in parts.pop("views").items()}
             yield Batch(views=views, generator=seeded("method", self.seed, step, self.rank), **parts)
+        if error is not None:
+            raise DataError(error)
 
 
 def eval_loader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,9 +149,9 @@ def read_table(path: Path, separator: str) -> tuple[list[Row], list[str] | None]
 
 
 def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[str] | None]:
-    first = text.split("\n", 1)[0]
+    first = text.splitlines()[0] if text else ""
     delimiter = next((d for d in "\t,;" if d in first), ",")
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         table = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(c.strip() for c in row)]
     except csv.Error as error:

@@ -73,7 +73,12 @@ def test_what_cannot_be_used_is_listed_and_left_out(photos: Path, mask: Callable
     console = Console(record=True, width=200)
     print_fingerprint(fp, console)
     text = console.export_text()
-    assert "Unreadable, left out: 1" in text and "Masks left out: 2" in text and "p02.png" in text
+    assert (
+        "Unreadable, left out: 1" in text
+        and "Masks left out: 2" in text
+        and "p02.png" in text
+        and "Unlabelled: 2" in text
+    )
     for path in (photos / "images").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(DataError, match="none of the 12 images"):

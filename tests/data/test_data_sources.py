@@ -35,6 +35,7 @@ TABLES = {
     "plain.csv": "image,tags\nx.jpg,dog;cat\ny.jpg,\n",
     "mark.csv": "\ufeffimage,tags\nimages/x.jpg, cat ; dog;\ny,\n",
     "quoted.csv": 'Filename,labels\n"x.jpg","dog;cat"\r\n\r\n"y.jpg",""\r\n',
+    "mac.csv": "image,tags\rx.jpg,dog;cat\ry.jpg,\r",
     "semicolons.csv": 'image;tags\nx.jpg;"cat;dog"\ny.jpg;\n',
     "tabs.csv": "id\ttags\nx\tcat;dog;cat\ny\t\n",
     "onehot.csv": "image,cat,dog\nx.jpg,1,1\ny.jpg,0,0\n",

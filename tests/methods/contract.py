@@ -34,9 +34,7 @@ def squares(seed: int = 0, masks: bool = False) -> Batch:
         tags[i, k] = 1
     labels[:, -4:] = IGNORE
     boxes = torch.tensor([[0, 0, SIZE, SIZE - 4]]).repeat(4, 1)
-    return Batch(
-        images, tags, boxes, {}, [f"s{i}" for i in range(4)], generator, labels if masks else None
-    )
+    return Batch(images, tags, boxes, {}, [f"s{i}" for i in range(4)], generator, labels if masks else None)
 
 
 def tiny(method: dict[str, Any], encoder: str = "resnet18", **sections: Any) -> RunConfig:
