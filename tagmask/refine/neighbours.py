@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagmask.errors import TagmaskError
+from tagmask.refine.threads import for_each, worker_count
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 EPS = 1e-8
@@ -18,8 +19,9 @@ EPS = 1e-8
 CPU_BLOCK = 2**16
 GPU_BLOCK = 2**21
 """Pixels refined together. Few are slow by the cost of each call, many by falling out of the cache; measured."""
-CPU_BAND = 3 * 2**19
-"""Map values that one pass over the neighbours works on: larger maps are cut into bands of rows, for the cache."""
+CPU_BAND = 2**20
+SMALL_BAND = 2**15
+"""Map values that one operation works on: more fall out of the cache, fewer do not pay for a thread; measured."""
 
 
 class LocalRefiner(nn.Module):
@@ -33,7 +35,7 @@ class LocalRefiner(nn.Module):
 
     Memory besides the result, for as many images as make about 65,000 pixels (on a GPU two million), one at least:
     the weights, 8·len(dilations)·H·W floats an image (12.6 MB at 256×256 and six dilations), and the maps twice,
-    once padded by the largest dilation. It does not grow with the batch beyond that.
+    padded by the largest dilation. It does not grow with the batch beyond that.
 
     Raises TagmaskError when shapes do not fit or images or maps hold NaN or infinite values.
     """
@@ -53,8 +55,12 @@ class LocalRefiner(nn.Module):
     def extra_repr(self) -> str:
         return f"dilations={self.dilations}, iterations={self.iterations}"
 
-    def weights(self, padded: Tensor, height: int, width: int) -> Tensor:
-        """Weights (N,B,height,width) of the N ``offsets``, from images (3,B,height+2r,width+2r) in float32."""
+    def weights(self, padded: Tensor, out: Tensor, below: Tensor | None) -> None:
+        """Write the weights of the N ``offsets`` for a band of rows.
+
+        padded: the images' rows with their surroundings, (3,B,h+2r,w+2r), float32. out: (N,B,h,w). below: the
+        padded row that follows, (3,B,1,w+2r), or None where the band's last row is the images' last.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -78,78 +84,95 @@ class LocalRefiner(nn.Module):
             maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
         if self.iterations == 0:
             return maps
-        weights = self.weights(self._pad(images).transpose(0, 1).contiguous(), height, width)
-        bands = math.ceil(maps.numel() / CPU_BAND) if maps.device.type == "cpu" else 1
-        rows = math.ceil(height / min(bands, height))
-        result = torch.empty_like(maps, memory_format=torch.contiguous_format)
+        r = self.radius
+        colours = _pad(images, r).transpose(0, 1).contiguous()
+        source = _pad(maps, r)
+        target = torch.empty_like(source)
+        weights = source.new_empty(len(self.offsets), len(images), height, width)
+        bands = _bands(height, maps.numel(), images.device)
+
+        def weigh(band: slice) -> None:
+            rows, rest = colours[..., band.start :, :].tensor_split([band.stop - band.start + 2 * r], -2)
+            self.weights(rows, weights[..., band, :], rest[..., :1, :] if rest.shape[-2] else None)
+
+        def update(band: slice) -> None:
+            rows = source[..., band.start : band.stop + 2 * r, :]
+            out = target[..., r + band.start : r + band.stop, :]
+            values = out[..., r : r + width]
+            for n, neighbour in enumerate(self.views(rows, values)):
+                weight = weights[n, :, None, band]
+                if n == 0:
+                    torch.mul(neighbour, weight, out=values)
+                else:
+                    values.addcmul_(neighbour, weight)
+            out[..., :r] = values[..., :1]
+            out[..., r + width :] = values[..., -1:]
+            if band.start == 0:
+                target[..., :r, :] = out[..., :1, :]
+            if band.stop == height:
+                target[..., r + height :, :] = out[..., -1:, :]
+
+        for_each(weigh, bands, images.device)
         for _ in range(self.iterations):
-            padded = self._pad(maps)
-            for top in range(0, height, rows):
-                bottom = min(top + rows, height)
-                band = padded[..., top : bottom + 2 * self.radius, :]
-                _weighted_sum(
-                    weights[..., top:bottom, :],
-                    self.views(band, bottom - top, width),
-                    result[..., top:bottom, :],
-                )
-            maps = result
-        return result
+            for_each(update, bands, images.device)
+            source, target = target, source
+        return self.centre(source)
 
-    def _pad(self, x: Tensor) -> Tensor:
-        return F.pad(x, (self.radius,) * 4, mode="replicate")
-
-    def views(self, padded: Tensor, height: int, width: int) -> Iterator[Tensor]:
-        """The padded tensor (...,height+2r,width+2r) seen from each neighbour: N views (...,height,width)."""
+    def views(self, padded: Tensor, like: Tensor) -> Iterator[Tensor]:
+        """The padded tensor (...,h+2r,w+2r) seen from each neighbour: N views of the size (...,h,w) of ``like``."""
+        height, width = like.shape[-2:]
         for y, x in self.offsets:
             top, left = self.radius + y, self.radius + x
             yield padded[..., top : top + height, left : left + width]
 
-    def centre(self, padded: Tensor, height: int, width: int) -> Tensor:
+    def centre(self, padded: Tensor) -> Tensor:
         """The padded tensor without its padding, a view."""
         r = self.radius
-        return padded[..., r : r + height, r : r + width]
+        return padded[..., r : padded.shape[-2] - r, r : padded.shape[-1] - r]
 
-    def colour_std(self, padded: Tensor, height: int, width: int, centre: int = 0) -> Tensor:
-        """Unbiased standard deviation of each colour (3,B,height,width) over the neighbours.
+    def colour_std(self, padded: Tensor, centre: int = 0) -> Tensor:
+        """Unbiased standard deviation of each colour over the neighbours: (3,B,h+2r,w+2r) → (3,B,h,w).
 
         The pixel itself is one of the samples ``centre`` times. Two passes: in one, E[x²] − E[x]² would lose all
         digits where a neighbourhood is nearly flat.
         """
-        own = self.centre(padded, height, width)
+        own = self.centre(padded)
         samples = len(self.offsets) + centre
         mean = own * centre
-        for values in self.views(padded, height, width):
+        for values in self.views(padded, own):
             mean += values
         mean /= samples
         delta = own - mean
         total = delta.square().mul_(centre)
-        for values in self.views(padded, height, width):
+        for values in self.views(padded, own):
             torch.sub(values, mean, out=delta)
             total.addcmul_(delta, delta)
         return total.div_(samples - 1).sqrt_()
 
-    def squared_differences(self, padded: Tensor, height: int, width: int, scale: Tensor) -> Tensor:
-        """Mean over RGB of (scale · |neighbour − pixel|)²: (N,B,height,width). scale: (3,B,height,width)."""
-        own = self.centre(padded, height, width)
+    def squared_differences(self, padded: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+        """Mean over RGB of (scale · |neighbour − pixel|)² into out (N,B,h,w). scale: (3,B,h,w)."""
+        own = self.centre(padded)
         scale = scale / math.sqrt(3)
-        result = padded.new_empty(len(self.offsets), *own.shape[1:])
         delta = torch.empty_like(scale)
-        for n, values in enumerate(self.views(padded, height, width)):
+        for energy, values in zip(out, self.views(padded, own)):
             torch.sub(values, own, out=delta)
             delta.mul_(scale)
-            torch.mul(delta[0], delta[0], out=result[n])
-            result[n].addcmul_(delta[1], delta[1]).addcmul_(delta[2], delta[2])
-        return result
+            torch.mul(delta[0], delta[0], out=energy)
+            energy.addcmul_(delta[1], delta[1]).addcmul_(delta[2], delta[2])
+        return out
 
 
-def _weighted_sum(weights: Tensor, neighbours: Iterable[Tensor], out: Tensor) -> None:
-    """out = Σ_n weights[n] · neighbours[n], for N weights (B,H,W) and N views (B,K,H,W)."""
-    for n, values in enumerate(neighbours):
-        weight = weights[n].unsqueeze(1)
-        if n == 0:
-            torch.mul(values, weight, out=out)
-        else:
-            out.addcmul_(values, weight)
+def _pad(x: Tensor, radius: int) -> Tensor:
+    return F.pad(x, (radius,) * 4, mode="replicate")
+
+
+def _bands(height: int, values: int, device: torch.device) -> list[slice]:
+    """Rows 0..height cut into bands: at least one a thread, unless small, and each fit for the cache."""
+    if device.type != "cpu":
+        return [slice(0, height)]
+    count = max(1, math.ceil(values / CPU_BAND), min(worker_count(device), values // SMALL_BAND))
+    rows = math.ceil(height / count)
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 def softmin_(energies: Tensor) -> Tensor:

@@ -26,15 +26,13 @@ class PAMR(LocalRefiner):
     def __init__(self, dilations: tuple[int, ...] = DILATIONS, iterations: int = 10) -> None:
         super().__init__(dilations, iterations)
 
-    def weights(self, padded: Tensor, height: int, width: int) -> Tensor:
-        own = self.centre(padded, height, width)
-        std = self.colour_std(padded, height, width, centre=len(self.dilations))
-        scale = std.mul_(0.1).add_(EPS).mul_(3).reciprocal_()
-        energies = padded.new_empty(len(self.offsets), *own.shape[1:])
+    def weights(self, padded: Tensor, out: Tensor, below: Tensor | None) -> None:
+        own = self.centre(padded)
+        scale = self.colour_std(padded, centre=len(self.dilations)).mul_(0.1).add_(EPS).mul_(3).reciprocal_()
         delta = torch.empty_like(scale)
-        for n, values in enumerate(self.views(padded, height, width)):
+        for energy, values in zip(out, self.views(padded, own)):
             torch.sub(values, own, out=delta)
             delta.mul_(scale).abs_()
-            torch.add(delta[0], delta[1], out=energies[n])
-            energies[n].add_(delta[2])
-        return softmin_(energies)
+            torch.add(delta[0], delta[1], out=energy)
+            energy.add_(delta[2])
+        softmin_(out)

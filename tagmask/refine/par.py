@@ -39,10 +39,10 @@ class PAR(LocalRefiner):
         self.w1 = w1
         self.w2 = w2
 
-    def weights(self, padded: Tensor, height: int, width: int) -> Tensor:
-        scale = self.colour_std(padded, height, width).add_(EPS).mul_(self.w1).reciprocal_()
-        weights = softmin_(self.squared_differences(padded, height, width, scale))
-        return weights.add_(self._position().to(weights)[:, None, None, None])
+    def weights(self, padded: Tensor, out: Tensor, below: Tensor | None) -> None:
+        scale = self.colour_std(padded).add_(EPS).mul_(self.w1).reciprocal_()
+        softmin_(self.squared_differences(padded, scale, out))
+        out += self._position().to(out)[:, None, None, None]
 
     def _position(self) -> Tensor:
         """w2 times the position softmax, (N,): the same for all pixels."""

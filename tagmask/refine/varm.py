@@ -48,35 +48,37 @@ class VARM(LocalRefiner):
         self.beta = beta
         self.variant = variant
 
-    def weights(self, padded: Tensor, height: int, width: int) -> Tensor:
-        scale = self.colour_std(padded, height, width).add_(EPS).reciprocal_().mul_(self.alpha)
-        weights = softmin_(self.squared_differences(padded, height, width, scale))
+    def weights(self, padded: Tensor, out: Tensor, below: Tensor | None) -> None:
+        scale = self.colour_std(padded).add_(EPS).reciprocal_().mul_(self.alpha)
+        softmin_(self.squared_differences(padded, scale, out))
         if self.beta == 0:
-            return weights
-        total = torch.zeros_like(weights[0])
-        for values in self._exp_variation(padded, height, width):
+            return
+        total = torch.zeros_like(out[0])
+        for values in self._exp_variation(padded, total, below):
             total += values
         total.reciprocal_()
-        for n, values in enumerate(self._exp_variation(padded, height, width)):
-            weights[n].addcmul_(values, total, value=-self.beta)
-        return weights
+        for weight, values in zip(out, self._exp_variation(padded, total, below)):
+            weight.addcmul_(values, total, value=-self.beta)
 
-    def _exp_variation(self, padded: Tensor, height: int, width: int) -> Iterator[Tensor]:
-        """exp(V) of each neighbour in turn, (B,height,width), in one buffer that is overwritten.
+    def _exp_variation(self, padded: Tensor, like: Tensor, below: Tensor | None) -> Iterator[Tensor]:
+        """exp(V) of each neighbour in turn, of the size (B,h,w) of ``like``, in one buffer that is overwritten.
 
         V of a neighbour is the variation at the neighbour's place, so its exponential is taken once for the whole
         padded image, except on the border from which a step leaves the image.
         """
-        sideways = (padded - padded.roll(-COLUMN[self.variant], -1)).square_().mean(0)
-        down = (padded - padded.roll(-1, -2)).square_().mean(0)
-        side, last = (0 if self.variant == "paper" else width - 1), height - 1
-        both = self.views((sideways + down).exp_(), height, width)
-        only_down = self.views(down.exp_(), height, width)
-        only_sideways = self.views(sideways.exp_(), height, width)
-        values = padded.new_empty(padded.shape[1], height, width)
+        column = COLUMN[self.variant]
+        sideways = (padded - padded.roll(-column, -1)).square_().mean(0)
+        last = padded[..., -1:, :] if below is None else below
+        down = (padded - torch.cat([padded[..., 1:, :], last], -2)).square_().mean(0)
+        side = 0 if column < 0 else like.shape[-1] - 1
+        both = self.views((sideways + down).exp_(), like)
+        only_down = self.views(down.exp_(), like)
+        only_sideways = self.views(sideways.exp_(), like)
+        values = torch.empty_like(like)
         for all_steps, row_step, column_step in zip(both, only_down, only_sideways):
             values.copy_(all_steps)
             values[..., side] = row_step[..., side]
-            values[..., last, :] = column_step[..., last, :]
-            values[..., last, side] = 1
+            if below is None:
+                values[..., -1, :] = column_step[..., -1, :]
+                values[..., -1, side] = 1
             yield values

@@ -68,6 +68,11 @@ def test_fewer_images_than_a_batch_wrap(items: list[Item]) -> None:
     assert len({image.sum().item() for image in batch.images}) == 5  # each time augmented anew
 
 
+def test_each_step_augments_anew(items: list[Item]) -> None:
+    images = [batch.images for batch in loader(items[:1], batch_size=1)]
+    assert len({image.sum().item() for image in images}) == 6
+
+
 def test_resuming_gives_the_same_batches(items: list[Item]) -> None:
     whole, rest = list(loader(items, ("strong",))), list(loader(items, ("strong",), start_step=4))
     assert len(rest) == 2 and all(same(a, b) for a, b in zip(whole[4:], rest))

@@ -61,6 +61,14 @@ def test_train_list_loses_held_out_and_unlabelled(photos: Path) -> None:
     }
 
 
+def test_the_held_out_share_is_of_the_training_images(photos: Path) -> None:
+    (photos / "tested.txt").write_text("\n".join(f"p{i:02d}" for i in range(6)))
+    for seed in range(5):
+        collection = open_data(DataConfig(root=photos, test="tested", val_share=0.5), seed)
+        assert len(collection.splits["val"]) == len(collection.splits["train"]) == 2
+        assert set(collection.splits["val"] + collection.splits["train"]) == {"p06", "p07", "p08", "p09"}
+
+
 def test_lists_that_fit_nothing(photos: Path) -> None:
     with pytest.raises(DataError, match=r"'absent' \(data.val\)"):
         open_data(DataConfig(root=photos, val="absent"))

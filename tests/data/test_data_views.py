@@ -80,6 +80,19 @@ def test_resize_keeps_mask_and_image_together(size: tuple[int, int]) -> None:
         assert (column - labelled).abs().median() <= 1.5
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.6, 2.0])
+def test_mask_pixels_are_the_nearest(factor: float) -> None:
+    """Centre to centre, as the image is resized: output pixel i shows input pixel floor((i + ½) · old / new)."""
+    given = sample(11, 9)
+    found = TrainViews(config(scale=(factor, factor), flip=0))(given, generator())
+    x0, y0, x1, y1 = found["box"].tolist()
+    assert (x1 - x0, y1 - y0) == (round(9 * factor), round(11 * factor))
+    for y in range(y1 - y0):
+        for x in range(x1 - x0):
+            source = (math.floor((y + 0.5) * 11 / (y1 - y0)), math.floor((x + 0.5) * 9 / (x1 - x0)))
+            assert found["mask"][y0 + y, x0 + x] == given.mask[source]  # type: ignore[index]
+
+
 def test_scale_multiplies_the_photos_own_size() -> None:
     found = TrainViews(config(scale=(0.5, 0.5)))(sample(20, 30, mask=False), generator())
     x0, y0, x1, y1 = found["box"].tolist()
