@@ -75,21 +75,25 @@ class LocalRefiner(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             for start in range(0, count, step):
                 block = slice(start, start + step)
-                result[block] = self._refine(images[block].float(), maps[block].float())
+                self._refine(images[block], maps[block], result[block])
         return result
 
-    def _refine(self, images: Tensor, maps: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if maps.shape[-2:] != images.shape[-2:]:
-            maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
-        if self.iterations == 0:
-            return maps
-        r = self.radius
-        colours = _pad(images, r).transpose(0, 1).contiguous()
-        source = _pad(maps, r)
+    def _refine(self, images: Tensor, maps: Tensor, result: Tensor) -> None:
+        r, device = self.radius, images.device
+        count, channels, height, width = result.shape
+        colours = torch.empty(3, count, height + 2 * r, width + 2 * r, device=device)
+        source = torch.empty(count, channels, height + 2 * r, width + 2 * r, device=device)
         target = torch.empty_like(source)
-        weights = source.new_empty(len(self.offsets), len(images), height, width)
-        bands = _bands(height, maps.numel(), images.device)
+        weights = source.new_empty(len(self.offsets), count, height, width)
+        bands = _bands(height, result.numel(), device)
+
+        def prepare(part: slice) -> None:
+            _check_finite(images[part], maps[part])
+            colours[:, part] = _pad(images[part].float(), r).transpose(0, 1)
+            values = maps[part].float()
+            if values.shape[-2:] != (height, width):
+                values = F.interpolate(values, size=(height, width), mode="bilinear", align_corners=False)
+            source[part] = _pad(values, r)
 
         def weigh(band: slice) -> None:
             rows, rest = colours[..., band.start :, :].tensor_split([band.stop - band.start + 2 * r], -2)
@@ -112,11 +116,16 @@ class LocalRefiner(nn.Module):
             if band.stop == height:
                 target[..., r + height :, :] = out[..., -1:, :]
 
-        for_each(weigh, bands, images.device)
+        def finish(band: slice) -> None:
+            result[..., band, :] = self.centre(source)[..., band, :]
+
+        for_each(prepare, _cut(count, worker_count(device)), device)
+        if self.iterations > 0:
+            for_each(weigh, bands, device)
         for _ in range(self.iterations):
-            for_each(update, bands, images.device)
+            for_each(update, bands, device)
             source, target = target, source
-        return self.centre(source)
+        for_each(finish, bands, device)
 
     def views(self, padded: Tensor, like: Tensor) -> Iterator[Tensor]:
         """The padded tensor (...,h+2r,w+2r) seen from each neighbour: N views of the size (...,h,w) of ``like``."""
@@ -170,9 +179,13 @@ def _bands(height: int, values: int, device: torch.device) -> list[slice]:
     """Rows 0..height cut into bands: at least one a thread, unless small, and each fit for the cache."""
     if device.type != "cpu":
         return [slice(0, height)]
-    count = max(1, math.ceil(values / CPU_BAND), min(worker_count(device), values // SMALL_BAND))
-    rows = math.ceil(height / count)
-    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+    return _cut(height, max(1, math.ceil(values / CPU_BAND), min(worker_count(device), values // SMALL_BAND)))
+
+
+def _cut(length: int, parts: int) -> list[slice]:
+    """0..length in at most that many slices, alike but for the last."""
+    step = math.ceil(length / parts)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def softmin_(energies: Tensor) -> Tensor:
@@ -187,6 +200,9 @@ def _check(images: Tensor, maps: Tensor) -> None:
         raise TagmaskError(
             f"Refinement takes images (B,3,H,W) and maps (B,K,h,w), got {tuple(images.shape)} and {tuple(maps.shape)}."
         )
+
+
+def _check_finite(images: Tensor, maps: Tensor) -> None:
     for name, x in (("images", images), ("maps", maps)):
         if not torch.isfinite(x).all():
             raise TagmaskError(f"Refinement: the {name} hold NaN or infinite values; look for where they came from.")

@@ -1,9 +1,9 @@
-"""Work on bands of rows in parallel, one band a thread.
+"""Work on parts of a batch in parallel, one part a thread.
 
 torch shares each single operation out among its threads and waits for the slowest. The refinements are thousands of
 short operations: where other processes want the cores, too (data loading workers, a second job), a wait costs a time
-slice of the system, and the sum was measured at ten to a hundred times the work. Here each thread carries its band
-through all operations alone, and waits once.
+slice of the system, and the sum was measured at ten to a hundred times the work. Here each thread carries its
+part through all operations alone, and waits once.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from functools import cache
 import torch
 
 
-def for_each(work: Callable[[slice], None], bands: Sequence[slice], device: torch.device) -> None:
-    """Call ``work`` on every band: in parallel on a CPU with several threads, else in turn. Raises what it raises."""
+def for_each(work: Callable[[slice], None], parts: Sequence[slice], device: torch.device) -> None:
+    """Call ``work`` on every part: in parallel on a CPU with several threads, else in turn. Raises what it raises."""
     threads = worker_count(device)
-    if threads == 1 or len(bands) == 1:
-        for band in bands:
-            work(band)
+    if threads == 1:
+        for part in parts:
+            work(part)
         return
     inference = torch.is_inference_mode_enabled()
 
-    def call(band: slice) -> None:
+    def call(part: slice) -> None:
         with torch.inference_mode(inference), torch.no_grad():  # both are settings of a thread
-            work(band)
+            work(part)
 
-    for _ in _pool(threads).map(call, bands):
+    for _ in _pool(threads).map(call, parts):
         pass
 
 
 def worker_count(device: torch.device) -> int:
-    """Bands that ``for_each`` works on at the same time: torch's number of threads on a CPU."""
+    """Parts that ``for_each`` works on at the same time: torch's number of threads on a CPU."""
     # Other builds of torch cannot limit the threads of a single thread's operations.
     return torch.get_num_threads() if device.type == "cpu" and _openmp() else 1
 

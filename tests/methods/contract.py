@@ -70,7 +70,7 @@ class MethodContract:
         batch = self.batch(method)
         optimizer = torch.optim.AdamW(method.param_groups(3e-4, 3.0, freeze_norm=False))
         totals = []
-        for _ in range(25):
+        for _ in range(40):
             losses = method.losses(batch, self.step)
             optimizer.zero_grad()
             losses.total.backward()
