@@ -76,14 +76,14 @@ class Scorer:
             if self.val_threshold is not None and AT_VAL in self.names:
                 yield AT_VAL, _cut(cams, self.val_threshold)
             if "refined" in self.names:
-                yield "refined", inference.refine(photo, cams, tags).argmax(dim=0)
+                yield "refined", inference.refine(photo, cams, tags).max(dim=0).indices
         if "masks" in self.names:
             path = (self.masks or Path()) / f"{item.id}.png"
             if not path.is_file():
                 raise DataError(f"{path}: there is no such mask; 'tagmask label' writes the masks that are scored.")
             yield "masks", read_mask(path, self.classes)
         if "segmenter+tags" in self.names:
-            yield "segmenter+tags", inference.probabilities(photo, tags).argmax(dim=0)
+            yield "segmenter+tags", inference.probabilities(photo, tags).max(dim=0).indices
         if "segmenter" in self.names:
             yield "segmenter", inference.predict(photo)[0]
 

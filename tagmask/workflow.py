@@ -294,7 +294,7 @@ def _panel(item: Item, inference: Inference, collection: Collection, folder: Run
         tags = tag_vector(item.tags, len(collection.classes))
         cams = inference.cams(photo, tags)
         panel.cam, panel.cam_names = cams[list(item.tags)].cpu().numpy(), names
-        panel.refined = inference.refine(photo, cams, tags).argmax(dim=0).to(torch.uint8).cpu().numpy()
+        panel.refined = inference.refine(photo, cams, tags).max(dim=0).indices.to(torch.uint8).cpu().numpy()
     made = folder.masks / f"{item.id}.png"
     if made.is_file():
         panel.prediction = read_mask(made, len(collection.classes)).numpy()

@@ -91,7 +91,7 @@ class Inference:
         cams = self.cams(photo, tags)
         scores = self.refine(photo, cams, tags)
         if cfg.high is None or cfg.low is None:
-            return scores.argmax(dim=0).to(torch.uint8), scores
+            return scores.max(dim=0).indices.to(torch.uint8), scores
         given = tags.to(self.device)[None]
         labels = pseudo_labels(cams[None], given, cfg.high, cfg.low, refine=self.refiner, images=self.batch(photo))
         return labels[0].to(torch.uint8), scores

@@ -77,7 +77,10 @@ class Baseline(Method):
         normalised CAM is noise: the class is left out there, and what would be background is ignored.
         """
         cfg = self.config
-        cams = multi_scale(self._cam, batch.images, cfg.cam_scales, cfg.cam_flip, plain=maps)
+        # Refinement works at half resolution: CAMs on that grid from the start are a quarter of the pixels.
+        height, width = batch.images.shape[-2:]
+        half = None if self.refiner is None else (max(1, height // 2), max(1, width // 2))
+        cams = multi_scale(self._cam, batch.images, cfg.cam_scales, cfg.cam_flip, half, plain=maps)
         trusted = batch.tags * (scores.sigmoid() >= cfg.gate)
         labels = pseudo_labels(
             cams, trusted, cfg.high, cfg.low, refine=self.refiner, images=batch.images, boxes=batch.boxes

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tagmask import comm
@@ -48,11 +48,13 @@ class Trained:
 def make_fabric(config: TrainConfig) -> Fabric:
     """Fabric for the configured devices, processes and precision."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
+    several = config.nodes > 1 or _device_count(config) > 1
     return Fabric(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy=config.strategy,
+        # Heads whose loss is not on yet take no part in a step: DDP has to look for them.
+        strategy="ddp_find_unused_parameters_true" if several and config.strategy == "auto" else config.strategy,
         precision=PRECISIONS[config.precision],
     )
 
@@ -87,11 +89,10 @@ def train_method(
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = method.param_groups(train.lr, train.head_lr, train.freeze_norm)
     base_rates = [group["lr"] for group in groups]
-    wrapped, optimizer = fabric.setup(method, make_optimizer(groups, train))
-    wrapped.mark_forward_method("losses")
+    wrapped, optimizer = fabric.setup(_Step(method), make_optimizer(groups, train))
     ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
 
-    state: dict[str, Any] = {"method": wrapped, "optimizer": optimizer, "step": 0}
+    state: dict[str, Any] = {"method": method, "optimizer": optimizer, "step": 0}
     if ema is not None:
         state["ema"] = ema
     start = load_checkpoint(fabric, folder.checkpoints, state) if resume else 0
@@ -128,7 +129,7 @@ def train_method(
                 waited += time.perf_counter() - asked
                 last = part == train.accumulate - 1
                 with nullcontext() if last else fabric.no_backward_sync(wrapped), _memory_advice(config):
-                    losses = wrapped.losses(batch, step)
+                    losses = wrapped(lambda: batch, step)  # noqa: B023 (called at once)
                     _check_finite(losses, batch, step, fabric)
                     fabric.backward(losses.total / train.accumulate)
                 parts.append(losses)
@@ -157,6 +158,27 @@ def train_method(
     log.close()
     fabric.barrier()
     return Trained(train.steps - start, spent, waited / spent if spent else 0.0)
+
+
+def _device_count(config: TrainConfig) -> int:
+    if config.devices in ("auto", "-1", -1):
+        return 1 if config.accelerator == "cpu" else torch.cuda.device_count()
+    return len(str(config.devices).split(",")) if "," in str(config.devices) else int(config.devices)
+
+
+class _Step(nn.Module):
+    """``Method.losses`` as the forward pass that Fabric and DDP wrap.
+
+    The batch comes through a function: Fabric casts tensors among the arguments to the autocast type, and images
+    in bfloat16 would lose colours.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Callable[[], Batch], step: int) -> Losses:
+        return self.method.losses(batch(), step)
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
