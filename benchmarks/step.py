@@ -64,8 +64,8 @@ def main() -> None:
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
     labels = torch.randint(0, CLASSES + 1, (args.batch, args.crop, args.crop), device=device)
-    stacks = torch.rand(args.batch, 2 * (int(batch.tags.sum(1).max()) + 1), args.crop // 2, args.crop // 2, device=device)
     half = F.interpolate(batch.images, scale_factor=0.5, mode="bilinear")
+    stacks = torch.rand(args.batch, 2 * (int(batch.tags.sum(1).max()) + 1), *half.shape[-2:], device=device)
 
     def step() -> None:
         with autocast():

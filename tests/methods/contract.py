@@ -129,7 +129,7 @@ class MethodContract:
             logits = method.segment(images)  # type: ignore[operator]
             assert logits.shape == (2, CLASSES + 1, 65, 49) and logits.dtype == torch.float32
         scores = method.class_scores(images)
-        assert scores is None or (scores.shape == (2, CLASSES) and 0 <= scores.min() and scores.max() <= 1)
+        assert scores is None or (scores.shape == (2, CLASSES) and scores.min() >= 0 and scores.max() <= 1)
 
     def test_saved_model_gives_the_same_numbers(self, tmp_path: Path) -> None:
         method = self.build().eval()
