@@ -23,9 +23,9 @@ from tagmask.config import load_config
 from tagmask.losses import balanced_cross_entropy
 from tagmask.methods import build_method
 from tagmask.methods.baseline import Baseline
-from tagmask.plan import fast_bf16
 from tagmask.training.loop import make_optimizer
 from tagmask.types import Batch
+from tagmask.workflow.plan import fast_bf16
 
 CLASSES = 20
 

@@ -52,6 +52,9 @@ class ViewConfig(Strict):
     """Geometric and photometric augmentation of the training views."""
 
     crop: int = Field(512, ge=16, description="side of the square crop, pixels")
+    short_side: int | None = Field(
+        None, ge=16, description="photos larger than this on the short side are reduced to it, in training and in use"
+    )
     scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random resize")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     jitter: tuple[float, float, float, float] = Field(
@@ -103,10 +106,10 @@ class TrainConfig(Strict):
     power: float = Field(1.0, ge=0, description="of the polynomial decay")
     clip: float | None = Field(5.0, description="largest gradient norm; none to switch off")
     ema: float | None = Field(None, description="momentum of a running average of the weights, used to score")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 on GPUs only")
     channels_last: bool = True
     accelerator: str = "auto"
-    devices: int | str = "auto"
+    devices: int | str = Field(1, description="processes, one a device; -1 for all devices")
     nodes: int = 1
     strategy: str = "auto"
     workers: int = Field(2, ge=0, description="processes that read images")
@@ -133,7 +136,7 @@ class LabelConfig(Strict):
     unsure: float = Field(0.0, ge=0, lt=1, description="segmenter: 255 where the probability is lower")
     soft: bool = Field(False, description="save half-precision probabilities, too")
     tile: int | None = Field(None, description="predict: side of a tile for large images; default: whole image")
-    max_side: int = Field(2048, ge=32, description="larger images are tiled")
+    max_side: int = Field(2048, ge=32, description="larger images are tiled (segmenter) or reduced to it (CAMs)")
 
 
 class EvaluateConfig(Strict):

@@ -8,7 +8,7 @@ import pytest
 
 from tagmask.config import dump_yaml, load_config, named_configs, parse_overrides
 from tagmask.errors import ConfigError
-from tagmask.plan import as_mapping, choose
+from tagmask.workflow.plan import as_mapping, choose
 
 
 def test_later_sources_and_overrides_win(tmp_path: Path) -> None:

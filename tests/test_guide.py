@@ -45,7 +45,7 @@ def test_the_guides_method_trains_and_passes_the_contract(tmp_path: Path) -> Non
         write_demo(tmp_path / "photos", images=12, size=(64, 64))
         words = ["train", tmp_path / "photos", "-c", tmp_path / "selftrain.yaml", "-o", tmp_path / "run", "--json",
                  "train.steps=2", "train.batch_size=2", "views.crop=64", "encoder.name=resnet18",
-                 "encoder.weights=none", "train.workers=0", "method.warmup=1"]  # fmt: skip
+                 "encoder.weights=none", "train.workers=0", "method.warmup=1", "train.warmup=1"]  # fmt: skip
         result = CliRunner().invoke(app, [str(w) for w in words])
         assert result.exit_code == 0, (result.output, result.exception)
         assert json.loads(result.stdout)["steps"] == 2

@@ -35,5 +35,7 @@ def main() -> None:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; --resume goes on from the last checkpoint", style="yellow")
+        Console(stderr=True).print(
+            "stopped; train and run go on from their last checkpoint with --resume", style="yellow"
+        )
         sys.exit(130)

@@ -16,19 +16,21 @@ def check(
     tags: common.Tags = None,
     masks: common.Masks = None,
     configs: common.Configs = None,
-    save: Annotated[Path | None, typer.Option(help="also write the fingerprint to this JSON file")] = None,
+    save: Annotated[Path, typer.Option(help="JSON file that the fingerprint is saved in")] = Path("fingerprint.json"),
     json: common.Json = False,
 ) -> None:
-    """Count, measure and open every file; list what is wrong with the data. Exits with 1 if no image can be used."""
-    from tagmask.data import fingerprint, open_data, print_fingerprint
+    """Count, measure and open every file; list what is wrong with the data. Exits with 1 if no image can be read."""
+    from tagmask.data import clean, fingerprint, open_data, print_fingerprint
     from tagmask.training import write_json
 
     values, overrides = common.settings(words, tags, masks)
     config = common.build(configs, values, overrides)
-    found = fingerprint(open_data(config.data, config.seed))
-    if save is not None:
-        write_json(save, found)
+    collection = open_data(config.data, config.seed)
+    found = fingerprint(collection)
+    write_json(save, found)
     if json:
         common.print_json(found)
     else:
         print_fingerprint(found, common.screen())
+        common.screen().print(f"saved: {save}", highlight=False)
+    clean(collection, found)

@@ -17,8 +17,8 @@ def demo(
     json: common.Json = False,
 ) -> None:
     """Draw scenes, learn from their tags alone, and compare the masks with the truth: a few minutes on two cores."""
-    from tagmask import pipeline
+    from tagmask import workflow
 
-    result = pipeline.demo(out, overrides or (), None if json else common.screen())
+    result = workflow.demo(out, overrides or (), None if json else common.screen())
     if json:
         common.print_json(result)

@@ -11,11 +11,11 @@ from tagmask.cli import common
 
 @common.app.command(epilog="Example: `tagmask doctor`")
 def doctor(json: common.Json = False) -> None:
-    """Versions, devices, precision and pretrained weights at hand."""
+    """Versions, devices, precision, and where pretrained weights are looked for."""
     import torch
 
-    from tagmask.plan import fast_bf16
     from tagmask.training import environment
+    from tagmask.workflow.plan import fast_bf16
 
     found = environment()
     found["threads"] = torch.get_num_threads()

@@ -23,9 +23,15 @@ def evaluate(
     """Score CAMs, masks and the segmenter on photos with true masks; says with each whether tags were used."""
     from tagmask import workflow
     from tagmask.evaluate import print_scores
+    from tagmask.training import RunFolder
+    from tagmask.workflow.pipeline import print_classification
 
     scores = workflow.evaluate(run, split, what, overrides or ())
     if json:
         common.print_json(scores)
-    else:
+        return
+    if scores:
         print_scores(scores, common.screen())
+    else:
+        common.screen().print("no true masks: only the classifier can be scored")
+    print_classification(RunFolder(run).metrics().get("classification"), common.screen())

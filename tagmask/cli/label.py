@@ -22,7 +22,7 @@ def label(
     """Write a mask (palette PNG, 255 where unsure) for each photo that has tags; only its tags can appear in it."""
     from tagmask import workflow
 
-    done = workflow.label(run, split, out, with_tags=True, overwrite=overwrite, overrides=overrides or ())
+    done = workflow.label(run, split, out, overwrite=overwrite, overrides=overrides or ())
     report_masks(done.summary(), json)
 
 
@@ -32,8 +32,11 @@ def report_masks(summary: dict, json: bool) -> None:
         common.print_json(summary)
     else:
         kept = f", {summary['skipped']} were there already" if summary["skipped"] else ""
+        untagged = f", {summary['untagged']} without tags left out" if summary["untagged"] else ""
         unsure = f", {summary['unsure_share']:.1%} of the pixels unsure" if summary["unsure_share"] else ""
-        common.screen().print(f"{summary['written']} masks in {summary['folder']}{kept}{unsure}", highlight=False)
+        common.screen().print(
+            f"{summary['written']} masks in {summary['folder']}{kept}{untagged}{unsure}", markup=False, highlight=False
+        )
         for failure in summary["failed"]:
             common.screen().print(f"left out: {failure['why']}", style="red", markup=False, highlight=False)
     if summary["failed"]:

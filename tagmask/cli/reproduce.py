@@ -20,7 +20,7 @@ def reproduce(
     ),
     rows: Annotated[list[str] | None, typer.Option(help="only these rows; repeatable")] = None,
     seeds: Annotated[int | None, typer.Option(help="number of seeds a row, instead of the table's")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="show steps, hours and disk, and stop")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="show steps and hours, and stop")] = False,
     json: common.Json = False,
 ) -> None:
     """Run the rows of an ablation table that are not done yet; write it as Markdown and JSON with its protocol."""

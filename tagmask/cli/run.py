@@ -27,9 +27,9 @@ def run(
     json: common.Json = False,
 ) -> None:
     """Check, train, label, evaluate and report in one go. What is not set is chosen from the data and the machine."""
-    from tagmask import pipeline
+    from tagmask import workflow
 
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
-    result = pipeline.run(configs or [], values, overrides, out, resume, dry_run, None if json else common.screen())
+    result = workflow.run(configs or [], values, overrides, out, resume, dry_run, None if json else common.screen())
     if json:
         common.print_json(result)

@@ -12,7 +12,9 @@ from tagmask.cli import common
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in the run folder")]
 
 
-@common.app.command(epilog="Example: `tagmask train photos --tags tags.csv -o runs/first train.steps=500`")
+@common.app.command(
+    epilog="Example: `tagmask train photos -o runs/first train.steps=500 train.warmup=25 method.warmup=100`"
+)
 def train(
     words: common.Words = None,
     tags: common.Tags = None,
@@ -26,15 +28,16 @@ def train(
     resume: Resume = False,
     json: common.Json = False,
 ) -> None:
-    """Train a method on tagged photos. With --resume and no data, the run folder's own configuration is used."""
+    """Train a method on tagged photos. --resume goes on with the run folder's own configuration."""
     from tagmask import workflow
     from tagmask.training import RunFolder
 
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
-    files = list(configs or [])
-    if resume and not files and not values:
-        files = [str(RunFolder(out).config_file)]
-    config = common.build(files, values, overrides)
+    folder = RunFolder(out)
+    if resume and folder.config_file.is_file():
+        config = workflow.resumed(folder, configs or [], values, overrides)
+    else:
+        config = common.build(configs, values, overrides)
     done = workflow.train(config, out, resume=resume)
     if json:
         common.print_json(

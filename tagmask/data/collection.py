@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,5 +90,9 @@ class Collection:
 
     def split_hash(self, name: str) -> str:
         """First 12 hex digits of the SHA-256 of the split's sorted ids: the same photos give the same hash."""
-        ids = sorted(item.id for item in self.split(name))
-        return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
+        return hash_ids(item.id for item in self.split(name))
+
+
+def hash_ids(ids: Iterable[str]) -> str:
+    """First 12 hex digits of the SHA-256 of sorted ids."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:12]

@@ -32,7 +32,7 @@ def read_image(path: str | Path) -> Tensor:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 opened.load()
-                rgb = _to_rgb(ImageOps.exif_transpose(opened), path)
+                return image_tensor(opened, path)
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -41,6 +41,11 @@ def read_image(path: str | Path) -> Tensor:
         raise DataError(f"{path}: too large to open safely ({error}). Cut it into parts.") from error
     except Exception as error:  # Pillow raises nearly any type on broken files
         raise DataError(f"{path}: cannot be read as an image ({error}). Replace or remove it.") from error
+
+
+def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
+    """An opened picture as uint8 RGB (3,H,W), upright, by the rules of ``read_image``. name: for errors."""
+    rgb = _to_rgb(ImageOps.exif_transpose(image), name)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 
 

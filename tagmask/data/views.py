@@ -6,7 +6,7 @@ Geometry is drawn first and photometry is applied to the photo alone, so padding
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ VIEWS = frozenset(("strong", "local"))
 LOCAL_JITTER = (0.4, 0.4, 0.2, 0.1)
 LOCAL_GREY = 0.2
 BLUR_SIGMA = (0.1, 2.0)
+
+
+def reduction(size: Sequence[int], short_side: int | None) -> float:
+    """Factor in (0,1] that brings the short side of a photo (H,W) down to ``short_side``; 1 where it is not larger."""
+    return 1.0 if short_side is None else min(1.0, short_side / min(size))
 
 
 class TrainViews:
@@ -68,7 +73,7 @@ class TrainViews:
     def _geometry(self, sample: Sample, generator: Generator) -> tuple[Tensor, Tensor | None, list[int]]:
         """The photo's visible part, the mask on the canvas, and the box of that part on the canvas."""
         image, mask, side = sample.image, sample.mask, self.config.crop
-        factor = _uniform(generator, *self.config.scale)
+        factor = _uniform(generator, *self.config.scale) * reduction(image.shape[-2:], self.config.short_side)
         height, width = (max(1, round(n * factor)) for n in image.shape[-2:])
         left, x0, x1 = _window(width, side, generator)
         top, y0, y1 = _window(height, side, generator)

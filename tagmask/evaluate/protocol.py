@@ -20,7 +20,10 @@ class Protocol(BaseModel):
     images: int = Field(ge=0, description="how many were scored")
     truth: str = Field(description="where the true masks came from")
     tags_at_test: bool = Field(description="whether the image's tags limited the classes predicted")
+    supervision: str = Field("tags", description="what the method learned from")
+    left_out: int = Field(0, ge=0, description="images of the split that have a true mask but no tags to score with")
     threshold: float | None = Field(None, description="background score of CAMs")
+    unsure: tuple[float, float] | float | None = Field(None, description="what made pixels 255, if anything")
     threshold_source: ThresholdSource = "none"
     scales: list[float] = Field([1.0], description="of the test images")
     flip: bool = False
@@ -40,8 +43,12 @@ class Protocol(BaseModel):
             f"{self.split} ({self.images} image{'' if self.images == 1 else 's'}, {self.split_hash[:4]})",
             "tags at test" if self.tags_at_test else "no tags",
         ]
+        if self.left_out:
+            parts.append(f"{self.left_out} more without tags left out")
         if self.threshold is not None:
             parts.append(f"threshold {self.threshold:g} ({self.threshold_source})")
+        if self.unsure is not None:
+            parts.append(f"255 by {self.unsure}")
         several = len(self.scales) > 1 or self.flip
         scales = f"scale{'s' if len(self.scales) > 1 else ''} {', '.join(f'{s:g}' for s in self.scales)}"
         parts.append(scales + (" + flip" if self.flip else "") + (f" ({self.merge})" if several else ""))
@@ -51,7 +58,8 @@ class Protocol(BaseModel):
             parts.append(f"CRF {self.crf}")
         if self.tile is not None:
             parts.append(f"tiles of {self.tile}")
-        parts += [f"truth: {self.truth}", f"{self.method} on {self.encoder}", f"weights: {self.weights}"]
+        parts += [f"truth: {self.truth}", f"{self.method} on {self.encoder}, from {self.supervision}"]
+        parts += [f"weights: {self.weights}"]
         return " · ".join([*parts, f"seed {self.seed}", f"tagmask {self.version}"])
 
     def differs(self, other: Protocol) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,20 +14,21 @@ from rich.console import Console
 from rich.progress import track
 
 from tagmask.data import Item, read_image, write_mask
-from tagmask.errors import DataError
+from tagmask.errors import ConfigError, DataError
 from tagmask.label.infer import Inference
-from tagmask.training.folder import write_json
+from tagmask.training.folder import read_json, write_json
 
 
 @dataclass
 class Labelled:
-    """What a labelling run did. skipped: masks that were there already; failed: (file, why)."""
+    """What a labelling run did. skipped: masks that were there already; failed: (file, why); untagged: left out."""
 
     folder: Path
     written: int = 0
     skipped: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     unsure: float = 0.0
+    untagged: int = 0
 
     def summary(self) -> dict:
         """JSON-able counts."""
@@ -34,6 +36,7 @@ class Labelled:
             "folder": str(self.folder),
             "written": self.written,
             "skipped": self.skipped,
+            "untagged": self.untagged,
             "unsure_share": round(self.unsure, 4),
             "failed": [{"file": f, "why": w} for f, w in self.failed],
         }
@@ -52,20 +55,39 @@ def write_masks(
     classes: list[str],
     folder: Path,
     with_tags: bool,
+    model: Path,
     overwrite: bool = False,
     soft: bool = False,
     console: Console | None = None,
 ) -> Labelled:
-    """Write ``<id>.png`` for each item into ``folder``, and classes.json beside them.
+    """Write ``<id>.png`` for each item into ``folder``, and classes.json, which says how they were made, beside them.
 
     with_tags: use each item's tags (it must have them); otherwise the segmenter alone decides. soft: also save
     ``<id>.npz`` with half-precision scores (C+1,H,W). Existing masks are kept unless ``overwrite``.
-    A photo that cannot be read is counted in ``failed`` and does not stop the others.
+    model: the model/ folder, for the record. A photo that cannot be read is counted in ``failed`` and does not stop
+    the others. Raises ConfigError when the folder holds masks that were made in another way, and DataError when a
+    mask would be written over its photo.
     """
     items = list(items)
-    folder.mkdir(parents=True, exist_ok=True)
     names = ["background", *classes]
-    write_json(folder / "classes.json", {"classes": names, "ignore": 255, "tags_used": with_tags})
+    made = {
+        "classes": names,
+        "ignore": 255,
+        "tags_used": with_tags,
+        "source": inference.source if with_tags else "segmenter",
+        "label": inference.config.model_dump(mode="json"),
+        "model": hashlib.sha256((model / "weights.safetensors").read_bytes()).hexdigest()[:12],
+    }
+    note = folder / "classes.json"
+    if note.is_file() and not overwrite and read_json(note) != made:
+        raise ConfigError(
+            f"{folder}: holds masks of another model or other settings; use --overwrite or another --out."
+        )
+    for item in items:
+        if (folder / f"{item.id}.png").resolve() == item.image.resolve():
+            raise DataError(f"{item.image}: its mask would be written over it; choose another folder (--out).")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(note, made)
     result = Labelled(folder)
     pixels = unsure = 0
     for item, path in _shown(items, folder, console):

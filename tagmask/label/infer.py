@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.cam import pseudo_labels, refined_scores
-from tagmask.config import LabelConfig
+from tagmask.config import RunConfig
+from tagmask.data.views import reduction
 from tagmask.errors import ConfigError
 from tagmask.methods import Method
 from tagmask.methods.base import build_refiner
@@ -17,18 +19,21 @@ from tagmask.types import IGNORE
 
 
 class Inference:
-    """Turns a photo, uint8 (3,H,W), into maps on the method's device. All results have the photo's size.
+    """Turns a photo, uint8 (3,H,W), into maps on the method's device.
 
-    precision: 'bf16' runs the networks under autocast; results are float32.
+    Scores, CAMs and probabilities lie on the working grid (h,w): the photo's own, unless ``views.short_side`` reduces
+    it. Label maps have the photo's size. Networks run under autocast as in training; results are float32.
+    Raises ConfigError where the method cannot do what ``label.source`` asks.
     """
 
-    def __init__(self, method: Method, config: LabelConfig, precision: str = "fp32") -> None:
+    def __init__(self, method: Method, config: RunConfig) -> None:
         self.method = method.eval()
-        self.config = config
+        self.config = config.label
+        self.short_side = config.views.short_side
+        self.precision = config.train.precision
         self.device = next(method.parameters()).device
-        self.precision = precision
-        self.refiner = build_refiner(config.refine)
-        self.source = config.source
+        self.refiner = build_refiner(self.config.refine)
+        self.source = self.config.source
         if self.source == "auto":
             self.source = "segmenter" if method.has_segmenter else "cam"
         if self.source == "segmenter" and not method.has_segmenter:
@@ -41,78 +46,90 @@ class Inference:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
-    def batch(self, photo: Tensor) -> Tensor:
-        """(1,3,H,W) float in [0,1] on the device."""
-        return photo.to(self.device)[None].float().div(255).contiguous(memory_format=torch.channels_last)
+    def batch(self, photo: Tensor, longest: int | None = None) -> Tensor:
+        """(1,3,h,w) float in [0,1] on the device and the working grid. longest: a further bound on the long side."""
+        height, width = photo.shape[-2:]
+        factor = reduction((height, width), self.short_side)
+        if longest is not None:
+            factor = min(factor, longest / max(height, width))
+        images = photo.to(self.device)[None].float().div(255)
+        if factor < 1:
+            size = [max(1, round(height * factor)), max(1, round(width * factor))]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+        return images.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def class_scores(self, photo: Tensor) -> Tensor | None:
         """(C,) probabilities, or None where the method has no classifier."""
         with self._autocast():
-            scores = self.method.class_scores(self.batch(photo))
+            scores = self.method.class_scores(self.batch(photo, self.config.max_side))
         return None if scores is None else scores[0].float().cpu()
 
     @torch.inference_mode()
     def cams(self, photo: Tensor, tags: Tensor | None) -> Tensor:
-        """(C,H,W) multi-scale CAMs in [0,1]; absent classes are 0 where tags (C,) are given."""
+        """(C,h,w) multi-scale CAMs in [0,1]; absent classes are 0 where tags (C,) are given.
+
+        The working grid of CAMs is reduced to ``label.max_side``, too: they look at the whole photo at once.
+        """
         given = None if tags is None else tags.to(self.device)[None]
+        images = self.batch(photo, self.config.max_side)
         with self._autocast():
-            cams = self.method.cams(self.batch(photo), given, scales=self.config.cam_scales, flip=self.config.cam_flip)  # type: ignore[call-arg]
+            cams = self.method.cams(images, given, scales=self.config.cam_scales, flip=self.config.cam_flip)
         return cams[0].float()
 
     @torch.inference_mode()
     def refine(self, photo: Tensor, cams: Tensor, tags: Tensor) -> Tensor:
-        """(C+1,H,W) scores of background (at ``label.threshold``) and the tagged classes after refinement."""
+        """(C+1,h,w) scores of background (at ``label.threshold``) and the tagged classes after refinement."""
         given = tags.to(self.device)
         if self.refiner is None:
             background = torch.full_like(cams[:1], self.config.threshold)
             return torch.cat([background, cams * given[:, None, None]])
-        images = self.batch(photo)
+        images = self.batch(photo, self.config.max_side)
         return refined_scores(cams[None], given[None], self.config.threshold, self.refiner, images, half=False)[0]
 
     @torch.inference_mode()
     def probabilities(self, photo: Tensor, tags: Tensor | None = None) -> Tensor:
-        """(C+1,H,W) softmax of the segmenter; with tags, classes that are not tagged are left out before it."""
-        height, width = photo.shape[-2:]
-        side = self.config.tile or (self.config.max_side if max(height, width) > self.config.max_side else None)
-        logits = self._logits(photo) if side is None else self._tiled(photo, side)
+        """(C+1,h,w) softmax of the segmenter; with tags, classes that are not tagged are left out before it."""
+        images = self.batch(photo)
+        side = self.tile_side(images.shape[-2:])
+        logits = self._logits(images) if side is None else self._tiled(images, side)
         if tags is not None:
             allowed = torch.cat([torch.ones(1), tags.cpu().float()]).to(logits.device)
             logits = logits.masked_fill(allowed[:, None, None] == 0, float("-inf"))
         return logits.softmax(dim=0)
 
+    def tile_side(self, size: Sequence[int]) -> int | None:
+        """Side of the tiles that an image (h,w) is segmented in; None for in one piece."""
+        return self.config.tile or (self.config.max_side if max(size) > self.config.max_side else None)
+
     @torch.inference_mode()
     def labels(self, photo: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
-        """Label map uint8 (H,W) of a tagged photo, 255 where unsure, and the scores (C+1,H,W) it came from."""
+        """Label map uint8 (H,W) of a tagged photo, 255 where unsure, and the scores (C+1,h,w) it came from."""
         cfg = self.config
         if self.source == "segmenter":
             scores = self.probabilities(photo, tags)
-            return self._argmax(scores), scores
+            return best_labels(scores, photo, cfg.unsure), scores
         cams = self.cams(photo, tags)
         scores = self.refine(photo, cams, tags)
         if cfg.high is None or cfg.low is None:
-            return scores.max(dim=0).indices.to(torch.uint8), scores
+            return best_labels(scores, photo), scores
         given = tags.to(self.device)[None]
-        labels = pseudo_labels(cams[None], given, cfg.high, cfg.low, refine=self.refiner, images=self.batch(photo))
-        return labels[0].to(torch.uint8), scores
+        images = self.batch(photo, cfg.max_side)
+        labels = pseudo_labels(cams[None], given, cfg.high, cfg.low, refine=self.refiner, images=images)
+        return F.interpolate(labels[None].byte(), size=photo.shape[-2:], mode="nearest-exact")[0, 0], scores
 
     @torch.inference_mode()
     def predict(self, photo: Tensor) -> tuple[Tensor, Tensor]:
-        """Label map uint8 (H,W) without tags, 255 where unsure, and the probabilities (C+1,H,W)."""
+        """Label map uint8 (H,W) without tags, 255 where unsure, and the probabilities (C+1,h,w)."""
         if not self.method.has_segmenter:
             raise ConfigError(
                 f"Method '{self.method.config.name}' has no segmenter for untagged photos; train 'supervised' "
                 "on the masks of this run first."
             )
         scores = self.probabilities(photo)
-        return self._argmax(scores), scores
+        return best_labels(scores, photo, self.config.unsure), scores
 
-    def _argmax(self, scores: Tensor) -> Tensor:
-        best, labels = scores.max(dim=0)
-        return labels.to(torch.uint8).masked_fill(best < self.config.unsure, IGNORE)
-
-    def _logits(self, photo: Tensor) -> Tensor:
-        images = self.batch(photo)
+    def _logits(self, images: Tensor) -> Tensor:
         size = images.shape[-2:]
         merged: Tensor | None = None
         views = 0
@@ -136,15 +153,15 @@ class Inference:
         assert merged is not None
         return merged / views if self.config.merge == "mean" else merged
 
-    def _tiled(self, photo: Tensor, side: int) -> Tensor:
+    def _tiled(self, images: Tensor, side: int) -> Tensor:
         """Logits of overlapping tiles (by a quarter of their side), averaged with weights that fall to the edge."""
-        height, width = photo.shape[-2:]
+        height, width = images.shape[-2:]
         total: Tensor | None = None
         weight = torch.zeros(height, width, device=self.device)
         for y0 in tile_starts(height, side):
             for x0 in tile_starts(width, side):
                 y1, x1 = min(y0 + side, height), min(x0 + side, width)
-                logits = self._logits(photo[:, y0:y1, x0:x1])
+                logits = self._logits(images[..., y0:y1, x0:x1])
                 ramp = _ramp(y1 - y0, self.device)[:, None] * _ramp(x1 - x0, self.device)[None]
                 if total is None:
                     total = torch.zeros(logits.shape[0], height, width, device=self.device)
@@ -152,6 +169,25 @@ class Inference:
                 weight[y0:y1, x0:x1] += ramp
         assert total is not None
         return total / weight
+
+
+def best_labels(scores: Tensor, photo: Tensor, unsure: float = 0.0) -> Tensor:
+    """uint8 (H,W) of a photo (3,H,W): class of the largest score (K,h,w) after bilinear resizing, 255 below ``unsure``.
+
+    One class at a time: all classes of a large photo at once would take gigabytes.
+    """
+    size = photo.shape[-2:]
+    if scores.shape[-2:] == size:
+        best, labels = scores.max(dim=0)
+        labels = labels.to(torch.uint8)
+    else:
+        best = torch.full(size, float("-inf"), device=scores.device)
+        labels = torch.zeros(size, dtype=torch.uint8, device=scores.device)
+        for k, score in enumerate(scores):
+            resized = F.interpolate(score[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+            labels[resized > best] = k
+            best = torch.maximum(best, resized)
+    return labels.masked_fill(best < unsure, IGNORE)
 
 
 def tile_starts(length: int, side: int) -> list[int]:

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tagmask.config import LabelConfig
+from tagmask.config import LabelConfig, RunConfig
 from tagmask.data import read_image, write_mask
+from tagmask.data.reading import image_tensor
 from tagmask.errors import DataError, nearest
 from tagmask.label.infer import Inference
 from tagmask.methods import Method
@@ -24,7 +25,11 @@ Photo = str | Path | Image.Image | np.ndarray | Tensor
 
 @dataclass
 class Prediction:
-    """labels: uint8 (H,W), 0 background, 1..C classes, 255 unsure. scores: float32 (C+1,H,W)."""
+    """labels: uint8 (H,W), 0 background, 1..C classes, 255 unsure.
+
+    scores: float32 (C+1,h,w) on the grid that the model worked on: the photo's own unless ``views.short_side`` of the
+    run reduced it.
+    """
 
     labels: np.ndarray
     scores: np.ndarray
@@ -44,10 +49,10 @@ class Prediction:
 class Segmenter:
     """A loaded model. classes: foreground names; ``predict`` needs no tags, ``cams`` and ``label`` take them."""
 
-    def __init__(self, method: Method, classes: list[str], config: LabelConfig, precision: str = "fp32") -> None:
+    def __init__(self, method: Method, classes: list[str], config: RunConfig) -> None:
         self.classes = classes
         self.method = method
-        self.inference = Inference(method, config, precision)
+        self.inference = Inference(method, config)
 
     @overload
     def predict(self, image: Photo) -> Prediction: ...
@@ -64,7 +69,7 @@ class Segmenter:
         return self._result(*self.inference.labels(to_tensor(image), self._tags(tags)))
 
     def cams(self, image: Photo, tags: Sequence[str] | None = None) -> np.ndarray:
-        """float32 (C,H,W) class activation maps in [0,1]; classes outside ``tags`` are 0."""
+        """float32 (C,h,w) class activation maps in [0,1] on the working grid; classes outside ``tags`` are 0."""
         given = None if tags is None else self._tags(tags)
         return self.inference.cams(to_tensor(image), given).cpu().numpy()
 
@@ -91,8 +96,8 @@ def load(path: str | Path, device: str = "auto", overrides: dict[str, Any] | Non
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     method, config, classes = load_model(folder, device)
-    label = LabelConfig.model_validate(config.label.model_dump() | (overrides or {}))
-    return Segmenter(method, classes, label, config.train.precision)
+    config.label = LabelConfig.model_validate(config.label.model_dump() | (overrides or {}))
+    return Segmenter(method, classes, config)
 
 
 def to_tensor(photo: Photo) -> Tensor:
@@ -100,7 +105,7 @@ def to_tensor(photo: Photo) -> Tensor:
     if isinstance(photo, str | Path):
         return read_image(Path(photo))
     if isinstance(photo, Image.Image):
-        photo = np.array(photo.convert("RGB"))
+        return image_tensor(photo)
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] != 3):
             raise DataError(f"An array must be uint8 (H,W,3) or (H,W), this is {photo.dtype} {photo.shape}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,12 +22,20 @@ class Method(nn.Module):
 
     ``config_class``: pydantic model of its settings. ``reads_masks``: whether training may see masks.
     ``wanted_views``: views of the batch that it needs ('strong', 'local'). ``segment(images)`` →
-    (B,C+1,H,W) logits is defined only by methods that have a segmenter.
+    (B,C+1,H,W) logits is defined only by methods that have a segmenter; ``has_cams`` and ``has_segmenter`` follow
+    from what a subclass defines.
     """
 
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     reads_masks: ClassVar[bool] = False
     wanted_views: frozenset[str] = frozenset()
+    has_cams: ClassVar[bool] = False
+    has_segmenter: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.has_cams = cls.cams is not Method.cams
+        cls.has_segmenter = callable(getattr(cls, "segment", None))
 
     def __init__(self, config: MethodConfig, encoder: Encoder, classes: int) -> None:
         super().__init__()
@@ -56,24 +65,23 @@ class Method(nn.Module):
         return [{"name": name, "params": group, "lr": rates[name]} for name, group in groups.items() if group]
 
     @torch.no_grad()
-    def cams(self, images: Tensor, tags: Tensor | None = None) -> Tensor:
-        """(B,C,H,W) class activation maps in [0,1] at the images' size; absent classes are 0 where tags are given."""
+    def cams(
+        self,
+        images: Tensor,
+        tags: Tensor | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> Tensor:
+        """(B,C,H,W) class activation maps in [0,1] at the images' size; absent classes are 0 where tags are given.
+
+        scales, flip: of a multi-scale CAM; default: those of training.
+        """
         raise ConfigError(f"Method '{self.config.name}' has no class activation maps.")
 
     @torch.no_grad()
     def class_scores(self, images: Tensor) -> Tensor | None:
         """(B,C) probabilities that a class is in the image; None where the method has no classifier."""
         return None
-
-    @property
-    def has_cams(self) -> bool:
-        """Whether ``cams`` can be called."""
-        return type(self).cams is not Method.cams
-
-    @property
-    def has_segmenter(self) -> bool:
-        """Whether ``segment`` can be called."""
-        return callable(getattr(self, "segment", None))
 
 
 def build_head(name: str, encoder: Encoder, outputs: int, options: dict[str, Any] | None = None) -> nn.Module:

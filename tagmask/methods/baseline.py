@@ -6,6 +6,7 @@ labels of a segmentation head on the same encoder (AFA's base model, without aff
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -96,7 +97,7 @@ class Baseline(Method):
         self,
         images: Tensor,
         tags: Tensor | None = None,
-        scales: tuple[float, ...] | list[float] | None = None,
+        scales: Sequence[float] | None = None,
         flip: bool | None = None,
     ) -> Tensor:
         """(B,C,H,W) multi-scale CAMs in [0,1]; scales and flip default to those of training."""

@@ -49,6 +49,7 @@ def _cell(found: dict[int, dict[str, Any]], column: Column, printed: float | Non
         "interval": [100 * interval["low"], 100 * interval["high"]] if interval else None,
         "printed": printed,
         "protocol": first["protocol"],
+        "thresholds": {seed: score["protocol"]["threshold"] for seed, score in found.items()},
         "peak": (first["curve"] or {}).get("peak"),
     }
 
@@ -69,11 +70,13 @@ def _markdown(table: Table, rows: list[dict[str, Any]]) -> str:
     ]
     lines += ["over images of the first seed.", ""]
     for column in table.columns:
+        made: dict[str, list[str]] = {}
         for row in rows:
             cell = row["cells"][column.title]
             if cell and cell.get("protocol"):
-                lines.append(f"- {column.title}: {Protocol(**cell['protocol']).describe()}")
-                break
+                made.setdefault(Protocol(**cell["protocol"]).describe(), []).append(row["row"])
+        for line, names in made.items():
+            lines.append(f"- {column.title} ({', '.join(names)}): {line}")
     return "\n".join(lines) + "\n"
 
 

@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from tagmask import workflow
-from tagmask.config import RunConfig, dump_yaml, load_config
+from tagmask.config import RunConfig, load_config
 from tagmask.data import TrainLoader, TrainViews
 from tagmask.errors import ConfigError, nearest
 from tagmask.methods import build_method
+from tagmask.registry import METHODS
 from tagmask.reproduce.render import render
 from tagmask.reproduce.table import Row, Table, read_table
 from tagmask.training import RunFolder, make_fabric, read_json, write_json, write_text
+from tagmask.workflow import resumed
 
 
 def reproduce(
@@ -50,6 +52,8 @@ def reproduce(
         for row in chosen
         for seed in table.seeds_of(row, seeds)
     ]
+    if not jobs:
+        raise ConfigError(f"{name}: there is nothing to run; --seeds is the number of seeds, one at least.")
     if plan:
         return show_plan(table, jobs, console)
     for number, job in enumerate(jobs):
@@ -58,8 +62,7 @@ def reproduce(
             console.print(f"[{number + 1}/{len(jobs)}] {job.row.name}, seed {job.seed}: {state}", highlight=False)
         if not job.done():
             job.run(table, console)
-        results = {(j.row.name, j.seed): j.result() for j in jobs if j.done()}
-        summary = render(table, results)
+        summary = render(table, finished(table, home))
         home.mkdir(parents=True, exist_ok=True)
         write_json(home / "table.json", summary)
         write_text(home / "table.md", summary["markdown"])
@@ -80,9 +83,9 @@ class Job:
 
     def done(self) -> bool:
         """Whether the result is there. Raises ConfigError when the folder holds another configuration's run."""
-        saved = RunFolder(self.folder).config_file
-        if saved.is_file() and saved.read_text(encoding="utf-8") != dump_yaml(self.config):
-            raise ConfigError(f"{self.folder}: was run with another configuration. Delete it, or use another --out.")
+        folder = RunFolder(self.folder)
+        if folder.config_file.is_file():
+            resumed(folder, [], self.config.model_dump(mode="json"), [])
         return (self.folder / "result.json").is_file()
 
     def result(self) -> dict[str, Any]:
@@ -100,8 +103,7 @@ class Job:
         splits = sorted({c.split for c in table.columns}, key=lambda s: (s != "val", s))
         for split in splits:
             names = list(dict.fromkeys(base_score(c.score) for c in table.columns if c.split == split))
-            method = workflow.open_run(self.folder)[2]
-            names = [n for n in names if _can(method, n, self.row)]
+            names = [n for n in names if _can(METHODS.get(self.config.method.name), n, self.row)]
             if names:
                 scores += workflow.evaluate(self.folder, split, names, console=console)
         minutes = (time.perf_counter() - began) / 60
@@ -118,6 +120,15 @@ class Job:
             },
         )
         shutil.rmtree(RunFolder(self.folder).checkpoints, ignore_errors=True)
+
+
+def finished(table: Table, home: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Results of all rows and seeds that lie in ``home``, those of earlier calls included."""
+    results = {}
+    for row in table.rows:
+        for path in sorted((home / row.name).glob("seed*/result.json")):
+            results[row.name, int(path.parent.name.removeprefix("seed"))] = read_json(path)
+    return results
 
 
 def base_score(name: str) -> str:
@@ -151,13 +162,14 @@ def configure(table: Table, row: Row, seed: int, data: Path | None, home: Path, 
 def show_plan(table: Table, jobs: list[Job], console: Console | None) -> dict[str, Any]:
     """Steps and hours of what is not done yet, from a finished run of the row or from timing its last step here."""
     known: dict[str, float] = {}
+    opened: dict[str, Any] = {}
     lines: list[dict[str, Any]] = []
     for job in jobs:
         name = job.row.name
         if job.done():
             known[name] = job.result()["seconds_per_step"] or 0.0
         elif name not in known:
-            known[name] = time_step(job.config)
+            known[name] = time_step(job.config, opened)
         steps = 0 if job.done() else job.config.train.steps
         lines.append(
             {
@@ -180,23 +192,27 @@ def show_plan(table: Table, jobs: list[Job], console: Console | None) -> dict[st
     return {"title": table.title, "plan": lines, "hours": hours}
 
 
-def time_step(config: RunConfig) -> float:
-    """Seconds of one training step after all warm-ups, forward and backward, measured here; weights are random."""
-    collection = workflow.prepare(config)[0]
+def time_step(config: RunConfig, opened: dict[str, Any]) -> float:
+    """Seconds of one training step after all warm-ups, forward and backward, measured here; weights are random.
+
+    opened: collections by their settings, filled here: rows share their data.
+    """
+    key = config.data.model_dump_json(exclude={"train_masks"})
+    if key not in opened:
+        opened[key] = workflow.prepare(config)[0]
+    collection = opened[key]
     bare = config.model_copy(deep=True)
     bare.encoder.weights = "none"
-    fabric = make_fabric(bare.train.model_copy(update={"devices": 1, "strategy": "auto"}))
+    if config.data.train_masks is not None and not config.data.train_masks.is_dir():
+        bare.data.train_masks = None  # made by a row that is not done yet: any mask takes as long
+    fabric = make_fabric(bare.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"}))
     method = build_method(bare, len(collection.classes)).train().to(fabric.device)
     if bare.train.channels_last:
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    items = collection.split("train")
-    if method.reads_masks:
-        items = [i for i in items if i.mask is not None]
-    views = TrainViews(config.views, method.wanted_views)
     loader = TrainLoader(
-        items,
+        workflow.training_items(bare, collection)[0],
         len(collection.classes),
-        views,
+        TrainViews(config.views, method.wanted_views),
         batch_size=config.train.batch_size // config.train.accumulate,
         steps=2,
         seed=config.seed,

@@ -10,6 +10,10 @@ from pydantic import Field, ValidationError
 
 from tagmask.config import Strict
 from tagmask.errors import ConfigError, nearest
+from tagmask.workflow.scoring import AT_VAL, SCORES
+
+KEYS = ("miou", "miou_strict", "miou_without", "coverage", "accuracy")
+"""What a column can show of a score."""
 
 
 class Column(Strict):
@@ -77,6 +81,16 @@ def read_table(name: str) -> Table:
     except (ValidationError, yaml.YAMLError) as error:
         raise ConfigError(f"{name}: not a valid table ({error}).") from error
     names = [row.name for row in table.rows]
+    known = [*SCORES, AT_VAL]
+    for column in table.columns:
+        if column.score not in known:
+            raise ConfigError(
+                f"{name}: column '{column.title}' has an unknown score '{column.score}'.{nearest(column.score, known)}"
+            )
+        if column.key not in KEYS:
+            raise ConfigError(
+                f"{name}: column '{column.title}' has an unknown key '{column.key}'.{nearest(column.key, KEYS)}"
+            )
     for row in table.rows:
         if names.count(row.name) > 1:
             raise ConfigError(f"{name}: two rows are called '{row.name}'.")
@@ -84,4 +98,6 @@ def read_table(name: str) -> Table:
             raise ConfigError(
                 f"{name}: row '{row.name}' takes masks from '{row.masks_from}', which is no row before it."
             )
+        if row.masks_from is not None and not table.rows[names.index(row.masks_from)].label:
+            raise ConfigError(f"{name}: row '{row.masks_from}' writes no masks for '{row.name}'; give it label: true.")
     return table

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the newest readable one is resumed from."""
+"""Checkpoints: written whole or not at all, the newest one is resumed from."""
 
 from __future__ import annotations
 

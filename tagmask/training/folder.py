@@ -23,6 +23,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.environment_file = self.path / "environment.json"
         self.fingerprint_file = self.path / "fingerprint.json"
+        self.data_file = self.path / "data.json"
         self.log_file = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -57,12 +58,16 @@ class RunFolder:
         return read_json(self.metrics_file) if self.metrics_file.is_file() else {"scores": []}
 
     def add_score(self, score: dict[str, Any]) -> None:
-        """Enter a score; one of the same name and split is replaced."""
+        """Enter a score; an older one of the same name and protocol is replaced."""
         metrics = self.metrics()
-        split = score["protocol"]["split"]
-        kept = [s for s in metrics["scores"] if (s["name"], s["protocol"]["split"]) != (score["name"], split)]
+        kept = [s for s in metrics["scores"] if _key(s) != _key(score)]
         metrics["scores"] = [*kept, score]
         write_json(self.metrics_file, metrics)
+
+
+def _key(score: dict[str, Any]) -> tuple:
+    ignored = ("version", "split_hash")
+    return score["name"], json.dumps({k: v for k, v in score["protocol"].items() if k not in ignored}, sort_keys=True)
 
 
 def environment() -> dict[str, Any]:

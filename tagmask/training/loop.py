@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,7 +39,10 @@ PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 
 @dataclass
 class Trained:
-    """What a training run cost. seconds: in the loop, scoring left out; data_share: of it spent waiting for images."""
+    """What a training run cost, before and after resuming.
+
+    seconds: in the loop, scoring left out. data_share: of them spent waiting for images.
+    """
 
     steps: int
     seconds: float
@@ -78,6 +82,8 @@ def train_method(
     """
     train = config.train
     fabric = make_fabric(train)
+    if train.precision == "fp16" and fabric.device.type != "cuda":
+        raise ConfigError("train.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU.")
     fabric.launch()
     micro, remainder = divmod(train.batch_size, fabric.world_size * train.accumulate)
     if remainder or micro < 1:
@@ -92,7 +98,10 @@ def train_method(
     wrapped, optimizer = fabric.setup(_Step(method), make_optimizer(groups, train))
     ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
 
-    state: dict[str, Any] = {"method": method, "optimizer": optimizer, "step": 0}
+    state: dict[str, Any] = {"method": method, "optimizer": optimizer, "step": 0, "seconds": 0.0, "waited": 0.0}
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if scaler is not None:
+        state["scaler"] = scaler
     if ema is not None:
         state["ema"] = ema
     start = load_checkpoint(fabric, folder.checkpoints, state) if resume else 0
@@ -112,8 +121,8 @@ def train_method(
     )
     batches = iter(loader)
     shown = method if ema is None else cast(Method, ema.module)
-    log = _Log(fabric, folder, train, start)
-    waited, spent = 0.0, 0.0
+    spent, waited = state["seconds"], state["waited"]
+    log = _Log(fabric, folder, train, start, spent)
     with TrainProgress(train.steps, start, console, visible=fabric.is_global_zero) as progress:
         for step in range(start, train.steps):
             began = time.perf_counter()
@@ -133,8 +142,7 @@ def train_method(
                     _check_finite(losses, batch, step, fabric)
                     fabric.backward(losses.total / train.accumulate)
                 parts.append(losses)
-            if train.clip is not None:
-                _clip(fabric, wrapped, optimizer, train, step, batch)
+            _clip(fabric, wrapped, optimizer, train, step, batch)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step(step)
@@ -146,7 +154,7 @@ def train_method(
                 record = log.step(done, parts, optimizer.param_groups[0]["lr"], spent, waited)
                 progress.update(done, record)
             if done % train.checkpoint_every == 0 or done == train.steps:
-                state["step"] = done
+                state |= {"step": done, "seconds": spent, "waited": waited}
                 save_checkpoint(fabric, folder.checkpoints, state, done, train.keep)
             due = train.evaluate_every and done % train.evaluate_every == 0
             if evaluate is not None and (due or done == train.steps):
@@ -157,7 +165,7 @@ def train_method(
         save_model(folder.model, shown.eval(), config, classes)
     log.close()
     fabric.barrier()
-    return Trained(train.steps - start, spent, waited / spent if spent else 0.0)
+    return Trained(train.steps, spent, waited / spent if spent else 0.0)
 
 
 def _device_count(config: TrainConfig) -> int:
@@ -200,7 +208,8 @@ def _to_device(batch: Batch, fabric: Fabric, train: TrainConfig) -> Batch:
 
 
 def _check_finite(losses: Losses, batch: Batch, step: int, fabric: Fabric) -> None:
-    if not torch.isfinite(losses.total):
+    # Every process has to stop, or the others would wait for it for ever.
+    if comm.all_sum((~torch.isfinite(losses.total.detach())).float()) > 0:
         terms = ", ".join(f"{name}={value.item():.4g}" for name, value in losses.terms.items())
         raise TrainingError(
             f"The loss at step {step} is not finite ({terms}); images {', '.join(batch.ids)}. The weights are "
@@ -210,8 +219,9 @@ def _check_finite(losses: Losses, batch: Batch, step: int, fabric: Fabric) -> No
 
 def _clip(fabric: Fabric, wrapped: Any, optimizer: Any, train: TrainConfig, step: int, batch: Batch) -> None:
     # fp16's scaler skips a step with infinite gradients by itself; elsewhere they would wreck the weights.
+    largest = math.inf if train.clip is None else train.clip
     try:
-        fabric.clip_gradients(wrapped, optimizer, max_norm=train.clip, error_if_nonfinite=train.precision != "fp16")
+        fabric.clip_gradients(wrapped, optimizer, max_norm=largest, error_if_nonfinite=train.precision != "fp16")
     except RuntimeError as error:
         if "non-finite" not in str(error):
             raise
@@ -240,10 +250,10 @@ def _memory_advice(config: RunConfig) -> Iterator[None]:
 class _Log:
     """Writes log.jsonl and, where asked, TensorBoard, from the main process. Losses are means over processes."""
 
-    def __init__(self, fabric: Fabric, folder: RunFolder, train: TrainConfig, start: int) -> None:
+    def __init__(self, fabric: Fabric, folder: RunFolder, train: TrainConfig, start: int, spent: float) -> None:
         self.main = fabric.is_global_zero
         self.train = train
-        self.last = (start, 0.0)
+        self.last = (start, spent)
         self.board: Any = None
         self.file: Any = None
         if self.main:

@@ -95,3 +95,17 @@ def test_multi_scale_leaves_the_networks_maps_alone() -> None:
 def test_multi_scale_refuses_scales(scales: tuple[float, ...]) -> None:
     with pytest.raises(TagmaskError, match="scales"):
         multi_scale(network, torch.rand(1, 3, 8, 8), scales)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_multi_scale_reuses_the_plain_pass_of_a_training_step(flip: bool) -> None:
+    images = torch.rand(2, 3, 12, 10)
+    calls = []
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return network(x)
+
+    reused = multi_scale(counted, images, (1.0, 0.5), flip, plain=network(images))
+    assert calls == ([2, 4] if flip else [2]), "scale 1 costs the mirror images only"
+    torch.testing.assert_close(reused, multi_scale(network, images, (1.0, 0.5), flip))

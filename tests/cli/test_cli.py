@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,13 @@ import tagmask
 from tagmask.cli import app
 from tagmask.data import write_demo
 from tagmask.errors import ConfigError, DataError
+from tagmask.training import RunFolder
+from tagmask.workflow import reopen
 
 TINY = [
     "encoder.name=resnet18", "encoder.weights=none", "views.crop=64", "train.steps=4", "train.batch_size=4",
-    "train.workers=0", "train.accelerator=cpu", "method.warmup=2", "method.head_options={hidden: 16}",
+    "train.workers=0",
+    "train.warmup=1", "train.accelerator=cpu", "method.warmup=2", "method.head_options={hidden: 16}",
     "label.cam_scales=[1.0]", "evaluate.bootstrap=20",
 ]  # fmt: skip
 
@@ -27,6 +33,13 @@ def call(*words: object, ok: bool = True) -> Result:
     if ok:
         assert result.exit_code == 0, (result.output, result.exception)
     return result
+
+
+def raise_error(*words: object) -> None:
+    """Run a verb that must fail, and raise what it raised."""
+    result = call(*words, ok=False)
+    assert result.exception is not None, result.output
+    raise result.exception
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +74,8 @@ def test_run_writes_masks_model_scores_and_report(run: Path, scenes: Path) -> No
     assert {("cam", "train", True), ("refined", "train", True), ("masks", "train", True)} <= found
     assert {("segmenter", "val", False), ("segmenter", "test", False)} <= found
     assert ("cam (val threshold)", "train", True) in found
-    assert 0 <= metrics["classification"]["map"] <= 1
+    assert metrics["classification"].keys() == {"train", "val", "test"}
+    assert all(0 <= entry["map"] <= 1 for entry in metrics["classification"].values())
     labelled = (scenes / "train.txt").read_text().split() + (scenes / "val.txt").read_text().split()
     assert {p.stem for p in (run / "masks").glob("*.png")} == {Path(n).stem for n in labelled}
     mask = Image.open(next((run / "masks").glob("*.png")))
@@ -71,7 +85,7 @@ def test_run_writes_masks_model_scores_and_report(run: Path, scenes: Path) -> No
 
 
 def test_masks_hold_only_tagged_classes(run: Path, scenes: Path) -> None:
-    collection = tagmask.workflow.reopen(tagmask.training.RunFolder(run), tagmask.load_config(run / "config.yaml"))
+    collection = reopen(RunFolder(run), tagmask.load_config(run / "config.yaml"))
     for item in collection.split("train"):
         labels = set(np.unique(np.array(Image.open(run / "masks" / f"{item.id}.png"))).tolist())
         assert labels <= {0, 255} | {t + 1 for t in item.tags or ()}
@@ -138,7 +152,10 @@ def test_photos_and_a_table_are_enough(scenes: Path, tmp_path: Path) -> None:
     result = json.loads(call("run", scenes / "images", "--tags", scenes / "tags.csv", "-o", tmp_path / "r", "--json",
                              *TINY).stdout)  # fmt: skip
     assert result["scores"] == [] and result["masks"]["written"] == 20 and Path(result["report"]).is_file()
-    assert 0 <= result["classification"]["map"] <= 1
+    assert 0 <= result["classification"]["val"]["map"] <= 1
+    assert "mAP" in call("evaluate", tmp_path / "r").stdout, "without masks there is the classifier's score"
+    with pytest.raises(DataError, match="no true masks"):
+        raise_error("evaluate", tmp_path / "r", "--what", "cam")
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(scenes: Path, tmp_path: Path) -> None:
@@ -153,7 +170,8 @@ def test_check_reports_broken_files(scenes: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     (folder / "b.png").write_bytes(b"broken")
     (folder / "tags.csv").write_text("image,tags\na.png,cat\nb.png,dog\nc.png,cat\n")
-    found = json.loads(call("check", folder, "--json").stdout)
+    found = json.loads(call("check", folder, "--json", "--save", tmp_path / "f.json").stdout)
+    assert json.loads((tmp_path / "f.json").read_text()) == found
     assert found["counts"]["unreadable"] == 1 and any("c.png" in p["path"] + p["what"] for p in found["problems"])
 
 
@@ -169,7 +187,107 @@ def test_check_reports_broken_files(scenes: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_words_name_what_is_wrong(words: list[str], error: type[Exception], message: str) -> None:
-    result = call(*words, ok=False)
-    assert isinstance(result.exception, error)
     with pytest.raises(error, match=message):
-        raise result.exception
+        raise_error(*words)
+
+
+def test_nothing_that_training_decided_is_overridden_later(run: Path) -> None:
+    for word in ("seed=7", "method.name=supervised", "encoder.name=resnet34", "data.val_share=0.5"):
+        with pytest.raises(ConfigError, match=f"{word.partition('=')[0]}.* was decided"):
+            raise_error("evaluate", run, word)
+    call("evaluate", run, "label.threshold=0.2", "--what", "cam", "--json")
+
+
+def test_a_run_keeps_its_data(scenes: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(scenes / "images", photos)
+    table = (scenes / "tags.csv").read_text()
+    (photos / "tags.csv").write_text(table)
+    call("train", photos, "-o", tmp_path / "run", *TINY)
+    before = reopen(RunFolder(tmp_path / "run"), tagmask.load_config(tmp_path / "run" / "config.yaml")).splits
+    shutil.copy(next((scenes / "images").iterdir()), photos / "new.png")
+    (photos / "tags.csv").write_text(table + "new.png,\n")
+    after = reopen(RunFolder(tmp_path / "run"), tagmask.load_config(tmp_path / "run" / "config.yaml"))
+    assert after.splits == before and after.item("new").tags == ()
+    (photos / "tags.csv").write_text(table + "new.png,unheard_of\n")
+    with pytest.raises(DataError, match="unheard_of.*trained on"):
+        raise_error("label", tmp_path / "run")
+
+
+def test_a_run_among_the_photos_is_refused(scenes: Path) -> None:
+    with pytest.raises(DataError, match="lies in the data's folder"):
+        raise_error("train", scenes, "-o", scenes / "runs", *TINY)
+    assert not (scenes / "runs").exists()
+
+
+def test_photos_are_never_written_over(run: Path, scenes: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    shutil.copy(next((scenes / "images").iterdir()), photo)
+    before = photo.read_bytes()
+    with pytest.raises(DataError, match="would be written over it"):
+        raise_error("predict", run, photo, "-o", tmp_path, "--overwrite")
+    assert photo.read_bytes() == before
+
+
+def test_masks_of_other_settings_are_not_mixed_and_stamped_as_made(run: Path, tmp_path: Path) -> None:
+    made = ["label.source=cam", "label.high=0.6", "label.low=0.2"]
+    with pytest.raises(ConfigError, match="other settings.*--overwrite"):
+        raise_error("label", run, *made)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    call("label", copy, *made, "--overwrite")
+    score = json.loads(call("evaluate", copy, "--split", "train", "--what", "masks", "--json").stdout)[0]
+    assert score["protocol"]["unsure"] == [0.6, 0.2] and score["protocol"]["refine"] == "par"
+    assert score["protocol"]["supervision"] == "tags"
+
+
+def test_resume_goes_on_with_the_saved_settings(scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    call("train", scenes, "-o", out, *SPLITS, *TINY)
+    shutil.rmtree(out / "model")
+    for checkpoint in (out / "checkpoints").glob("*"):
+        checkpoint.unlink()
+    with pytest.raises(ConfigError, match="train.lr differ"):
+        raise_error("train", "--resume", "-o", out, "train.lr=0.5")
+    call("train", "--resume", "-o", out, "train.workers=1")
+    assert (out / "model" / "weights.safetensors").is_file()
+    with pytest.raises(ConfigError, match="--resume"):
+        raise_error("run", scenes, "-o", out, *TINY)
+    result = json.loads(call("run", "--resume", "-o", out, "--json").stdout)
+    assert Path(result["report"]).is_file()
+
+
+def test_held_out_photos_without_tags_are_counted_not_fatal(scenes: Path, tmp_path: Path) -> None:
+    rows = (scenes / "tags.csv").read_text().splitlines()
+    held = Path((scenes / "val.txt").read_text().split()[0]).stem
+    (tmp_path / "tags.csv").write_text("\n".join(row for row in rows if held not in row) + "\n")
+    words = [f"data.{name}={scenes / name}.txt" for name in ("train", "val", "test")]
+    call("run", scenes / "images", "--tags", tmp_path / "tags.csv", "--masks", scenes / "masks", "-o",
+         tmp_path / "run", *words, *TINY)  # fmt: skip
+    scores = {(s["name"], s["protocol"]["split"]): s for s in RunFolder(tmp_path / "run").metrics()["scores"]}
+    cam, segmenter = scores["cam", "val"], scores["segmenter", "val"]
+    assert cam["protocol"]["left_out"] == 1
+    assert segmenter["protocol"]["images"] == cam["protocol"]["images"] + 1
+    assert (tmp_path / "run" / "predictions" / f"{held}.png").is_file(), "untagged photos are predicted"
+
+
+def test_large_photos_are_reduced_and_masks_have_their_size(scenes: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "large"
+    photos.mkdir()
+    for path in sorted((scenes / "images").iterdir()):
+        Image.open(path).resize((480, 384)).save(photos / path.name)
+    plan = json.loads(call("run", photos, "--tags", scenes / "tags.csv", "--dry-run", "--json", "views.crop=64").stdout)
+    assert plan["plan"]["views.short_side"] == 291, "1.3 times the crop that fits the photos"
+    call("run", photos, "--tags", scenes / "tags.csv", "-o", tmp_path / "run", "views.short_side=80", *TINY)
+    assert Image.open(next((tmp_path / "run" / "masks").glob("*.png"))).size == (480, 384)
+    result = tagmask.load(tmp_path / "run").predict(next(photos.iterdir()))
+    assert result.labels.shape == (384, 480) and result.scores.shape[1:] == (80, 100)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(scenes: Path, tmp_path: Path) -> None:
+    words = ["-m", "tagmask", "run", scenes, "--masks", scenes / "masks", "-o", tmp_path / "run", *SPLITS, *TINY]
+    ran = subprocess.run([sys.executable, *map(str, words), "train.devices=2"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert RunFolder(tmp_path / "run").log()[-1]["step"] == 4
+    assert (tmp_path / "run" / "report.html").is_file()

@@ -103,7 +103,10 @@ class Page(HTMLParser):
 
 def full_page(tmp_path) -> str:
     panels = [full_panel(i, i / 10) for i in range(9)]
-    metrics = {"scores": scores(), "classification": {"map": 0.875, "per_class": {"cat": 0.9, "dog $x$": None}}}
+    metrics = {
+        "scores": scores(),
+        "classification": {"split": "val", "map": 0.875, "per_class": {"cat": 0.9, "dog $x$": None}},
+    }
     environment = {"torch": "2.11", "device": {"name": "cpu <two cores>"}}
     path = write_report(tmp_path, panels, metrics, LOG, "seed: 7 # <script>", environment, FINGERPRINT, "A & <B>")
     assert path == tmp_path / "report.html" and list(tmp_path.iterdir()) == [path]

@@ -21,6 +21,7 @@ set:
   - encoder.weights=none
   - views.crop=64
   - train.steps=2
+  - train.warmup=1
   - train.batch_size=4
   - train.workers=0
   - train.accelerator=cpu
@@ -35,7 +36,7 @@ columns:
   - {title: val, split: val, score: cam}
   - {title: test, split: test, score: segmenter}
 rows:
-  - {name: first, set: ["method.head_options={hidden: 8}"], label: true, printed: {test: 61.5}}
+  - {name: first, set: ["method.head_options={hidden: 8}", method.warmup=1], label: true, printed: {test: 61.5}}
   - {name: second, set: [method.name=supervised, "method.head_options={hidden: 8}"], masks_from: first, seeds: [1]}
 """
 
@@ -69,7 +70,8 @@ def test_runs_resumes_and_renders(table: str, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(workflow, "train", never)
     assert reproduce(table, data, out)["markdown"] == summary["markdown"]
-    with pytest.raises(ConfigError, match="another configuration"):
+    assert reproduce(table, data, out, rows=["second"])["markdown"] == summary["markdown"], "other rows stay"
+    with pytest.raises(ConfigError, match="other settings: train.lr differ"):
         reproduce(table, data, out, ["train.lr=0.5"])
 
 
@@ -90,6 +92,8 @@ def test_half_finished_tables_are_rendered(table: str) -> None:
         (("name: second", "name: first"), "two rows"),
         (("masks_from: first", "masks_from: third"), "no row before it"),
         (("columns:", "colums:"), "not a valid table"),
+        (("score: segmenter", "score: segmentr"), "unknown score 'segmentr'.*'segmenter'"),
+        (("label: true, ", ""), "writes no masks"),
         (("title: tiny", "title: [tiny"), "not a valid table"),
     ],
 )

@@ -15,7 +15,7 @@ from tagmask import workflow
 from tagmask.config import MethodConfig, RunConfig
 from tagmask.data import open_data
 from tagmask.errors import ConfigError, TrainingError
-from tagmask.methods import Method
+from tagmask.methods import Method, build_method
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, Trained, load_model, rate, train_method
 from tagmask.training.checkpoint import checkpoints
@@ -73,7 +73,7 @@ def configure(tmp_path: Path, method: dict[str, Any] | None = None, **train: Any
 
 def run(config: RunConfig, out: Path, resume: bool = False, evaluate: Any = None) -> tuple[Toy, RunFolder, Trained]:
     collection = open_data(config.data)
-    method = METHODS.get(config.method.name)(config.method, workflow.build_method(config, 6).encoder, 6)
+    method = build_method(config, len(collection.classes))
     folder = RunFolder(out)
     done = train_method(method, config, collection.split("train"), collection.classes, folder, resume, evaluate)
     return method, folder, done
@@ -116,6 +116,24 @@ def test_non_finite_stops_with_the_ids_and_leaves_the_weights_alone(tmp_path: Pa
     assert saved["step"] == 2 and torch.isfinite(saved["method"]["weight"])
 
 
+def test_gradients_are_checked_without_clipping_too(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="gradient at step 0 is not finite"):
+        run(configure(tmp_path, {"fail": "gradient"}, clip=None), tmp_path / "run")
+
+
+def test_half_precision_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        run(configure(tmp_path, precision="fp16"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("section", ["train", "method"])
+def test_a_warm_up_as_long_as_the_training_is_refused(tmp_path: Path, section: str) -> None:
+    config = tiny({"name": "baseline", "warmup": 2}, train={"steps": 4})
+    getattr(config, section).warmup = 4
+    with pytest.raises(ConfigError, match=f"{section}.warmup is 4.*only 4 steps"):
+        workflow.train(config, tmp_path / "run")
+
+
 def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="batch_size=4.*views.crop=64.*accumulate"):
         run(configure(tmp_path, {"fail": "memory"}), tmp_path / "run")
@@ -155,7 +173,9 @@ def test_log_after_resume_holds_each_step_once(tmp_path: Path) -> None:
         run(config, tmp_path / "run")
     healthy = configure(tmp_path, steps=5)
     _, folder, done = run(healthy, tmp_path / "run", resume=True)
-    assert [r["step"] for r in folder.log()] == [1, 2, 3, 4, 5] and done.steps == 3
+    assert [r["step"] for r in folder.log()] == [1, 2, 3, 4, 5]
+    seconds = [r["seconds"] for r in folder.log()]
+    assert seconds == sorted(seconds) and done.seconds >= seconds[-1] - 0.01, "time before the break counts"
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -10,14 +10,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tagmask import workflow
+from tagmask import comm
 from tagmask.config import RunConfig, load_config, parse_overrides, read_yaml
-from tagmask.data import print_fingerprint
+from tagmask.data import Collection, Item, print_fingerprint
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
-from tagmask.plan import Choice, as_mapping, choose
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, write_json
+from tagmask.workflow.plan import Choice, as_mapping, choose
+from tagmask.workflow.report_run import report
+from tagmask.workflow.runs import default_device, prepare
+from tagmask.workflow.score_run import evaluate
+from tagmask.workflow.train_run import check_free, resumed, train
+from tagmask.workflow.use_run import label, predict
 
 
 def run(
@@ -37,54 +42,58 @@ def run(
     folder = RunFolder(out)
     minutes: dict[str, float] = {}
     clock = _Clock(minutes)
-    base = load_config(*configs, values, overrides=overrides)
+    if not dry_run:
+        check_free(folder, resume)
+    going_on = resume and folder.config_file.is_file()
+    base = (
+        resumed(folder, configs, values, overrides) if going_on else load_config(*configs, values, overrides=overrides)
+    )
     with clock("check"):
-        collection, found = workflow.prepare(base, None if dry_run else folder)
-    given = _given(configs, values, overrides)
-    choices = [c for c in choose(found, workflow.default_device(base)) if not _is_set(given, c.key)]
-    choices = [c for c in choices if _fits(c, given)]
-    config = load_config(as_mapping(choices), *configs, values, overrides=overrides)
-    if resume and folder.config_file.is_file():
-        config = folder.config()
+        collection, found = prepare(base, None if dry_run else folder)
+    given = [*(read_yaml(c) for c in configs), values, parse_overrides(overrides)]
+    device = default_device(base)
+    choices = [] if going_on else [c for c in choose(found, device) if not _is_set(given, c.key) and _fits(c, given)]
+    config = base if going_on else load_config(as_mapping(choices), *configs, values, overrides=overrides)
     if console is not None:
         print_fingerprint(found, console)
         _print_plan(config, choices, console)
     if dry_run:
         return {"plan": {c.key: c.value for c in choices}, "config": config.model_dump(mode="json")}
     with clock("train"):
-        trained = workflow.train(config, out, resume=resume, prepared=(collection, found), console=console)
-    splits = [s for s in ("train", "val") if collection.splits.get(s)] or ["all"]
+        trained = train(config, out, resume=resume, prepared=(collection, found), console=console)
+    if comm.rank() > 0:  # of several processes, the first one does the rest
+        return {"run": str(out)}
+    splits = [s for s in ("train", "val") if collection.splits.get(s)]
     with clock("label"):
-        labelled = workflow.label(out, "+".join(splits), overwrite=not resume, console=console)
-        unlabelled = [item.image for item in collection.split("all") if item.tags is None]
-        if unlabelled and callable(getattr(METHODS.get(config.method.name), "segment", None)):
-            workflow.predict(out, unlabelled, folder.path / "predictions", overwrite=not resume, console=console)
+        labelled = [label(out, "+".join(splits), overwrite=not resume, console=console)]
+        unlabelled = [item for item in collection.split("all") if item.tags is None]
+        if unlabelled and METHODS.get(config.method.name).has_segmenter:
+            labelled.append(
+                predict(out, unlabelled, folder.path / "predictions", overwrite=not resume, console=console)
+            )
     scores: list[dict[str, Any]] = []
     with clock("evaluate"):
         # val before the others: it gives the CAM threshold that they are also scored at.
         for split in ("val", "train", "test"):
-            if collection.splits.get(split):
-                scores += workflow.evaluate(out, split, console=console, need_masks=False)
+            if any(i.tags is not None or i.mask is not None for i in _items(collection, split)):
+                scores += evaluate(out, split, console=console)
     with clock("report"):
-        page = workflow.report(out)
+        page = report(out)
     write_json(folder.path / "minutes.json", minutes)
-    if console is not None:
-        if scores:
-            print_scores(scores, console)
-        spent = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items())
-        console.print(f"minutes: {spent}; in all {sum(minutes.values()):.1f}", highlight=False)
-        for name, place in [("masks", folder.masks), ("model", folder.model), ("report", page)]:
-            console.print(f"{name}: {place}", highlight=False)
-    return {
+    summary = {
         "run": str(out),
         "minutes": minutes,
         "data_share": trained.data_share,
-        "masks": labelled.summary(),
+        "masks": labelled[0].summary(),
+        "predictions": labelled[1].summary() if len(labelled) > 1 else None,
         "scores": scores,
         "classification": folder.metrics().get("classification"),
         "report": str(page),
         "model": str(folder.model),
     }
+    if console is not None:
+        _print_summary(summary, console)
+    return summary
 
 
 def demo(out: str | Path, overrides: Sequence[str] = (), console: Console | None = None) -> dict[str, Any]:
@@ -104,7 +113,7 @@ def demo(out: str | Path, overrides: Sequence[str] = (), console: Console | None
     found = {(s["name"], s["protocol"]["split"]): s for s in result["scores"]}
     table = Table("masks", "at test", "mIoU", title="Learned from tags alone, compared with the true masks")
     rows = []
-    for title, used, name, split in wanted:
+    for title, used, name, split in [row for row in wanted if (row[2], row[3]) in found]:
         miou = found[name, split]["miou"]
         rows.append({"masks": title, "at test": used, "split": split, "miou": miou})
         table.add_row(title, used, percent(miou))
@@ -131,10 +140,6 @@ class _Clock:
         self.minutes[self.name] = round((time.perf_counter() - self.began) / 60, 3)
 
 
-def _given(configs: Sequence[str | Path], values: Mapping[str, Any], overrides: Sequence[str]) -> list[Mapping]:
-    return [*(read_yaml(c) for c in configs), values, parse_overrides(overrides)]
-
-
 def _is_set(given: list[Mapping], key: str) -> bool:
     section, name = key.split(".")
     return any(name in (g.get(section) or {}) for g in given)
@@ -146,7 +151,39 @@ def _fits(choice: Choice, given: list[Mapping]) -> bool:
     return not choice.key.startswith("method.") or named[-1:] in ([], ["baseline"])
 
 
+def _items(collection: Collection, split: str) -> list[Item]:
+    return collection.split(split) if collection.splits.get(split) else []
+
+
+def _print_summary(summary: dict[str, Any], console: Console) -> None:
+    if summary["scores"]:
+        print_scores(summary["scores"], console)
+    print_classification(summary["classification"], console)
+    for made in (summary["masks"], summary["predictions"]):
+        for failure in made["failed"] if made else ():
+            console.print(f"left out: {failure['why']}", style="red", markup=False, highlight=False)
+    minutes = summary["minutes"]
+    spent = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items())
+    console.print(f"minutes: {spent}; in all {sum(minutes.values()):.1f}", highlight=False)
+    for name, place in [
+        ("masks", summary["masks"]["folder"]),
+        ("model", summary["model"]),
+        ("report", summary["report"]),
+    ]:
+        console.print(f"{name}: {place}", markup=False, highlight=False)
+
+
+def print_classification(found: Mapping[str, Any] | None, console: Console) -> None:
+    """One line a split: mean average precision of the classifier against the tags."""
+    for split, entry in (found or {}).items():
+        if entry["map"] is not None:
+            line = f"classifier on {split}: {percent(entry['map'])} % mAP against the tags of {entry['images']} photos"
+            console.print(line, highlight=False)
+
+
 def _print_plan(config: RunConfig, choices: list[Choice], console: Console) -> None:
+    if not choices:
+        return
     table = Table("setting", "value", "because", title="Plan", title_justify="left")
     for choice in choices:
         table.add_row(choice.key, str(choice.value), choice.why)

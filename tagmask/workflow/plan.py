@@ -36,21 +36,30 @@ def choose(found: Mapping[str, Any], device: torch.device) -> list[Choice]:
     steps = max(230, min(most, round(epochs * images / batch)))
     warmup = round(steps * 50 / 230)
     machine = "a GPU" if gpu else "a CPU"
+    limit = round(1.3 * crop)
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
         Choice("views.scale", [0.7, 1.4], "few steps: less variation than the papers' long schedules"),
         Choice("train.batch_size", batch, f"{images} tagged photos to train on"),
         Choice("train.steps", steps, f"about {steps * batch / max(images, 1):.0f} passes over the photos"),
-        Choice("train.lr", 1e-4, "for schedules of hundreds of steps"),
+        Choice("train.optimizer", "sgd", "learns in hundreds of steps what AdamW needs thousands for"),
+        Choice("train.lr", 0.01, "with SGD, decaying"),
+        Choice("train.weight_decay", 5e-4, "with SGD"),
         Choice("train.warmup", max(1, steps // 20), "a twentieth of the steps"),
         Choice("train.power", 0.9, "polynomial decay"),
+        Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
         Choice("encoder.name", "resnet50", "runs everywhere; any other with --encoder"),
         Choice("method.name", "baseline", "--method picks another"),
         Choice("method.warmup", warmup, "classification only, before its CAMs teach the segmenter"),
+        Choice("method.pooling", "avg", "max pooling learns too slowly for short schedules"),
+        Choice("method.high", 0.3, "CAM above which a pixel teaches its class"),
+        Choice("method.low", 0.15, "CAM up to which it teaches background"),
         Choice("method.cam_scales", [1.0], "one scale and its flip in training; more when labelling"),
         Choice("method.weight_seg", 1.0, "short schedules need the full weight"),
         Choice("method.gate", 0.1, "do not trust a tag whose object was cropped out"),
     ]
+    if short > limit:
+        choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
     if fast_bf16(device):
         choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
     return choices

@@ -1,0 +1,165 @@
+"""``tagmask evaluate``: a run against true masks, every score with the protocol that it was made by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from tagmask.config import LabelConfig, RunConfig
+from tagmask.data import Collection
+from tagmask.data.collection import hash_ids
+from tagmask.errors import ConfigError, DataError
+from tagmask.evaluate import Protocol, average_precision
+from tagmask.methods import Method
+from tagmask.training import RunFolder, read_json, write_json
+from tagmask.workflow.runs import open_run, reopen
+from tagmask.workflow.scoring import AT_VAL, SCORES, Scorer
+
+
+def evaluate(
+    run: str | Path,
+    split: str | None = None,
+    what: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Score a run on a split and enter the scores into its metrics.json.
+
+    split: 'test' where there is one, else 'val'. what: names of SCORES; by default the CAMs and masks, which use
+    tags, on 'train', and the segmenter without tags elsewhere (on 'val' both). Splits other than 'val' are scored at
+    the CAM threshold that was found best on 'val', too, once 'val' has been scored in the same way.
+    Where nothing has a true mask, only the classifier's mean average precision is entered, and the list is empty.
+    Raises DataError when there is nothing to compare with.
+    """
+    folder, config, method = open_run(run, overrides)
+    collection = reopen(folder, config)
+    split = split or ("test" if collection.splits.get("test") else "val")
+    items = collection.split(split)
+    for name in what or ():
+        if name not in SCORES:
+            raise ConfigError(f"'{name}' is not a score. There are: {', '.join(SCORES)}.")
+    have_masks = any(item.mask is not None for item in items)
+    if not have_masks and (what or not any(item.tags is not None for item in items)):
+        raise DataError(f"{collection.root}: split '{split}' has no true masks to compare with; set data.masks.")
+    names = list(what) if what else default_scores(method, split, folder) if have_masks else []
+    val_threshold = None if split == "val" else _val_threshold(folder, config.label)
+    began = time.perf_counter()
+    scorer = Scorer(method, config, collection, names, val_threshold, folder.masks)
+    console = console or Console(stderr=True)
+    for item in track(items, description="score", console=console, disable=not console.is_terminal):
+        scorer.add(item)
+    minutes = (time.perf_counter() - began) / 60
+    results = []
+    for name, stream in scorer.streams.items():
+        if not stream.per_image:
+            raise DataError(f"{collection.root}: no photo of '{split}' has both tags and a true mask for '{name}'.")
+        result = stream.result(
+            name,
+            collection.classes,
+            _protocol(name, split, collection, list(stream.per_image), config, method, scorer, folder),
+            curve=scorer.curve if name == "cam" else None,
+            bootstrap=config.evaluate.bootstrap,
+            without=config.evaluate.without,
+            seed=config.seed,
+        )
+        result["minutes"] = round(minutes, 2)
+        folder.add_score(result)
+        results.append(result)
+    _add_classification(folder, split, collection.classes, scorer)
+    return results
+
+
+def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
+    """What ``evaluate`` scores when not told: with tags on 'train' and 'val', without on any split but 'train'."""
+    names: list[str] = []
+    if split in ("train", "val") and method.has_cams:
+        names += ["cam", "refined"]
+    if split == "train" and (folder.masks / "classes.json").is_file():
+        names.append("masks")
+    if split != "train" and method.has_segmenter:
+        names.append("segmenter")
+    return names or ["segmenter+tags" if method.has_segmenter else "cam"]
+
+
+def _val_threshold(folder: RunFolder, label: LabelConfig) -> float | None:
+    """The peak of the CAM curve on 'val', if its CAMs were made in the same way."""
+    for score in reversed(folder.metrics()["scores"]):
+        protocol = score["protocol"]
+        same = (protocol["scales"], protocol["flip"]) == (label.cam_scales, label.cam_flip)
+        if score["name"] == "cam" and protocol["split"] == "val" and same:
+            return score["curve"]["peak"]["threshold"]
+    return None
+
+
+def _protocol(
+    name: str,
+    split: str,
+    collection: Collection,
+    scored: list[str],
+    config: RunConfig,
+    method: Method,
+    scorer: Scorer,
+    folder: RunFolder,
+) -> Protocol:
+    cfg, source = config.label, scorer.inference.source
+    if name == "masks":
+        # Of how the files were made, not of what the configuration says today.
+        made = read_json(folder.masks / "classes.json")
+        cfg, source = LabelConfig.model_validate(made["label"]), made["source"]
+    from_cam = name in ("cam", AT_VAL, "refined") or (name == "masks" and source == "cam")
+    threshold = scorer.val_threshold if name == AT_VAL else cfg.threshold
+    sides = [scorer.inference.tile_side(size) for size in scorer.sizes]
+    delivered = name in ("masks", "segmenter", "segmenter+tags")
+    first = collection.item(scored[0])
+    return Protocol(
+        split=split,
+        split_hash=hash_ids(scored),
+        images=len(scored),
+        truth=f"{collection.source}:{first.mask.parent.name if first.mask else ''}",
+        tags_at_test=name != "segmenter",
+        left_out=scorer.untagged if name != "segmenter" else 0,
+        supervision=_supervision(config, method),
+        threshold=threshold if from_cam else None,
+        threshold_source=("best on val" if name == AT_VAL else "fixed") if from_cam else "none",
+        unsure=_unsure(cfg, from_cam) if delivered else None,
+        scales=cfg.cam_scales if from_cam else cfg.scales,
+        flip=cfg.cam_flip if from_cam else cfg.flip,
+        merge="sum" if from_cam else cfg.merge,
+        refine=cfg.refine if name == "refined" or (name == "masks" and from_cam) else "none",
+        tile=None if from_cam else max((side for side in sides if side), default=None),
+        seed=config.seed,
+        weights=method.encoder.weights_origin,
+        method=config.method.name,
+        encoder=config.encoder.name,
+    )
+
+
+def _unsure(cfg: LabelConfig, from_cam: bool) -> tuple[float, float] | float | None:
+    if from_cam:
+        return None if cfg.high is None or cfg.low is None else (cfg.high, cfg.low)
+    return cfg.unsure or None
+
+
+def _supervision(config: RunConfig, method: Method) -> str:
+    if not method.reads_masks:
+        return "tags"
+    return "true masks" if config.data.train_masks is None else f"masks of {config.data.train_masks}"
+
+
+def _add_classification(folder: RunFolder, split: str, classes: list[str], scorer: Scorer) -> None:
+    """Mean average precision of the class scores against the tags, by split."""
+    if not scorer.class_scores:
+        return
+    precision = average_precision(torch.stack(scorer.class_scores), torch.stack(scorer.tags))
+    known = {c: float(p) for c, p in zip(classes, precision, strict=True) if p == p}
+    metrics = folder.metrics()
+    mean = sum(known.values()) / len(known) if known else None
+    entry = {"split": split, "images": len(scorer.tags), "map": mean, "per_class": known}
+    metrics["classification"] = metrics.get("classification", {}) | {split: entry}
+    write_json(folder.metrics_file, metrics)

@@ -1,0 +1,162 @@
+"""``tagmask train``: everything around the loop, from data to a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from tagmask.config import RunConfig, load_config
+from tagmask.data import Collection, Item
+from tagmask.errors import ConfigError, DataError, nearest
+from tagmask.label import Inference
+from tagmask.methods import Method, build_method
+from tagmask.registry import METHODS
+from tagmask.training import RunFolder, Trained, read_json, train_method
+from tagmask.training.checkpoint import checkpoints
+from tagmask.workflow.runs import prepare
+from tagmask.workflow.scoring import Scorer
+
+FREE = {
+    "workers",
+    "accelerator",
+    "devices",
+    "nodes",
+    "strategy",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "tensorboard",
+}
+"""Fields of ``train`` that change how a run is computed or logged, not what comes out."""
+
+
+def train(
+    config: RunConfig,
+    out: str | Path,
+    resume: bool = False,
+    prepared: tuple[Collection, dict[str, Any]] | None = None,
+    console: Console | None = None,
+) -> Trained:
+    """Train ``config``'s method on the 'train' split into the run folder ``out``. Raises TagmaskError.
+
+    resume: go on from the newest checkpoint in ``out``; the configuration must be that of the run (see ``resumed``).
+    """
+    folder = RunFolder(out)
+    check_free(folder, resume)
+    check_schedule(config)
+    collection, _ = prepared or prepare(config, folder)
+    items, without = training_items(config, collection)
+    if without:
+        (console or Console(stderr=True)).print(f"{without} training photos have no mask and are left out.")
+    torch.manual_seed(config.seed)
+    method = build_method(config, len(collection.classes))
+    check_use(method, config, collection.classes)
+    folder.create(config)
+    watched = [item for item in _split(collection, "val") if item.mask is not None]
+    name = "segmenter" if method.has_segmenter else "cam" if method.has_cams else None
+
+    def evaluate_now(current: Method, step: int) -> dict[str, float]:
+        scorer = Scorer(current, config, collection, [str(name)])
+        for item in watched:
+            scorer.add(item)
+        return {f"val/{name}": scorer.streams[str(name)].confusion.miou()}
+
+    return train_method(
+        method,
+        config,
+        items,
+        collection.classes,
+        folder,
+        resume=resume,
+        evaluate=evaluate_now if watched and name else None,
+        colour_map=collection.colour_map,
+        console=console,
+    )
+
+
+def check_free(folder: RunFolder, resume: bool) -> None:
+    """Raise ConfigError when the folder holds a run and this is no resume: nothing is overwritten."""
+    if not resume and (checkpoints(folder.checkpoints) or folder.model.is_dir()):
+        raise ConfigError(
+            f"{folder.path}: holds a run already. Use --resume to go on with it, or choose another folder (--out)."
+        )
+
+
+def check_schedule(config: RunConfig) -> None:
+    """Raise ConfigError when a warm-up is as long as the training: what it delays would never happen."""
+    steps = config.train.steps
+    phases = {"train.warmup": config.train.warmup, "method.warmup": getattr(config.method, "warmup", 0)}
+    for key, length in phases.items():
+        if length and length >= steps:
+            raise ConfigError(
+                f"{key} is {length}, but there are only {steps} steps: set {key}={max(1, steps // 5)}, "
+                "or raise train.steps."
+            )
+
+
+def check_use(method: Method, config: RunConfig, classes: Sequence[str]) -> None:
+    """Raise ConfigError for settings of labelling and scoring that would fail only after training."""
+    if method.has_cams or method.has_segmenter:
+        Inference(method, config)
+    for name in config.evaluate.without:
+        if name not in classes:
+            raise ConfigError(f"evaluate.without names the unknown class '{name}'.{nearest(name, classes)}")
+
+
+def training_items(config: RunConfig, collection: Collection) -> tuple[list[Item], int]:
+    """Items of the 'train' split, with the masks of ``data.train_masks`` where that is set.
+
+    Also the number that a mask-reading method leaves out for want of a mask. Raises DataError when nothing is left,
+    or when those masks were made for other classes.
+    """
+    items = collection.split("train")
+    if not METHODS.get(config.method.name).reads_masks:
+        if not items:
+            raise DataError(f"{collection.root}: the split 'train' has no tagged image.")
+        return items, 0
+    folder = config.data.train_masks
+    if folder is not None:
+        named = folder / "classes.json"
+        if named.is_file() and read_json(named)["classes"][1:] != collection.classes:
+            raise DataError(f"{named}: these masks are of other classes than the data set's.")
+        made = [replace(item, mask=folder / f"{item.id}.png") for item in items]
+        items = [item if item.mask and item.mask.is_file() else replace(item, mask=None) for item in made]
+    found = [item for item in items if item.mask is not None]
+    if not found:
+        where = folder or collection.root
+        raise DataError(f"{where}: no masks of training photos, and '{config.method.name}' learns from masks.")
+    return found, len(items) - len(found)
+
+
+def resumed(
+    folder: RunFolder, configs: Sequence[str | Path], values: Mapping[str, Any], overrides: Sequence[str]
+) -> RunConfig:
+    """The saved configuration of a run to go on with. Raises ConfigError for settings given now that differ from it.
+
+    Settings that do not change the result (devices, workers, logging) may differ and are taken.
+    """
+    saved = folder.config().model_dump(mode="json")
+    wanted = load_config(saved, *configs, values, overrides=overrides)
+    now = wanted.model_dump(mode="json")
+    differing = [
+        f"{section}.{key}"
+        for section, fields in saved.items()
+        if isinstance(fields, dict)
+        for key, value in fields.items()
+        if now[section].get(key) != value
+        and not (section == "train" and key in FREE)
+        and (section, key) != ("data", "root")
+    ]
+    if differing or now["seed"] != saved["seed"] or now["method"]["name"] != saved["method"]["name"]:
+        what = ", ".join(differing) or "seed"
+        raise ConfigError(f"{folder.path}: holds a run with other settings: {what} differ. Use another folder (--out).")
+    return wanted
+
+
+def _split(collection: Collection, name: str) -> list[Item]:
+    return collection.split(name) if collection.splits.get(name) else []
