@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from tagmask.data import read_image, read_mask
-from tagmask.label import Inference, tag_vector
+from tagmask.data import read_image, read_mask, tag_vector
+from tagmask.label import Inference
 from tagmask.report import heat, overlay
 from tagmask.workflow import open_run, reopen
 

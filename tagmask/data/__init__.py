@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tagmask.data.collection import Collection, ColourMap, Item, Problem
+from tagmask.data.collection import Collection, ColourMap, Item, Problem, tag_vector
 from tagmask.data.demo import write_demo
 from tagmask.data.fingerprint import clean, fingerprint, print_fingerprint
-from tagmask.data.loader import SampleSet, TrainLoader, eval_loader
+from tagmask.data.loader import SampleSet, TrainLoader, read_ahead
 from tagmask.data.opening import open_data
 from tagmask.data.reading import palette, read_colour_map, read_image, read_mask, write_mask
 from tagmask.data.views import TrainViews, make_affine, warp
@@ -19,15 +19,16 @@ __all__ = [
     "TrainLoader",
     "TrainViews",
     "clean",
-    "eval_loader",
     "fingerprint",
     "make_affine",
     "open_data",
     "palette",
     "print_fingerprint",
+    "read_ahead",
     "read_colour_map",
     "read_image",
     "read_mask",
+    "tag_vector",
     "warp",
     "write_demo",
     "write_mask",

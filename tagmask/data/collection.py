@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from tagmask.errors import DataError, nearest
 
 ColourMap = dict[tuple[int, int, int], int]
@@ -91,6 +94,13 @@ class Collection:
     def split_hash(self, name: str) -> str:
         """First 12 hex digits of the SHA-256 of the split's sorted ids: the same photos give the same hash."""
         return hash_ids(item.id for item in self.split(name))
+
+
+def tag_vector(tags: Iterable[int], classes: int) -> Tensor:
+    """(C,) float of 0/1 from class indices."""
+    vector = torch.zeros(classes)
+    vector[list(tags)] = 1
+    return vector
 
 
 def hash_ids(ids: Iterable[str]) -> str:

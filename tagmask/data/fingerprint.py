@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tagmask.data.collection import Collection, ColourMap, Item, Problem
@@ -121,7 +122,9 @@ def mask_warnings(histogram: Mapping[int, int], classes: int) -> list[str]:
 def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
     """Print a fingerprint as tables, then its warnings and the first of the files that were skipped."""
     counts, sizes = fp["counts"], fp["sizes"]
-    console.print(f"[bold]{fp['root']}[/bold] (source {fp['source']}, digest {fp['digest'][:12]})", highlight=False)
+    console.print(
+        f"[bold]{escape(fp['root'])}[/bold] (source {fp['source']}, digest {fp['digest'][:12]})", highlight=False
+    )
     console.print(
         f"{counts['images']} images: {counts['labelled']} with tags ({counts['empty']} with none of the classes), "
         f"{counts['unlabelled']} unlabelled, {counts['unreadable']} unreadable; {counts['masks']} masks."
@@ -137,17 +140,20 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
     for i, (name, count) in enumerate(fp["tags"].items()):
         row = [0 if j == i else n for j, n in enumerate(fp["cooccurrence"][i])]
         top = max(range(len(row)), key=row.__getitem__)
-        table.add_row(name, str(count), f"{fp['classes'][top]} ({row[top]})" if row[top] else "")
+        with_it = f"{escape(fp['classes'][top])} ({row[top]})" if row[top] else ""
+        table.add_row(escape(name), str(count), with_it)
     console.print(table)
     if fp["masks"]["values"]:
-        names = {"0": "background", "255": "ignore"} | {str(i + 1): name for i, name in enumerate(fp["classes"])}
+        names = {"0": "background", "255": "ignore"} | {
+            str(i + 1): escape(name) for i, name in enumerate(fp["classes"])
+        }
         total = sum(fp["masks"]["values"].values())
         table = Table("value", "meaning", "share of pixels", title="Masks")
         for value, count in fp["masks"]["values"].items():
             table.add_row(value, names.get(value, "[red]no class[/red]"), f"{count / total:.1%}")
         console.print(table)
     for warning in (*fp["warnings"], *fp["masks"]["warnings"]):
-        console.print(f"[yellow]Warning:[/yellow] {warning}")
+        console.print(f"[yellow]Warning:[/yellow] {escape(warning)}")
     if fp["unlabelled"]:
         more = " …" if len(fp["unlabelled"]) > SHOWN else ""
         console.print(f"[bold]Unlabelled: {len(fp['unlabelled'])}[/bold]")

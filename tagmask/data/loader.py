@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tagmask.data.collection import ColourMap, Item
+from tagmask.data.collection import ColourMap, Item, tag_vector
 from tagmask.data.reading import read_image, read_mask
 from tagmask.data.views import TrainViews
 from tagmask.errors import DataError
@@ -47,8 +47,7 @@ class SampleSet(Dataset):
             check_size(item, image, mask)
         tags = None
         if item.tags is not None:
-            tags = torch.zeros(self.C)
-            tags[list(item.tags)] = 1
+            tags = tag_vector(item.tags, self.C)
         return Sample(image.float() / 255, tags, mask, item.id)
 
 
@@ -179,25 +178,29 @@ class TrainLoader:
             raise DataError(error)
 
 
-def eval_loader(
-    items: Sequence[Item], C: int, workers: int = 2, masks: bool = False, colour_map: ColourMap | None = None
-) -> Iterator[Sample]:
-    """Samples in order, one at a time at their own size, read ahead by ``workers`` threads (0: read when asked for).
+def read_ahead(items: Sequence[Item], workers: int = 2) -> Iterator[tuple[Item, Tensor | DataError]]:
+    """Items with their photos, uint8 (3,H,W), in order, decoded ahead by ``workers`` threads (0: when asked for).
 
-    Pillow decodes outside Python's lock, so threads suffice. Raises DataError as ``SampleSet``.
+    Pillow decodes outside Python's lock, so threads suffice. A photo that cannot be read comes as its DataError.
     """
-    samples = SampleSet(items, C, masks, colour_map)
+
+    def read(item: Item) -> tuple[Item, Tensor | DataError]:
+        try:
+            return item, read_image(item.image)
+        except DataError as error:
+            return item, error
+
     if workers == 0:
-        yield from (samples[i] for i in range(len(samples)))
+        yield from map(read, items)
         return
     with ThreadPoolExecutor(workers) as pool:
-        positions = iter(range(len(samples)))
-        waiting = deque(pool.submit(samples.__getitem__, i) for i in islice(positions, 2 * workers))
+        rest = iter(items)
+        waiting = deque(pool.submit(read, item) for item in islice(rest, 2 * workers))
         try:
             while waiting:
-                sample = waiting.popleft().result()
-                waiting.extend(pool.submit(samples.__getitem__, i) for i in islice(positions, 1))
-                yield sample
+                found = waiting.popleft().result()
+                waiting.extend(pool.submit(read, item) for item in islice(rest, 1))
+                yield found
         finally:
             for future in waiting:
                 future.cancel()

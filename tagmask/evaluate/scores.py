@@ -184,7 +184,7 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
     if left_out:
         columns.append(escape(f"without {', '.join(left_out)}"))
     if any(s.get("curve") for s in scores):
-        columns.append("curve's peak")
+        columns.append("best on this split")
     for column in columns:
         table.add_column(column, justify="right")
     for s in scores:
@@ -194,7 +194,9 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
             "95 %": f"{percent(interval['low'])}–{percent(interval['high'])}" if interval else "–",
             "strict": percent(s["miou_strict"]),
             "coverage": percent(s["coverage"]),
-            "curve's peak": f"{percent(curve['peak']['miou'])} at {curve['peak']['threshold']:g}" if curve else "–",
+            "best on this split": f"{percent(curve['peak']['miou'])} at {curve['peak']['threshold']:g}"
+            if curve
+            else "–",
         }
         names = (escape(s["name"]), escape(s["protocol"]["split"]))
         table.add_row(*names, *(cells.get(column, percent(s.get("miou_without"))) for column in columns))

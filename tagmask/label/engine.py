@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 
-from tagmask.data import Item, read_image, write_mask
+from tagmask.data import Item, read_ahead, tag_vector, write_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.label.infer import Inference
 from tagmask.training.folder import read_json, write_json
@@ -40,13 +39,6 @@ class Labelled:
             "unsure_share": round(self.unsure, 4),
             "failed": [{"file": f, "why": w} for f, w in self.failed],
         }
-
-
-def tag_vector(tags: tuple[int, ...], classes: int) -> torch.Tensor:
-    """(C,) float of 0/1 from class indices."""
-    vector = torch.zeros(classes)
-    vector[list(tags)] = 1
-    return vector
 
 
 def write_masks(
@@ -90,14 +82,14 @@ def write_masks(
     write_json(note, made)
     result = Labelled(folder)
     pixels = unsure = 0
-    for item, path in _shown(items, folder, console):
-        if path.is_file() and not overwrite:
-            result.skipped += 1
-            continue
-        try:
-            photo = read_image(item.image)
-        except DataError as error:
-            result.failed.append((str(item.image), str(error)))
+    todo = [item for item in items if overwrite or not (folder / f"{item.id}.png").is_file()]
+    result.skipped = len(items) - len(todo)
+    console = console or Console(stderr=True)
+    shown = track(read_ahead(todo), "masks", len(todo), console=console, disable=not console.is_terminal)
+    for item, photo in shown:
+        path = folder / f"{item.id}.png"
+        if isinstance(photo, DataError):
+            result.failed.append((str(item.image), str(photo)))
             continue
         if with_tags:
             if item.tags is None:
@@ -115,10 +107,3 @@ def write_masks(
         unsure += int((array == 255).sum())
     result.unsure = unsure / pixels if pixels else 0.0
     return result
-
-
-def _shown(items: list[Item], folder: Path, console: Console | None) -> Iterator[tuple[Item, Path]]:
-    console = console or Console(stderr=True)
-    shown = track(items, description="masks", console=console, disable=not console.is_terminal)
-    for item in shown:
-        yield item, folder / f"{item.id}.png"

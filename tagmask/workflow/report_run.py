@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from tagmask.data import Collection, Item, read_image, read_mask
-from tagmask.label import Inference, tag_vector
+from tagmask.data import Collection, Item, read_image, read_mask, tag_vector
+from tagmask.label import Inference
 from tagmask.label.infer import best_labels
 from tagmask.report import Panel, write_report
 from tagmask.training import RunFolder, read_json

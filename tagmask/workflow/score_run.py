@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tagmask.config import LabelConfig, RunConfig
-from tagmask.data import Collection
+from tagmask.data import Collection, read_ahead
 from tagmask.data.collection import hash_ids
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import Protocol, average_precision
@@ -52,8 +52,9 @@ def evaluate(
     began = time.perf_counter()
     scorer = Scorer(method, config, collection, names, val_threshold, folder.masks)
     console = console or Console(stderr=True)
-    for item in track(items, description="score", console=console, disable=not console.is_terminal):
-        scorer.add(item)
+    shown = track(read_ahead(items), "score", len(items), console=console, disable=not console.is_terminal)
+    for item, photo in shown:
+        scorer.add(item, photo)
     minutes = (time.perf_counter() - began) / 60
     results = []
     for name, stream in scorer.streams.items():

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.config import RunConfig
-from tagmask.data import Collection, Item, read_image, read_mask
+from tagmask.data import Collection, Item, read_mask, tag_vector
 from tagmask.errors import DataError
 from tagmask.evaluate import ScoreStream, ThresholdCurve
-from tagmask.label import Inference, tag_vector
+from tagmask.label import Inference
 from tagmask.label.infer import best_labels
 from tagmask.methods import Method
 
@@ -54,12 +54,13 @@ class Scorer:
         self.class_scores: list[Tensor] = []
         self.tags: list[Tensor] = []
 
-    def add(self, item: Item) -> None:
-        """Score one photo. Without a true mask it counts for the class scores only.
+    def add(self, item: Item, photo: Tensor | DataError) -> None:
+        """Score one photo, uint8 (3,H,W), as ``read_ahead`` gives it.
 
-        A photo without tags takes part in 'segmenter' only and is counted in ``untagged``. Raises DataError.
+        Without a true mask it counts for the class scores only. A photo without tags takes part in 'segmenter' only and is counted in ``untagged``. Raises DataError.
         """
-        photo = read_image(item.image)
+        if isinstance(photo, DataError):
+            raise photo
         tags = None if item.tags is None else tag_vector(item.tags, self.classes)
         class_scores = self.inference.class_scores(photo)
         if class_scores is not None and tags is not None:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from tagmask.config import RunConfig, load_config
-from tagmask.data import Collection, Item
+from tagmask.data import Collection, Item, read_ahead
 from tagmask.errors import ConfigError, DataError, nearest
 from tagmask.label import Inference
 from tagmask.methods import Method, build_method
@@ -62,8 +62,8 @@ def train(
 
     def evaluate_now(current: Method, step: int) -> dict[str, float]:
         scorer = Scorer(current, config, collection, [str(name)])
-        for item in watched:
-            scorer.add(item)
+        for item, photo in read_ahead(watched):
+            scorer.add(item, photo)
         return {f"val/{name}": scorer.streams[str(name)].confusion.miou()}
 
     return train_method(

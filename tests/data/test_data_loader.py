@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tagmask.config import DataConfig, ViewConfig
-from tagmask.data import Item, SampleSet, TrainLoader, TrainViews, eval_loader, open_data, read_image
+from tagmask.data import Item, SampleSet, TrainLoader, TrainViews, open_data, read_ahead, read_image
 from tagmask.errors import DataError
 from tagmask.types import Batch
 
@@ -102,7 +102,6 @@ def test_masks_are_not_opened_unless_asked_for(items: list[Item], monkeypatch: p
     absent = [replace(item, mask=Path("/nonexistent") / f"{item.id}.png") for item in items]
     monkeypatch.setattr("tagmask.data.loader.read_mask", lambda *a: pytest.fail("a mask was opened"))
     assert all(batch.masks is None for batch in loader(absent, steps=3))
-    assert all(s.mask is None for s in eval_loader(absent, C, workers=2))
     monkeypatch.undo()
     with pytest.raises(DataError, match="no such mask"):
         list(loader(absent, masks=True))
@@ -134,16 +133,17 @@ def test_broken_files_give_a_plain_message(items: list[Item], tmp_path: Path, wo
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_eval_loader_keeps_order_and_size(items: list[Item], workers: int) -> None:
-    found = list(eval_loader(items, C, workers, masks=True))
-    assert [s.id for s in found] == [i.id for i in items]
-    for sample, item in zip(found, items):
-        assert torch.equal(sample.image, read_image(item.image).float() / 255)
-        assert sample.mask is not None and sample.mask.shape == sample.image.shape[-2:]
-    assert list(eval_loader([], C, workers)) == []
-    stopped = eval_loader(items, C, workers)
+def test_read_ahead_keeps_order_and_hands_over_errors(items: list[Item], workers: int) -> None:
+    broken = replace(items[1], id="broken", image=Path("/nonexistent.png"))
+    found = list(read_ahead([items[0], broken, *items[2:]], workers))
+    assert [item.id for item, _ in found] == [items[0].id, "broken", *(i.id for i in items[2:])]
+    assert isinstance(found[1][1], DataError) and "nonexistent.png" in str(found[1][1])
+    for item, photo in found[:1] + found[2:]:
+        assert torch.equal(photo, read_image(item.image))
+    assert list(read_ahead([], workers)) == []
+    stopped = read_ahead(items, workers)
     next(stopped)
-    stopped.close()  # type: ignore[attr-defined]
+    stopped.close()  # must not hang
 
 
 def test_samples_without_tags_or_mask(items: list[Item]) -> None:
