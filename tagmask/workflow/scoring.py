@@ -57,7 +57,8 @@ class Scorer:
     def add(self, item: Item, photo: Tensor | DataError) -> None:
         """Score one photo, uint8 (3,H,W), as ``read_ahead`` gives it.
 
-        Without a true mask it counts for the class scores only. A photo without tags takes part in 'segmenter' only and is counted in ``untagged``. Raises DataError.
+        Without a true mask it counts for the class scores only. A photo without tags takes part in
+        'segmenter' only and is counted in ``untagged``. Raises DataError.
         """
         if isinstance(photo, DataError):
             raise photo
