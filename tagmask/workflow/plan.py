@@ -39,12 +39,13 @@ def choose(found: Mapping[str, Any], device: torch.device) -> list[Choice]:
     limit = round(1.3 * crop)
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
-        Choice("views.scale", [0.7, 1.4], "few steps: less variation than the papers' long schedules"),
+        Choice("views.scale", [0.6, 1.6], "few steps: less variation than the papers' long schedules"),
         Choice("train.batch_size", batch, f"{images} tagged photos to train on"),
         Choice("train.steps", steps, f"about {steps * batch / max(images, 1):.0f} passes over the photos"),
         Choice("train.optimizer", "sgd", "learns in hundreds of steps what AdamW needs thousands for"),
         Choice("train.lr", 0.01, "with SGD, decaying"),
         Choice("train.weight_decay", 5e-4, "with SGD"),
+        Choice("train.ema", round(1 - 7 / steps, 4), "the running average of the weights is what is used"),
         Choice("train.warmup", max(1, steps // 20), "a twentieth of the steps"),
         Choice("train.power", 0.9, "polynomial decay"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
@@ -52,9 +53,10 @@ def choose(found: Mapping[str, Any], device: torch.device) -> list[Choice]:
         Choice("method.name", "baseline", "--method picks another"),
         Choice("method.warmup", warmup, "classification only, before its CAMs teach the segmenter"),
         Choice("method.pooling", "avg", "max pooling learns too slowly for short schedules"),
-        Choice("method.high", 0.3, "CAM above which a pixel teaches its class"),
+        Choice("method.high", 0.25, "CAM above which a pixel teaches its class"),
         Choice("method.low", 0.15, "CAM up to which it teaches background"),
         Choice("method.cam_scales", [1.0], "one scale and its flip in training; more when labelling"),
+        Choice("method.head_options", {"dilation": 2} if crop < 320 else {}, f"the head's reach on crops of {crop}"),
         Choice("method.weight_seg", 1.0, "short schedules need the full weight"),
         Choice("method.gate", 0.1, "do not trust a tag whose object was cropped out"),
     ]

@@ -1,0 +1,123 @@
+"""Inference on one photo: tiles, scales, working grid, unsure pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagmask.config import MethodConfig, RunConfig, load_config
+from tagmask.label.infer import Inference, best_labels, tile_starts
+from tagmask.methods import Method, build_method
+from tests.methods.contract import tiny
+
+CLASSES = 3
+
+
+class Pointwise(Method):
+    """Logits that depend on each pixel alone: tiles and the whole photo must agree. Kept out of the registry."""
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__(MethodConfig(name="pointwise"), build_method(tiny({"name": "baseline"}), 1).encoder, classes)
+        self.seen: list[tuple[int, ...]] = []
+
+    def segment(self, images: Tensor) -> Tensor:
+        self.seen.append(tuple(images.shape[-2:]))
+        return torch.cat([images, images.mean(1, keepdim=True)], 1) * 9
+
+    def cams(self, images: Tensor, tags: Tensor | None = None, scales: Any = None, flip: Any = None) -> Tensor:
+        self.seen.append(tuple(images.shape[-2:]))
+        return images if tags is None else images * tags[:, :, None, None]
+
+
+def config(**label: Any) -> RunConfig:
+    return load_config({"label": {"refine": "none", **label}})
+
+
+def photo(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("length,side", [(1, 8), (8, 8), (9, 8), (20, 8), (100, 32), (101, 7), (5, 1)])
+def test_tiles_cover_everything_and_overlap_by_a_quarter(length: int, side: int) -> None:
+    starts = tile_starts(length, side)
+    covered = {p for s in starts for p in range(s, min(s + side, length))}
+    assert covered == set(range(length))
+    assert starts[0] == 0 and starts[-1] == max(0, length - side)
+    assert all(b - a <= max(1, side - side // 4) for a, b in zip(starts, starts[1:], strict=False))
+
+
+def test_tiles_agree_with_the_whole_photo() -> None:
+    method = Pointwise()
+    whole = Inference(method, config()).probabilities(photo(50, 70))
+    method.seen.clear()
+    tiled = Inference(method, config(tile=24)).probabilities(photo(50, 70))
+    assert len(method.seen) == 3 * 4 and set(method.seen) == {(24, 24)}
+    torch.testing.assert_close(tiled, whole)
+
+
+def test_large_photos_are_tiled_by_themselves() -> None:
+    method = Pointwise()
+    Inference(method, config(max_side=32)).predict(photo(20, 40))
+    assert set(method.seen) == {(20, 32)}
+
+
+def test_scales_and_flip_merge_as_named() -> None:
+    image = photo(16, 12)
+    x = image[None].float() / 255
+    method = Pointwise()
+    views = []
+    for scale in (1.0, 0.5):
+        small = F.interpolate(x, size=[round(16 * scale), round(12 * scale)], mode="bilinear", align_corners=False)
+        logits = F.interpolate(method.segment(small), size=[16, 12], mode="bilinear", align_corners=False)[0]
+        views += [logits, logits]  # a pointwise method commutes with the flip
+    found = Inference(method, config(scales=[1.0, 0.5], flip=True)).probabilities(image)
+    torch.testing.assert_close(found, torch.stack(views).mean(0).softmax(0))
+    found = Inference(method, config(scales=[1.0, 0.5], flip=True, merge="max")).probabilities(image)
+    torch.testing.assert_close(found, torch.stack(views).amax(0).softmax(0))
+
+
+def test_tags_leave_the_other_classes_out_before_the_softmax() -> None:
+    inference = Inference(Pointwise(), config())
+    scores = inference.probabilities(photo(8, 8), torch.tensor([0.0, 1.0, 0.0]))
+    assert scores[1].max() == 0 and scores[3].max() == 0
+    torch.testing.assert_close(scores.sum(0), torch.ones(8, 8))
+
+
+def test_the_working_grid_is_reduced_and_labels_have_the_photos_size() -> None:
+    settings = config()
+    settings.views.short_side = 16
+    method = Pointwise()
+    inference = Inference(method, settings)
+    labels, scores = inference.predict(photo(64, 96))
+    assert method.seen == [(16, 24)] and scores.shape == (4, 16, 24) and labels.shape == (64, 96)
+    assert inference.cams(photo(10, 12), None).shape == (3, 10, 12), "small photos stay as they are"
+
+
+def test_cams_of_large_photos_are_bounded() -> None:
+    assert Inference(Pointwise(), config(max_side=32)).cams(photo(32, 64), torch.ones(3)).shape == (3, 16, 32)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (13, 11)])
+def test_best_labels_equal_the_largest_of_the_resized_scores(size: tuple[int, int]) -> None:
+    scores = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)).softmax(0)
+    full = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+    best, expected = full.max(0)
+    found = best_labels(scores, torch.zeros(3, *size), unsure=0.28)
+    assert torch.equal(found, torch.where(best < 0.28, torch.tensor(255), expected).byte())
+    assert (found == 255).any() and (found != 255).any()
+
+
+def test_labels_from_cams_use_the_threshold_and_the_tags() -> None:
+    image = photo(9, 7)
+    inference = Inference(Pointwise(), config(source="cam", threshold=0.5))
+    labels, _ = inference.labels(image, torch.tensor([1.0, 0.0, 1.0]))
+    values = image.float() / 255
+    for y in range(9):
+        for x in range(7):
+            red, blue = values[0, y, x], values[2, y, x]
+            expected = 0 if max(red, blue) <= 0.5 else 1 if red >= blue else 3
+            assert labels[y, x] == expected
