@@ -156,6 +156,14 @@ def test_average_of_weights_is_what_is_scored_and_saved(tmp_path: Path) -> None:
     assert loaded.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_average_of_weights_survives_a_resume(tmp_path: Path) -> None:
+    _, whole, _ = run(configure(tmp_path, steps=5, ema=0.5), tmp_path / "whole")
+    with pytest.raises(TrainingError):
+        run(configure(tmp_path, {"fail": "nan", "at": 3}, steps=5, ema=0.5), tmp_path / "parts")
+    _, parts, _ = run(configure(tmp_path, steps=5, ema=0.5), tmp_path / "parts", resume=True)
+    assert load_model(whole.model)[0].weight.item() == load_model(parts.model)[0].weight.item()
+
+
 def test_log_has_losses_speed_and_scores(tmp_path: Path) -> None:
     config = configure(tmp_path, steps=4, log_every=2, evaluate_every=2, tensorboard=True)
     _, folder, done = run(config, tmp_path / "run", evaluate=lambda m, step: {"val/segmenter": 0.5})
