@@ -22,7 +22,7 @@ def evaluate(
 ) -> None:
     """Score CAMs, masks and the segmenter on photos with true masks; says with each whether tags were used."""
     from tagmask import workflow
-    from tagmask.evaluate import print_scores
+    from tagmask.evaluate import print_classes, print_scores
     from tagmask.training import RunFolder
     from tagmask.workflow.pipeline import print_classification
 
@@ -31,6 +31,8 @@ def evaluate(
         common.print_json(scores)
         return
     if scores:
+        for score in scores:
+            print_classes(score, common.screen())
         print_scores(scores, common.screen())
     else:
         common.screen().print("no true masks: only the classifier can be scored")

@@ -8,7 +8,7 @@ from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.localization import Localization, localization
 from tagmask.evaluate.protocol import Protocol
 from tagmask.evaluate.ranking import average_precision, mean_average_precision
-from tagmask.evaluate.scores import ScoreStream, jsonable, print_scores, score
+from tagmask.evaluate.scores import ScoreStream, jsonable, print_classes, print_scores, score
 
 __all__ = [
     "ConfusionMatrix",
@@ -22,6 +22,7 @@ __all__ = [
     "jsonable",
     "localization",
     "mean_average_precision",
+    "print_classes",
     "print_scores",
     "score",
 ]

@@ -207,6 +207,18 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
         )
 
 
+def print_classes(score: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print IoU, precision and recall of each class of one score, in per cent; a dash for a class that is absent."""
+    console = console or Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"{escape(score['name'])}, {escape(score['protocol']['split'])}", overflow="fold")
+    for column in ("IoU", "precision", "recall"):
+        table.add_column(column, justify="right")
+    for name, found in score["per_class"].items():
+        table.add_row(escape(name), *(percent(found[key]) for key in ("iou", "precision", "recall")))
+    console.print(table)
+
+
 def percent(value: float | None) -> str:
     """A share as per cent with one decimal; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f}"

@@ -97,7 +97,7 @@ def test_evaluate_again_gives_the_same_and_prints_the_protocol(run: Path) -> Non
     scores = json.loads(call("evaluate", run, "--split", "test", "--json").stdout)
     assert {s["name"]: s["miou"] for s in scores} == before
     text = " ".join(call("evaluate", run, "--split", "test").output.split())
-    assert "no tags" in text and "seed 0" in text
+    assert "no tags" in text and "seed 0" in text and "precision recall" in text
 
 
 def test_with_tags_is_labelled_as_such(run: Path) -> None:
