@@ -130,6 +130,7 @@ class LabelConfig(Strict):
     high: float | None = Field(None, description="with low: pixels between the two become 255")
     low: float | None = None
     refine: str = Field("par", description="none, par, pamr or varm, on CAMs")
+    refine_masks: str = Field("par", description="the same on the segmenter's probabilities, where tags are given")
     scales: list[float] = Field([1.0], description="of the segmenter's test")
     flip: bool = False
     merge: Literal["mean", "max"] = Field("mean", description="of the segmenter's logits over scales and flip")

@@ -33,6 +33,7 @@ class Inference:
         self.precision = config.train.precision
         self.device = next(method.parameters()).device
         self.refiner = build_refiner(self.config.refine)
+        self.mask_refiner = build_refiner(self.config.refine_masks)
         self.source = self.config.source
         if self.source == "auto":
             self.source = "segmenter" if method.has_segmenter else "cam"
@@ -108,6 +109,8 @@ class Inference:
         cfg = self.config
         if self.source == "segmenter":
             scores = self.probabilities(photo, tags)
+            if self.mask_refiner is not None:
+                scores = self._refine_masks(photo, scores, tags)
             return best_labels(scores, photo, cfg.unsure), scores
         cams = self.cams(photo, tags)
         scores = self.refine(photo, cams, tags)
@@ -117,6 +120,17 @@ class Inference:
         images = self.batch(photo, cfg.max_side)
         labels = pseudo_labels(cams[None], given, cfg.high, cfg.low, refine=self.refiner, images=images)
         return F.interpolate(labels[None].byte(), size=photo.shape[-2:], mode="nearest-exact")[0, 0], scores
+
+    def _refine_masks(self, photo: Tensor, scores: Tensor, tags: Tensor) -> Tensor:
+        """The background's and tagged classes' scores (C+1,h,w), refined and summing to 1; the others stay 0."""
+        images = self.batch(photo)
+        if self.mask_refiner is None or self.tile_side(images.shape[-2:]) is not None:
+            return scores  # refinement's weights, 48 numbers a pixel, would not fit where the segmenter does not
+        kept = [0, *(1 + tags.nonzero().flatten()).tolist()]
+        refined = self.mask_refiner(images, scores[kept][None])[0].clamp(min=0)
+        result = torch.zeros_like(scores)
+        result[kept] = refined / refined.sum(0).clamp(min=1e-8)
+        return result
 
     @torch.inference_mode()
     def predict(self, photo: Tensor) -> tuple[Tensor, Tensor]:

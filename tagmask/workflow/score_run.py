@@ -115,7 +115,7 @@ def _protocol(
         cfg, source = LabelConfig.model_validate(made["label"]), made["source"]
     from_cam = name in ("cam", AT_VAL, "refined") or (name == "masks" and source == "cam")
     threshold = scorer.val_threshold if name == AT_VAL else cfg.threshold
-    sides = [scorer.inference.tile_side(size) for size in scorer.sizes]
+    tile = max((side for size in scorer.sizes if (side := scorer.inference.tile_side(size))), default=None)
     delivered = name in ("masks", "segmenter", "segmenter+tags")
     first = collection.item(scored[0])
     return Protocol(
@@ -132,13 +132,23 @@ def _protocol(
         scales=cfg.cam_scales if from_cam else cfg.scales,
         flip=cfg.cam_flip if from_cam else cfg.flip,
         merge="sum" if from_cam else cfg.merge,
-        refine=cfg.refine if name == "refined" or (name == "masks" and from_cam) else "none",
-        tile=None if from_cam else max((side for side in sides if side), default=None),
+        refine=_refinement(name, cfg, from_cam, tile),
+        tile=None if from_cam else tile,
         seed=config.seed,
         weights=method.encoder.weights_origin,
         method=config.method.name,
         encoder=config.encoder.name,
     )
+
+
+def _refinement(name: str, cfg: LabelConfig, from_cam: bool, tile: int | None) -> str:
+    if name == "refined":
+        return cfg.refine
+    if name == "masks":
+        if from_cam or cfg.refine_masks == "none":
+            return cfg.refine if from_cam else "none"
+        return f"{cfg.refine_masks}, tiled photos not" if tile else cfg.refine_masks
+    return "none"
 
 
 def _unsure(cfg: LabelConfig, from_cam: bool) -> tuple[float, float] | float | None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tagmask.config import MethodConfig, RunConfig, load_config
 from tagmask.label.infer import Inference, best_labels, tile_starts
 from tagmask.methods import Method, build_method
+from tagmask.refine import PAR
 from tests.methods.contract import tiny
 
 CLASSES = 3
@@ -34,7 +35,7 @@ class Pointwise(Method):
 
 
 def config(**label: Any) -> RunConfig:
-    return load_config({"label": {"refine": "none", **label}})
+    return load_config({"label": {"refine": "none", "refine_masks": "none", **label}})
 
 
 def photo(height: int, width: int, seed: int = 0) -> Tensor:
@@ -99,6 +100,21 @@ def test_the_working_grid_is_reduced_and_labels_have_the_photos_size() -> None:
 
 def test_cams_of_large_photos_are_bounded() -> None:
     assert Inference(Pointwise(), config(max_side=32)).cams(photo(32, 64), torch.ones(3)).shape == (3, 16, 32)
+
+
+def test_masks_of_tagged_photos_are_refined_and_stay_probabilities() -> None:
+    image = photo(20, 24)
+    tags = torch.tensor([1.0, 0.0, 1.0])
+    inference = Inference(Pointwise(), config(refine_masks="par", unsure=0.4))
+    labels, scores = inference.labels(image, tags)
+    plain = inference.probabilities(image, tags)
+    expected = PAR()(image[None].float() / 255, plain[[0, 1, 3]][None])[0]
+    expected = expected / expected.sum(0)
+    torch.testing.assert_close(scores[[0, 1, 3]], expected)
+    assert scores[2].max() == 0 and not torch.allclose(scores, plain)
+    assert torch.equal(labels == 255, scores.amax(0) < 0.4)
+    tiled = Inference(Pointwise(), config(refine_masks="par", tile=8)).labels(image, tags)[1]
+    torch.testing.assert_close(tiled, Inference(Pointwise(), config(tile=8)).labels(image, tags)[1])
 
 
 @pytest.mark.parametrize("size", [(6, 5), (13, 11)])
