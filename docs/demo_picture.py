@@ -10,10 +10,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 from tagmask.data import read_image, read_mask, tag_vector
 from tagmask.label import Inference
+from tagmask.label.infer import best_labels
 from tagmask.report import heat, overlay
 from tagmask.workflow import open_run, reopen
 
@@ -24,7 +24,7 @@ def main(run: str) -> None:
     """Write the picture for validation scenes with several tags: scene | CAM | refined CAM | mask | truth."""
     folder, config, method = open_run(run)
     collection = reopen(folder, config)
-    inference = Inference(method, config.label, config.train.precision)
+    inference = Inference(method, config)
     items = [item for item in collection.split("val") if len(item.tags or ()) >= 2][:ROWS]
     titles = ["photo and its tags", "CAM", "refined by colours", "mask from tags", "truth (never seen)"]
     figure, axes = plt.subplots(ROWS, 5, figsize=(12, 2.05 * ROWS), layout="constrained")
@@ -33,7 +33,7 @@ def main(run: str) -> None:
         image = photo.permute(1, 2, 0).numpy()
         tags = tag_vector(item.tags or (), len(collection.classes))
         cams = inference.cams(photo, tags)
-        refined = inference.refine(photo, cams, tags).max(dim=0).indices.to(torch.uint8).numpy()
+        refined = best_labels(inference.refine(photo, cams, tags), photo).numpy()
         labels = inference.labels(photo, tags)[0].numpy()
         truth = read_mask(item.mask or Path(), len(collection.classes)).numpy()
         pictures = [image, heat(image, cams.max(dim=0).values.numpy())]
