@@ -38,6 +38,8 @@ def report_masks(summary: dict, json: bool) -> None:
             f"{summary['written']} masks in {summary['folder']}{kept}{untagged}{unsure}", markup=False, highlight=False
         )
         for failure in summary["failed"]:
-            common.screen().print(f"left out: {failure['why']}", style="red", markup=False, highlight=False)
+            common.screen().print(
+                f"left out: {failure['why']}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
     if summary["failed"]:
         raise typer.Exit(1)

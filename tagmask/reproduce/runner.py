@@ -67,7 +67,7 @@ def reproduce(
         write_json(home / "table.json", summary)
         write_text(home / "table.md", summary["markdown"])
     if console is not None:
-        console.print(summary["markdown"], markup=False, highlight=False)
+        console.print(summary["markdown"], markup=False, highlight=False, soft_wrap=True)
         console.print(f"table: {home / 'table.md'}", highlight=False)
     return summary
 

@@ -161,7 +161,7 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
     print_classification(summary["classification"], console)
     for made in (summary["masks"], summary["predictions"]):
         for failure in made["failed"] if made else ():
-            console.print(f"left out: {failure['why']}", style="red", markup=False, highlight=False)
+            console.print(f"left out: {failure['why']}", style="red", markup=False, highlight=False, soft_wrap=True)
     minutes = summary["minutes"]
     spent = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items())
     console.print(f"minutes: {spent}; in all {sum(minutes.values()):.1f}", highlight=False)
@@ -170,7 +170,7 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
         ("model", summary["model"]),
         ("report", summary["report"]),
     ]:
-        console.print(f"{name}: {place}", markup=False, highlight=False)
+        console.print(f"{name}: {place}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_classification(found: Mapping[str, Any] | None, console: Console) -> None:
