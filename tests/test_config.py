@@ -76,5 +76,8 @@ def test_the_plan_is_a_valid_configuration_for_any_size(images: int, batch: int)
         "sizes": {"width": {"median": 320}, "height": {"median": 213}},
     }
     config = load_config(as_mapping(choose(found, torch.device("cpu"))))
+    vit = load_config(as_mapping(choose(found, torch.device("cpu"), "vit_tiny_patch16_224")))
+    assert (config.train.optimizer, vit.train.optimizer) == ("sgd", "adamw")
+    assert vit.encoder.name == "vit_tiny_patch16_224"
     assert config.train.batch_size == batch and config.train.steps <= 600
     assert config.method.warmup < config.train.steps and config.views.crop == 224  # type: ignore[attr-defined]

@@ -52,7 +52,9 @@ def run(
         collection, found = prepare(base, None if dry_run else folder)
     given = [*(read_yaml(c) for c in configs), values, parse_overrides(overrides)]
     device = default_device(base)
-    choices = [] if going_on else [c for c in choose(found, device) if not _is_set(given, c.key) and _fits(c, given)]
+    named = [g["encoder"]["name"] for g in given if "name" in (g.get("encoder") or {})]
+    chosen = [] if going_on else choose(found, device, *named[-1:])
+    choices = [choice for choice in chosen if not _is_set(given, choice.key) and _fits(choice, given)]
     config = base if going_on else load_config(as_mapping(choices), *configs, values, overrides=overrides)
     if console is not None:
         print_fingerprint(found, console)
