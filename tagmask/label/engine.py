@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -68,7 +67,7 @@ def write_masks(
         "tags_used": with_tags,
         "source": inference.source if with_tags else "segmenter",
         "label": inference.config.model_dump(mode="json"),
-        "model": hashlib.sha256((model / "weights.safetensors").read_bytes()).hexdigest()[:12],
+        "model": read_json(model / "classes.json")["digest"],
     }
     note = folder / "classes.json"
     if note.is_file() and not overwrite and read_json(note) != made:

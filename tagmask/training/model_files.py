@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import DataError
@@ -22,8 +25,18 @@ def save_model(folder: Path, method: Method, config: RunConfig, classes: list[st
     save_file(tensors, part, metadata={"format": "pt", "method": config.method.name, "encoder": config.encoder.name})
     part.replace(folder / "weights.safetensors")
     write_text(folder / "config.yaml", dump_yaml(config))
-    write_json(folder / "classes.json", {"classes": classes, "weights_origin": method.encoder.weights_origin})
+    about = {"classes": classes, "weights_origin": method.encoder.weights_origin, "digest": digest(tensors)}
+    write_json(folder / "classes.json", about)
     write_text(folder / "README.md", _card(config, classes, method))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """12 hex digits of the SHA-256 of named tensors: of values, not of a file, whose header has no fixed order."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes() if tensors[name].numel() else b"")
+    return found.hexdigest()[:12]
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method, RunConfig, list[str]]:

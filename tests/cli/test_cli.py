@@ -254,7 +254,9 @@ def test_resume_goes_on_with_the_saved_settings(scenes: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="--resume"):
         raise_error("run", scenes, "-o", out, *TINY)
     result = json.loads(call("run", "--resume", "-o", out, "--json").stdout)
-    assert Path(result["report"]).is_file()
+    assert Path(result["report"]).is_file() and result["masks"]["written"] > 0
+    again = json.loads(call("run", "--resume", "-o", out, "--json").stdout)
+    assert again["masks"]["written"] == 0 and again["masks"]["skipped"] == result["masks"]["written"]
 
 
 def test_held_out_photos_without_tags_are_counted_not_fatal(scenes: Path, tmp_path: Path) -> None:

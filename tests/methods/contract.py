@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -135,6 +136,9 @@ class MethodContract:
         method = self.build().eval()
         config = tiny(self.settings)
         save_model(tmp_path / "model", method, config, ["a", "b", "c"])
+        save_model(tmp_path / "again", method, config, ["a", "b", "c"])
+        digests = [json.loads((tmp_path / name / "classes.json").read_text())["digest"] for name in ("model", "again")]
+        assert digests[0] == digests[1], "masks are told apart by the model that made them"
         loaded, _, classes = load_model(tmp_path / "model")
         assert classes == ["a", "b", "c"]
         images = torch.rand(1, 3, SIZE, SIZE)
