@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 import types
 from pathlib import Path
@@ -175,16 +176,19 @@ def test_broken_files_are_named(tmp_path):
         build(weights=str(tmp_path / "list.pth"))
 
 
+HARM = Path(tempfile.gettempdir()) / "tagmask-harm"
+
+
 class Harmful:
     def __reduce__(self):
-        return (Path("/tmp/tagmask-harm").touch, ())
+        return (HARM.touch, ())
 
 
 def test_no_code_in_a_checkpoint_runs(tmp_path):
     torch.save({"model": random_state("resnet18"), "x": Harmful()}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="not readable"):
         build(weights=str(tmp_path / "x.pth"))
-    assert not Path("/tmp/tagmask-harm").exists()
+    assert not HARM.exists()
 
 
 def test_directory(tmp_path, monkeypatch, no_hub):
