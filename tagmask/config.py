@@ -131,6 +131,9 @@ class LabelConfig(Strict):
     low: float | None = None
     refine: str = Field("par", description="none, par, pamr or varm, on CAMs")
     refine_masks: str = Field("par", description="the same on the segmenter's probabilities, where tags are given")
+    crf: str = Field(
+        "none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab"
+    )
     scales: list[float] = Field([1.0], description="of the segmenter's test")
     flip: bool = False
     merge: Literal["mean", "max"] = Field("mean", description="of the segmenter's logits over scales and flip")

@@ -102,3 +102,11 @@ class Losses:
 
     terms: dict[str, Tensor]
     total: Tensor
+
+
+def inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels of a (H,W) grid inside boxes (B,4) of (x0,y0,x1,y1), half-open → bool (B,H,W)."""
+    y = torch.arange(size[0], device=boxes.device)[None, :, None]
+    x = torch.arange(size[1], device=boxes.device)[None, None, :]
+    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tagmask.cam.maps import resize
 from tagmask.errors import TagmaskError
-from tagmask.types import IGNORE
+from tagmask.types import IGNORE, inside
 
 Refine = Callable[[Tensor, Tensor], Tensor]
 """(images (B,3,H,W) in [0,1], maps (B,K,h,w)) → (B,K,H,W), as the modules of ``tagmask.refine``."""
@@ -84,14 +84,6 @@ def refined_scores(
     index = classes[:, :, None, None].expand_as(stacks[:, 0])
     # Channels of images with fewer tags than others hold 0 and point at absent classes of their own.
     return scores.scatter_(1, index, stacks[:, 0])
-
-
-def inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels of a (H,W) grid inside boxes (B,4) of (x0,y0,x1,y1), half-open → bool (B,H,W)."""
-    y = torch.arange(size[0], device=boxes.device)[None, :, None]
-    x = torch.arange(size[1], device=boxes.device)[None, None, :]
-    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
-    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
 
 def _refined_stacks(

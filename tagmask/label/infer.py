@@ -15,6 +15,7 @@ from tagmask.data.views import reduction
 from tagmask.errors import ConfigError
 from tagmask.methods import Method
 from tagmask.methods.base import build_refiner
+from tagmask.refine import DenseCRF
 from tagmask.types import IGNORE
 
 
@@ -23,7 +24,8 @@ class Inference:
 
     Scores, CAMs and probabilities lie on the working grid (h,w): the photo's own, unless ``views.short_side`` reduces
     it. Label maps have the photo's size. Networks run under autocast as in training; results are float32.
-    Raises ConfigError where the method cannot do what ``label.source`` asks.
+    Raises ConfigError where the method cannot do what ``label.source`` asks, for an unknown ``label.crf``, and for a
+    photo that is cut into tiles where a CRF is asked for.
     """
 
     def __init__(self, method: Method, config: RunConfig) -> None:
@@ -34,6 +36,7 @@ class Inference:
         self.device = next(method.parameters()).device
         self.refiner = build_refiner(self.config.refine)
         self.mask_refiner = build_refiner(self.config.refine_masks)
+        self.crf = None if self.config.crf == "none" else DenseCRF.preset(self.config.crf)
         self.source = self.config.source
         if self.source == "auto":
             self.source = "segmenter" if method.has_segmenter else "cam"
@@ -97,7 +100,20 @@ class Inference:
         if tags is not None:
             allowed = torch.cat([torch.ones(1), tags.cpu().float()]).to(logits.device)
             logits = logits.masked_fill(allowed[:, None, None] == 0, float("-inf"))
-        return logits.softmax(dim=0)
+        scores = logits.softmax(dim=0)
+        return scores if self.crf is None else self._random_field(self.crf, images, scores, side)
+
+    def _random_field(self, crf: DenseCRF, images: Tensor, scores: Tensor, side: int | None) -> Tensor:
+        """The scores (C+1,h,w) after the dense CRF; classes that are nowhere possible take no part."""
+        if side is not None:
+            raise ConfigError(
+                f"label.crf works on whole photos, and this one is cut into tiles of {side} pixels; "
+                "set label.crf=none, or reduce photos with views.short_side."
+            )
+        kept = scores.flatten(1).amax(1).nonzero().flatten()
+        result = torch.zeros_like(scores)
+        result[kept] = crf((images * 255).round().byte(), scores[kept][None])[0]
+        return result
 
     def tile_side(self, size: Sequence[int]) -> int | None:
         """Side of the tiles that an image (h,w) is segmented in; None for in one piece."""

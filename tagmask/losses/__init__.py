@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+from tagmask.losses.affinity import affinity_labels, affinity_loss, downsample_labels
 from tagmask.losses.balanced_cross_entropy import balanced_cross_entropy
+from tagmask.losses.cam_to_seg import cam_to_seg
+from tagmask.losses.contrastive_separation import contrastive_separation
+from tagmask.losses.dense_energy import DenseEnergy
+from tagmask.losses.equivariance import equivariance
+from tagmask.losses.perplexity import perplexity
+from tagmask.losses.seg_to_cam import seg_to_cam, segmentation_labels
+from tagmask.losses.self_correspondence import self_correspondence
 
-__all__ = ["balanced_cross_entropy"]
+__all__ = [
+    "DenseEnergy",
+    "affinity_labels",
+    "affinity_loss",
+    "balanced_cross_entropy",
+    "cam_to_seg",
+    "contrastive_separation",
+    "downsample_labels",
+    "equivariance",
+    "perplexity",
+    "seg_to_cam",
+    "segmentation_labels",
+    "self_correspondence",
+]

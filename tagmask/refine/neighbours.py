@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagmask.errors import TagmaskError
-from tagmask.refine.threads import for_each, worker_count
+from tagmask.refine.threads import cut, for_each, worker_count
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 EPS = 1e-8
@@ -36,6 +36,10 @@ class LocalRefiner(nn.Module):
     Memory besides the result, for as many images as make about 65,000 pixels (on a GPU two million), one at least:
     the weights, 8·len(dilations)·H·W floats an image (12.6 MB at 256×256 and six dilations), and the maps twice,
     padded by the largest dilation. It does not grow with the batch beyond that.
+
+    ``torch.compile`` of the module, or of a model that holds it, fuses each iteration into one kernel on a GPU, which
+    spares most of the traffic to its memory. On a CPU it changes nothing: the module in blocks that fit the cache was
+    three times as fast as the fused iteration.
 
     Raises TagmaskError when shapes do not fit or images or maps hold NaN or infinite values.
     """
@@ -63,9 +67,13 @@ class LocalRefiner(nn.Module):
         """
         raise NotImplementedError
 
-    @torch.no_grad()
     def forward(self, images: Tensor, maps: Tensor) -> Tensor:
         _check(images, maps)
+        return self._run(images, maps, torch.compiler.is_compiling() and images.device.type != "cpu")
+
+    @torch.compiler.disable(recursive=False)
+    @torch.no_grad()
+    def _run(self, images: Tensor, maps: Tensor, fused: bool) -> Tensor:
         count, _, height, width = images.shape
         result = maps.new_empty(count, maps.shape[1], height, width)
         if result.numel() == 0:
@@ -75,17 +83,23 @@ class LocalRefiner(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             for start in range(0, count, step):
                 block = slice(start, start + step)
-                self._refine(images[block], maps[block], result[block])
+                source, weights = self._prepare(images[block], maps[block])
+                if fused:
+                    for _ in range(self.iterations):
+                        source = weighted_sum(source, weights, self.offsets, self.radius)
+                    result[block] = self.centre(source)
+                else:
+                    self._iterate(source, weights, result[block])
         return result
 
-    def _refine(self, images: Tensor, maps: Tensor, result: Tensor) -> None:
+    @torch.compiler.disable
+    def _prepare(self, images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """The padded maps (B,K,H+2r,W+2r) and the weights (N,B,H,W), float32."""
         r, device = self.radius, images.device
-        count, channels, height, width = result.shape
+        count, _, height, width = images.shape
         colours = torch.empty(3, count, height + 2 * r, width + 2 * r, device=device)
-        source = torch.empty(count, channels, height + 2 * r, width + 2 * r, device=device)
-        target = torch.empty_like(source)
+        source = torch.empty(count, maps.shape[1], height + 2 * r, width + 2 * r, device=device)
         weights = source.new_empty(len(self.offsets), count, height, width)
-        bands = _bands(height, result.numel(), device)
 
         def prepare(part: slice) -> None:
             _check_finite(images[part], maps[part])
@@ -98,6 +112,19 @@ class LocalRefiner(nn.Module):
         def weigh(band: slice) -> None:
             rows, rest = colours[..., band.start :, :].tensor_split([band.stop - band.start + 2 * r], -2)
             self.weights(rows, weights[..., band, :], rest[..., :1, :] if rest.shape[-2] else None)
+
+        for_each(prepare, cut(count, worker_count(device)), device)
+        if self.iterations > 0:
+            for_each(weigh, _bands(height, count * maps.shape[1] * height * width, device), device)
+        return source, weights
+
+    @torch.compiler.disable
+    def _iterate(self, source: Tensor, weights: Tensor, result: Tensor) -> None:
+        """Apply the weights ``iterations`` times and write the maps into result (B,K,H,W)."""
+        r, device = self.radius, source.device
+        height, width = result.shape[-2:]
+        target = torch.empty_like(source)
+        bands = _bands(height, result.numel(), device)
 
         def update(band: slice) -> None:
             rows = source[..., band.start : band.stop + 2 * r, :]
@@ -119,9 +146,6 @@ class LocalRefiner(nn.Module):
         def finish(band: slice) -> None:
             result[..., band, :] = self.centre(source)[..., band, :]
 
-        for_each(prepare, _cut(count, worker_count(device)), device)
-        if self.iterations > 0:
-            for_each(weigh, bands, device)
         for _ in range(self.iterations):
             for_each(update, bands, device)
             source, target = target, source
@@ -171,6 +195,18 @@ class LocalRefiner(nn.Module):
         return out
 
 
+def weighted_sum(source: Tensor, weights: Tensor, offsets: list[tuple[int, int]], radius: int) -> Tensor:
+    """One iteration as one expression, which torch.compile makes one kernel of; uncompiled it is slow.
+
+    source: maps (B,K,h+2r,w+2r), padded by ``radius``. weights: (N,B,h,w). Returns what ``source`` is, padded anew.
+    """
+    height, width = weights.shape[-2:]
+    total = torch.zeros_like(source[..., :height, :width])
+    for weight, (y, x) in zip(weights.unbind(0), offsets):
+        total = total + weight[:, None] * source[..., radius + y : radius + y + height, radius + x : radius + x + width]
+    return _pad(total, radius)
+
+
 def _pad(x: Tensor, radius: int) -> Tensor:
     return F.pad(x, (radius,) * 4, mode="replicate")
 
@@ -179,13 +215,7 @@ def _bands(height: int, values: int, device: torch.device) -> list[slice]:
     """Rows 0..height cut into bands: at least one a thread, unless small, and each fit for the cache."""
     if device.type != "cpu":
         return [slice(0, height)]
-    return _cut(height, max(1, math.ceil(values / CPU_BAND), min(worker_count(device), values // SMALL_BAND)))
-
-
-def _cut(length: int, parts: int) -> list[slice]:
-    """0..length in at most that many slices, alike but for the last."""
-    step = math.ceil(length / parts)
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+    return cut(height, max(1, math.ceil(values / CPU_BAND), min(worker_count(device), values // SMALL_BAND)))
 
 
 def softmin_(energies: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ part through all operations alone, and waits once.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -32,6 +33,12 @@ def for_each(work: Callable[[slice], None], parts: Sequence[slice], device: torc
 
     for _ in _pool(threads).map(call, parts):
         pass
+
+
+def cut(length: int, parts: int) -> list[slice]:
+    """0..length in at most that many slices, alike but for the last."""
+    step = math.ceil(length / max(1, parts))
+    return [slice(start, min(start + step, length)) for start in range(0, length, max(1, step))]
 
 
 def worker_count(device: torch.device) -> int:

@@ -17,6 +17,7 @@ from tagmask.data.collection import hash_ids
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import Protocol, average_precision
 from tagmask.methods import Method
+from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, read_json, write_json
 from tagmask.workflow.runs import open_run, reopen
 from tagmask.workflow.scoring import AT_VAL, SCORES, Scorer
@@ -133,6 +134,7 @@ def _protocol(
         flip=cfg.cam_flip if from_cam else cfg.flip,
         merge="sum" if from_cam else cfg.merge,
         refine=_refinement(name, cfg, from_cam, tile),
+        crf=None if from_cam or cfg.crf == "none" else f"{cfg.crf} ({DenseCRF.preset(cfg.crf).extra_repr()})",
         tile=None if from_cam else tile,
         seed=config.seed,
         weights=method.encoder.weights_origin,

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.config import MethodConfig, RunConfig, load_config
+from tagmask.errors import ConfigError
 from tagmask.label.infer import Inference, best_labels, tile_starts
 from tagmask.methods import Method, build_method
-from tagmask.refine import PAR
+from tagmask.refine import PAR, DenseCRF
 from tests.methods.contract import tiny
 
 CLASSES = 3
@@ -115,6 +116,21 @@ def test_masks_of_tagged_photos_are_refined_and_stay_probabilities() -> None:
     assert torch.equal(labels == 255, scores.amax(0) < 0.4)
     tiled = Inference(Pointwise(), config(refine_masks="par", tile=8)).labels(image, tags)[1]
     torch.testing.assert_close(tiled, Inference(Pointwise(), config(tile=8)).labels(image, tags)[1])
+
+
+def test_the_random_field_sees_the_photo_and_the_possible_classes() -> None:
+    image = photo(20, 24)
+    tags = torch.tensor([1.0, 0.0, 1.0])
+    inference = Inference(Pointwise(), config(crf="afa", refine_masks="none"))
+    plain = Inference(Pointwise(), config()).probabilities(image, tags)
+    scores = inference.labels(image, tags)[1]
+    expected = DenseCRF.preset("afa")(image[None], plain[[0, 1, 3]][None])[0]
+    torch.testing.assert_close(scores[[0, 1, 3]], expected)
+    assert scores[2].max() == 0 and not torch.allclose(scores, plain, atol=1e-3)
+    with pytest.raises(ConfigError, match="tiles of 8"):
+        Inference(Pointwise(), config(crf="afa", tile=8)).predict(image)
+    with pytest.raises(ConfigError, match="preset 'afb'"):
+        Inference(Pointwise(), config(crf="afb"))
 
 
 @pytest.mark.parametrize("size", [(6, 5), (13, 11)])

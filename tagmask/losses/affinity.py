@@ -1,0 +1,101 @@
+"""Affinity from attention: which pairs of positions belong to one class, and the loss that teaches it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+from tagmask.types import IGNORE
+
+LABEL_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Label maps at a coarser grid: each cell takes the label of its top-left pixel (nearest sampling).
+
+    labels: integers (B,H,W). size: (h,w), at most (H,W); cell (i,j) reads pixel (⌊i·H/h⌋, ⌊j·W/w⌋).
+    Returns (B,h,w), same dtype. Raises TagmaskError when shapes do not fit.
+    """
+    _check_labels(labels)
+    for cells, pixels in zip(size, labels.shape[1:]):
+        if not 1 <= cells <= pixels:
+            raise TagmaskError(f"Labels of {tuple(labels.shape[1:])} cannot be downsampled to {tuple(size)}.")
+    rows, columns = (
+        torch.arange(cells, device=labels.device) * pixels // cells for cells, pixels in zip(size, labels.shape[1:])
+    )
+    return labels[:, rows[:, None], columns]
+
+
+def affinity_labels(labels: Tensor, radius: int) -> Tensor:
+    """What each pair of positions is to the affinity loss: 1 same class, 0 different classes, 255 left out.
+
+    AFA (Ru et al., Learning Affinity from Attention, CVPR 2022): pairs count inside a square window,
+    |Δy| ≤ radius and |Δx| ≤ radius, and where neither label is ignored. A position and itself are a positive pair
+    (unless ignored), and so are two positions of background.
+
+    labels: integers (B,h,w) at the grid of the affinity, 0 background, 1..C, 255 ignored; bring label maps of
+    another size there with ``downsample_labels``. radius: window radius in grid steps, an integer from 0 up (AFA: 8).
+    Returns uint8 (B,N,N), N = h·w positions in rows, symmetric.
+
+    Memory: one byte a pair, and as much for the windows of one image (cached by size and radius).
+    Raises TagmaskError when shape, dtype or radius do not fit.
+
+    Example:
+        >>> affinity_labels(torch.tensor([[[0, 1, 1, 255]]]), radius=1)
+        tensor([[[  1,   0, 255, 255],
+                 [  0,   1,   1, 255],
+                 [255,   1,   1, 255],
+                 [255, 255, 255, 255]]], dtype=torch.uint8)
+    """
+    _check_labels(labels)
+    if radius < 0 or radius != int(radius):
+        raise TagmaskError(f"Affinity labels: the radius is an integer from 0 up, got {radius}.")
+    flat = labels.flatten(1)
+    rows, columns = flat[:, :, None], flat[:, None, :]
+    pairs = (rows == columns).view(torch.uint8)
+    pairs.masked_fill_(rows == IGNORE, IGNORE).masked_fill_(columns == IGNORE, IGNORE)
+    return pairs.masked_fill_(_outside(labels.shape[1], labels.shape[2], int(radius), str(labels.device)), IGNORE)
+
+
+def affinity_loss(affinity: Tensor, labels: Tensor) -> Tensor:
+    """½ mean of 1 − A over the positive pairs + ½ mean of A over the negative pairs.
+
+    AFA (Ru et al., Learning Affinity from Attention, CVPR 2022). The means go over the pairs of the whole
+    batch, and their counts are raised by 1, so that a batch without positive or negative pairs adds 0.
+
+    affinity: (B,N,N) in (0,1), after the sigmoid. labels: integers (B,N,N) of ``affinity_labels``: 1, 0, or 255 left
+    out. Returns a scalar in [0,1), float32 for half-precision affinities; left-out pairs get no gradient.
+    Raises TagmaskError when shapes or dtypes do not fit.
+    """
+    if affinity.dim() != 3 or affinity.shape != labels.shape or affinity.shape[1] != affinity.shape[2]:
+        raise TagmaskError(
+            "Affinity loss takes affinity (B,N,N) and labels (B,N,N) of one shape, got "
+            f"{tuple(affinity.shape)} and {tuple(labels.shape)}."
+        )
+    if not affinity.is_floating_point() or labels.dtype not in LABEL_TYPES:
+        raise TagmaskError(
+            f"Affinity loss takes a floating-point affinity and integer labels, got {affinity.dtype}, {labels.dtype}."
+        )
+    if affinity.dtype in (torch.float16, torch.bfloat16):
+        affinity = affinity.float()
+    positive, negative = labels == 1, labels == 0
+    # where, not a product: what is left out may be anything, even NaN.
+    attraction = torch.where(positive, 1 - affinity, 0).sum() / (positive.sum() + 1)
+    repulsion = torch.where(negative, affinity, 0).sum() / (negative.sum() + 1)
+    return 0.5 * (attraction + repulsion)
+
+
+@lru_cache(maxsize=8)
+def _outside(height: int, width: int, radius: int, device: str) -> Tensor:
+    """bool (N,N), true where two positions are not in one another's window."""
+    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+    far_y, far_x = ((p[:, None] - p).abs() > radius for p in (y, x))
+    return (far_y[:, None, :, None] | far_x[None, :, None, :]).view(height * width, height * width)
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.dim() != 3 or labels.dtype not in LABEL_TYPES:
+        raise TagmaskError(f"Affinity labels are made from integers (B,h,w), got {tuple(labels.shape)} {labels.dtype}.")

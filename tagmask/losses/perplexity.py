@@ -1,0 +1,36 @@
+"""Perplexity of class activation maps: how near their confidence is to the threshold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+
+TINY = 1e-12
+"""Smallest width of a side of the threshold, so that a threshold of 0 or 1 gives 0 / width and not 0 / 0."""
+
+
+def perplexity(confidence: Tensor, threshold: float | Tensor, alpha: float = 0.8, beta: float = 1.0) -> Tensor:
+    """[−log(α·d)]^β, where d is how far a confidence ν lies from the threshold ξ, relative to the farthest on its side.
+
+    Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 4: d = (ν − ξ)/(1 − ξ) where ν ≥ ξ, and
+    (ξ − ν)/ξ below. It is infinite at the threshold, and (−log α)^β, the least, where ν is 0 or 1.
+
+    confidence: any shape, in [0,1]. threshold: a number, or a tensor that broadcasts, in [0,1]. alpha: above 0, up to
+    1. beta: above 0. Returns the confidence's shape, in [0,∞], float32 for half precision. Raises TagmaskError for
+    alpha or beta out of range.
+
+    Example:
+        >>> perplexity(torch.tensor([0.0, 0.5, 1.0]), 0.5)
+        tensor([0.2231,    inf, 0.2231])
+    """
+    if not 0 < alpha <= 1 or not beta > 0:
+        raise TagmaskError(f"Perplexity: alpha is above 0 and up to 1, beta above 0; got {alpha} and {beta}.")
+    if confidence.dtype in (torch.float16, torch.bfloat16):
+        confidence = confidence.float()
+    xi = torch.as_tensor(threshold, dtype=confidence.dtype, device=confidence.device)
+    above = (confidence - xi) / (1 - xi).clamp(min=TINY)
+    below = (xi - confidence) / xi.clamp(min=TINY)
+    distance = torch.where(confidence >= xi, above, below)
+    return (-torch.log(alpha * distance)).clamp(min=0) ** beta

@@ -1,0 +1,74 @@
+"""Binary cross-entropy of class activation maps against a sharpened segmentation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+
+
+def segmentation_labels(seg_logits: Tensor, tags: Tensor, temperature: float = 0.01) -> Tensor:
+    """Softmax of segmentation logits over the background and the tagged classes, sharpened; absent classes are 0.
+
+    Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 7 ("segmentation pseudo-labels").
+
+    seg_logits: (B,C+1,h,w), background first. tags: (B,C) of 0/1. temperature: above 0; the logits are divided by it.
+    Returns (B,C+1,h,w), summing to 1 over channels, float32 for half precision. Raises TagmaskError for shapes that do
+    not fit and for a temperature that is not above 0.
+    """
+    if seg_logits.dim() != 4 or tags.dim() != 2 or seg_logits.shape[:2] != (len(tags), tags.shape[1] + 1):
+        raise TagmaskError(
+            f"Segmentation labels: logits are (B,C+1,h,w) with background and tags (B,C) without, got "
+            f"{tuple(seg_logits.shape)} and {tuple(tags.shape)}."
+        )
+    if not temperature > 0:
+        raise TagmaskError(f"Segmentation labels: the temperature is above 0, got {temperature}.")
+    if seg_logits.dtype in (torch.float16, torch.bfloat16):
+        seg_logits = seg_logits.float()
+    absent = F.pad(tags <= 0, (1, 0))  # the background is never absent
+    return seg_logits.masked_fill(absent[:, :, None, None], float("-inf")).div(temperature).softmax(1)
+
+
+def seg_to_cam(
+    cams: Tensor,
+    seg_logits: Tensor,
+    tags: Tensor,
+    temperature: float = 0.01,
+    valid: Tensor | None = None,
+    rectify: bool = False,
+) -> Tensor:
+    """Mean binary cross-entropy of σ(CAM) against the segmentation labels of the foreground classes.
+
+    Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 8; the labels are ``segmentation_labels``
+    (equation 7), resized to the CAMs' grid where sizes differ (bilinear, align_corners=False), and take no gradient.
+
+    cams: (B,C,h,w) raw class maps (logits). seg_logits: (B,C+1,h',w'), background first. tags: (B,C) of 0/1.
+    valid: bool (B,h,w), positions that count, such as those of the photo without its padding; default: all.
+    rectify: cut negative class maps to 0 before σ, which then never falls below ½, as in the authors' release.
+    Returns a scalar ≥ 0, float32 for half-precision maps; 0, with gradient 0, where no position counts. Raises
+    TagmaskError as ``segmentation_labels`` does.
+
+    Example:
+        >>> seg_to_cam(torch.zeros(1, 2, 4, 4), torch.randn(1, 3, 4, 4), torch.tensor([[1.0, 0.0]]))
+        tensor(0.6931)
+    """
+    if cams.dim() != 4 or cams.shape[:2] != tags.shape:
+        raise TagmaskError(
+            f"Segmentation to CAM: CAMs are (B,C,h,w) and tags (B,C), got {tuple(cams.shape)} and {tuple(tags.shape)}."
+        )
+    if valid is not None and valid.shape != (len(cams), *cams.shape[-2:]):
+        raise TagmaskError(
+            f"Segmentation to CAM: valid is (B,h,w) as the CAMs {tuple(cams.shape)}, got {tuple(valid.shape)}."
+        )
+    if cams.dtype in (torch.float16, torch.bfloat16):
+        cams = cams.float()
+    target = segmentation_labels(seg_logits.detach(), tags, temperature)[:, 1:].to(cams.dtype)
+    if target.shape[-2:] != cams.shape[-2:]:
+        target = F.interpolate(target, size=cams.shape[-2:], mode="bilinear", align_corners=False)
+    losses = F.binary_cross_entropy_with_logits(cams.relu() if rectify else cams, target, reduction="none")
+    if valid is None:
+        return losses.mean()
+    counted = valid[:, None].to(losses.dtype)
+    return (losses * counted).sum() / (counted.sum() * cams.shape[1]).clamp(min=1)

@@ -1,0 +1,136 @@
+"""Self correspondence distillation: where class maps agree, segmentations shall agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tagmask.errors import TagmaskError
+
+EPS = 1e-8
+"""Smallest norm that a vector is divided by: a vector of zeros correlates 0 with everything."""
+
+CPU_PAIRS = 2**18
+GPU_PAIRS = 2**24
+"""Pairs of points worked on at once; on CPUs what fits into the cache."""
+
+
+def self_correspondence(
+    cam_a: Tensor,
+    cam_b: Tensor,
+    seg_a: Tensor,
+    seg_b: Tensor,
+    points_a: Tensor,
+    points_b: Tensor,
+    centered: bool = False,
+) -> Tensor:
+    """−mean of M · max(S, 0) over the pairs of sampled points of two views, M and S being cosine similarities.
+
+    Xu et al., Self Correspondence Distillation, AAAI 2023, equations 3 to 7. For point p of view a and q of view b,
+    M_pq is the cosine between the class maps' values there, S_pq that between the segmentation logits'. The printed
+    sum is taken as a mean over images and pairs. ``centered``: M_pq less its mean over q, plus its mean over all
+    pairs of all images. Gradient flows into all four maps: detach the class maps where they are the target.
+
+    cam_a (B,C,h,w) and cam_b (B,C,h',w'): class maps. seg_a, seg_b: (B,K,·,·) logits, resized to the class maps of
+    their view where sizes differ (bilinear, align_corners=False). points_a (B,n,2), points_b (B,m,2): (x,y), −1/1
+    being the corner pixels' centres; values between pixels are bilinear, points outside read the border.
+    Returns a scalar, in [−1,1] unless centered; float32 for half-precision maps. Memory besides the samples is
+    bounded: pairs are worked on in strips, and their gradients are found on the way, not kept for later; second
+    derivatives are therefore not available. Raises TagmaskError when shapes do not fit.
+
+    Example:
+        >>> points = torch.rand(2, 100, 2) * 2 - 1
+        >>> cam, seg = torch.rand(2, 20, 32, 32), torch.randn(2, 21, 32, 32, requires_grad=True)
+        >>> self_correspondence(cam, cam, seg, seg, points, points).shape
+        torch.Size([])
+    """
+    _check(cam_a, cam_b, seg_a, seg_b, points_a, points_b)
+    with torch.autocast(cam_a.device.type, enabled=False):
+        a, b = _sample(cam_a, points_a), _sample(cam_b, points_b)
+        s = _sample(_resize(seg_a, cam_a), points_a)
+        t = _sample(_resize(seg_b, cam_b), points_b)
+        if centered:
+            row_means = (a @ b.mean(1)[:, :, None])[..., 0]
+            offset = row_means.mean() - row_means
+        else:
+            offset = a.new_zeros(a.shape[:2])
+        pairs = len(a) * a.shape[1] * b.shape[1]
+        return -_PairSum.apply(a, b, offset, s, t) / pairs
+
+
+class _PairSum(torch.autograd.Function):
+    """Sum over images and pairs of (a_p·b_q + offset_p) · max(s_p·t_q, 0).
+
+    a, s: (B,n,·); b, t: (B,m,·); offset: (B,n). The sum is the product of s with its own gradient, since it is linear
+    in s where the maximum does not change sides: one visit of each strip of pairs gives the sum and all gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, offset: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        target = any(ctx.needs_input_grad[:3])
+        grads = [torch.zeros_like(x) for x in (a, b, offset, s, t)]
+        grad_a, grad_b, grad_offset, grad_s, grad_t = grads
+        a1, b1 = torch.cat([a, offset[..., None]], 2), torch.cat([b, torch.ones_like(b[..., :1])], 2)
+        budget = CPU_PAIRS if a.device.type == "cpu" else GPU_PAIRS
+        count, columns = a.shape[1], b.shape[1]
+        strip = min(count, max(1, budget // columns))
+        buffers = a.new_empty(2, strip, columns)
+        for i in range(len(a)):
+            for start in range(0, count, strip):
+                rows = slice(start, min(start + strip, count))
+                cosine, weight = buffers[:, : rows.stop - start]
+                torch.mm(s[i, rows], t[i].T, out=cosine)
+                torch.mm(a1[i, rows], b1[i].T, out=weight)
+                # What relu's backward calls: 0 where the cosine is not above 0, in one pass without a mask.
+                torch.ops.aten.threshold_backward.grad_input(weight, cosine, 0, grad_input=weight)
+                torch.mm(weight, t[i], out=grad_s[i, rows])
+                if ctx.needs_input_grad[4]:
+                    grad_t[i].addmm_(weight.T, s[i, rows])
+                if target:
+                    positive = cosine.clamp_(min=0)
+                    torch.mm(positive, b[i], out=grad_a[i, rows])
+                    grad_b[i].addmm_(positive.T, a[i, rows])
+                    torch.sum(positive, 1, out=grad_offset[i, rows])
+        ctx.save_for_backward(*grads)
+        return (s * grad_s).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(grad * g if needed else None for g, needed in zip(ctx.saved_tensors, ctx.needs_input_grad))
+
+
+def _sample(maps: Tensor, points: Tensor) -> Tensor:
+    """Unit vectors (B,n,K) over the channels of maps (B,K,h,w) at points (B,n,2)."""
+    maps = _full(maps)
+    values = F.grid_sample(maps, points[:, None].to(maps), padding_mode="border", align_corners=True)
+    return F.normalize(values[:, :, 0], dim=1, eps=EPS).mT.contiguous()
+
+
+def _resize(seg: Tensor, cam: Tensor) -> Tensor:
+    if seg.shape[-2:] == cam.shape[-2:]:
+        return seg
+    return F.interpolate(_full(seg), size=cam.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _check(cam_a: Tensor, cam_b: Tensor, seg_a: Tensor, seg_b: Tensor, points_a: Tensor, points_b: Tensor) -> None:
+    for what, x, y in (("class maps", cam_a, cam_b), ("segmentation maps", seg_a, seg_b)):
+        if x.dim() != 4 or x.shape[:2] != y.shape[:2] or len(x) != len(cam_a):
+            raise TagmaskError(
+                f"Self correspondence: the {what} of the two views are (B,K,·,·) with the same images and channels, "
+                f"got {tuple(x.shape)} and {tuple(y.shape)}."
+            )
+    for points in (points_a, points_b):
+        if points.dim() != 3 or points.shape[-1] != 2 or len(points) != len(cam_a) or points.shape[1] == 0:
+            raise TagmaskError(
+                f"Self correspondence: points are (B,n,2) of (x,y), one or more an image of {len(cam_a)} images, "
+                f"got {tuple(points.shape)}."
+            )

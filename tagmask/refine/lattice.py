@@ -1,0 +1,335 @@
+"""Permutohedral lattice: Gaussian filtering of many values over arbitrary features, in linear time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+from tagmask.refine.threads import cut, for_each, worker_count
+
+try:
+    from tagmask.refine import lattice_numba as compiled
+    from tagmask.refine.simd import LANES
+except ImportError:  # numba is an extra: without it the torch operations below do the same, slower
+    compiled = None  # type: ignore[assignment]
+
+PARTIALS = 4
+"""At most so many threads splat one image: each into a lattice of its own, which must be summed."""
+CPU = torch.device("cpu")
+
+
+class PermutohedralLattice:
+    """Approximate Gaussian filter exp(−½|f_p − f_q|²) over feature vectors f, for a batch of point sets.
+
+    Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permutohedral Lattice, Eurographics 2010, on
+    the lattice points that some feature touches, as in Krähenbühl and Koltun's dense CRF. The sum is *not*
+    normalised, a point's own value takes part in it, and it comes out lower than the exact one, because what
+    leaves the touched lattice points in the blur is lost.
+
+    features: (B,N,d) floats, divided by the standard deviations that are wanted; float64 stays, all else is float32.
+    compiled: whether to use numba's kernels; default: on a CPU, where numba is installed.
+
+    Built once, used for any number of ``filter`` calls. Memory: N·(d+1)·16 bytes an image (18 MB for 375×500 pixels
+    and five features), and the lattice points' values twice in a call of ``filter``.
+
+    Raises TagmaskError for features that are not (B,N,d) or not finite, that spread over too many lattice points
+    to number (standard deviations far too small), and for ``compiled=True`` without numba or off the CPU.
+    """
+
+    def __init__(self, features: Tensor, use_compiled: bool | None = None) -> None:
+        if features.dim() != 3 or features.shape[2] < 1:
+            raise TagmaskError(f"The lattice takes features (B,N,d), got {tuple(features.shape)}.")
+        if not torch.isfinite(features).all():
+            raise TagmaskError("The lattice's features hold NaN or infinite values.")
+        on_cpu = features.device.type == "cpu"
+        if use_compiled and (compiled is None or not on_cpu):
+            raise TagmaskError("The compiled lattice needs a CPU and numba: pip install numba, or leave it out.")
+        kind: Any = _CompiledLattice if on_cpu and compiled is not None and use_compiled is not False else _TorchLattice
+        features = features.detach() if features.dtype == torch.float64 else features.detach().float()
+        self.count, self.points, self.dimensions = features.shape
+        self.device = features.device
+        self.images: list[Any] = [None] * self.count
+
+        def build(part: slice) -> None:
+            for i in range(part.start, part.stop):
+                self.images[i] = kind(features[i].contiguous())
+
+        self._each_image(build)
+
+    def filter(self, values: Tensor) -> Tensor:
+        """The Gaussian sums of values (B,K,N), any K → (B,K,N) in their dtype; differentiable in the values.
+
+        Half precision is computed in float32. Raises TagmaskError for another shape.
+        """
+        if values.dim() != 3 or (values.shape[0], values.shape[2]) != (self.count, self.points):
+            raise TagmaskError(
+                f"This lattice was built for values ({self.count},K,{self.points}), got {tuple(values.shape)}."
+            )
+        return _Filter.apply(values, self)
+
+    def normalize(self) -> PermutohedralLattice:
+        """Make ``filter`` symmetrically normalised, D^-½ K D^-½ with D = K·1; returns itself."""
+
+        def scale(part: slice) -> None:
+            for lattice in self.images[part]:
+                ones = torch.ones(self.points, lattice.lanes(1), dtype=lattice.weights.dtype, device=self.device)
+                sums = torch.zeros_like(ones)
+                lattice.add_rows(ones, sums, 1.0)
+                lattice.scale((sums[:, :1] + 1e-20).rsqrt())
+
+        self._each_image(scale)
+        return self
+
+    def _each_image(self, work: Any) -> None:
+        """Images side by side where there are several; a single one is cut inside its operations."""
+        if self.count == 1:
+            work(slice(0, 1))
+        else:
+            for_each(work, cut(self.count, worker_count(self.device)), self.device)
+
+    def _filter(self, values: Tensor, transposed: bool) -> Tensor:
+        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+        result = torch.empty_like(values)
+
+        def work(part: slice) -> None:
+            for i in range(part.start, part.stop):
+                lattice = self.images[i]
+                channels = values.shape[1]
+                rows = torch.zeros(self.points, lattice.lanes(channels), dtype=dtype, device=self.device)
+                rows[:, :channels] = values[i].T
+                sums = torch.zeros_like(rows)
+                lattice.add_rows(rows, sums, 1.0, transposed)
+                result[i] = sums[:, :channels].T
+
+        self._each_image(work)
+        return result
+
+
+class _Filter(torch.autograd.Function):
+    """The filter is linear, so its gradient is the transposed filter: the blurs in reverse order."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, lattice: PermutohedralLattice) -> Tensor:
+        ctx.lattice = lattice
+        return lattice._filter(values, transposed=False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.lattice._filter(grads[0].contiguous(), transposed=True), None
+
+
+def positions(height: int, width: int, device: torch.device) -> Tensor:
+    """(H·W,2) pixel coordinates (x,y)."""
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1).float()
+
+
+class _Geometry:
+    """How features of d dimensions become lattice points, and points become numbers."""
+
+    def __init__(self, features: Tensor) -> None:
+        d = features.shape[1]
+        axis = torch.arange(1, d + 1, dtype=torch.float64)
+        # Adams et al., section 3: the blurs add up to a variance of 2(d+1)²/3 in the lattice's coordinates.
+        self.scale = (math.sqrt(2 / 3) * (d + 1) / torch.sqrt(axis * (axis + 1))).to(features)
+        self.d = d
+        # Bounds of the coordinates, from those of the features, with room for a simplex and its neighbours.
+        low, high = (features.amin(0), features.amax(0)) if len(features) else (features.new_zeros(d),) * 2
+        low, high = (low * self.scale).double().cpu(), (high * self.scale).double().cpu()
+        lowest, highest = [], []
+        for j in range(d):
+            lowest.append(math.floor(low[j:].sum() - (j * high[j - 1] if j else 0)) - 3 * (d + 1))
+            highest.append(math.ceil(high[j:].sum() - (j * low[j - 1] if j else 0)) + 3 * (d + 1))
+        sizes = [b - a + 1 for a, b in zip(lowest, highest)]
+        if math.prod(sizes) >= 2**62:
+            raise TagmaskError(
+                f"The features spread over {math.prod(sizes):.1g} lattice points, too many to number; "
+                "divide them by larger standard deviations."
+            )
+        strides = list(itertools.accumulate(sizes[:-1], lambda a, b: a * b, initial=1))
+        self.lowest = torch.tensor(lowest, device=features.device)
+        self.strides = torch.tensor(strides, device=features.device)
+        # A neighbour along axis j is one less in every coordinate but j, where it is d more.
+        self.steps = [sum(s * (d if i == j else -1) for i, s in enumerate(strides)) for j in range(d + 1)]
+        self.alpha = 1 / (1 + 2.0**-d)
+
+
+class _TorchLattice:
+    """One image's lattice in torch operations, for GPUs and where numba is not installed.
+
+    On a GPU the sums' order, and with it their last digits, vary from call to call unless
+    ``torch.use_deterministic_algorithms(True)`` is set.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        geometry = _Geometry(features)
+        d = geometry.d
+        scaled = features * geometry.scale
+        suffix = scaled.flip(1).cumsum(1).flip(1)
+        zero = suffix.new_zeros(len(features), 1)
+        # Elevate onto the hyperplane whose coordinates sum to 0.
+        factor = torch.arange(d + 1, device=features.device)
+        elevated = torch.cat([suffix, zero], 1) - factor * torch.cat([zero, scaled], 1)
+        # The nearest lattice point of colour 0: multiples of d+1, with the sum mended along the ranks.
+        down = torch.floor(elevated / (d + 1)) * (d + 1)
+        nearest = torch.where(down + (d + 1) - elevated < elevated - down, down + (d + 1), down)
+        excess = (nearest.sum(1, keepdim=True) / (d + 1)).round()
+        rank = (elevated - nearest).argsort(dim=1, descending=True, stable=True).argsort(dim=1) + excess
+        nearest -= (d + 1) * torch.floor(rank / (d + 1))
+        rank = torch.remainder(rank, d + 1).long()
+        # Barycentric weights from the differences of the sorted residuals.
+        residual = torch.empty_like(elevated).scatter_(1, rank, (elevated - nearest) / (d + 1)).flip(1)
+        self.weights = residual - torch.cat([residual[:, -1:] - 1, residual[:, :-1]], 1)
+        points = []
+        for k in range(d + 1):
+            corner = nearest.long() + torch.where(rank <= d - k, k, k - (d + 1))
+            points.append(((corner[:, :d] - geometry.lowest) * geometry.strides).sum(1))
+        numbers, index = torch.unique(torch.stack(points, 1), return_inverse=True)
+        self.index = index
+        self.size = len(numbers)
+        self.alpha = geometry.alpha
+        self.neighbours = [tuple(self._find(numbers, numbers + sign * s) for sign in (1, -1)) for s in geometry.steps]
+
+    def _find(self, numbers: Tensor, wanted: Tensor) -> Tensor:
+        """Positions of ``wanted`` in the sorted ``numbers``; the row of zeros behind the last where it is missing."""
+        place = torch.searchsorted(numbers, wanted).clamp_(max=max(0, self.size - 1))
+        return torch.where(numbers[place] == wanted, place, self.size)
+
+    def lanes(self, channels: int) -> int:
+        """Channels that ``add_rows`` wants for so many: these, and zeros."""
+        return channels
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiply each point's values by factor (N,1), before and after filtering."""
+        self.weights = self.weights * factor
+
+    def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
+        """result (N,K) += factor · filtered values (N,K)."""
+        weights = self.weights.to(values.dtype)
+        lattice = values.new_zeros(self.size + 1, values.shape[1])
+        corners = range(weights.shape[1])
+        for k in corners:
+            lattice.index_add_(0, self.index[:, k], values * weights[:, k, None])
+        for before, after in reversed(self.neighbours) if transposed else self.neighbours:
+            blurred = lattice[before]
+            blurred += lattice[after]
+            lattice[:-1].add_(blurred, alpha=0.5)
+        for k in corners:
+            result.addcmul_(lattice[self.index[:, k]], weights[:, k, None], value=factor * self.alpha)
+
+
+class _CompiledLattice:
+    """One image's lattice with numba's kernels, on a CPU."""
+
+    def __init__(self, features: Tensor) -> None:
+        geometry = _Geometry(features)
+        count, corners = len(features), geometry.d + 1
+        points = features.numpy()
+        keys = np.empty((count, corners), np.int64)
+        weights = np.empty((count, corners), points.dtype)
+        scale, lowest, strides = geometry.scale.numpy(), geometry.lowest.numpy(), geometry.strides.numpy()
+        _spread(count, lambda p: compiled.embed(points[p], scale, lowest, strides, keys[p], weights[p]))
+        self.index, numbers, table = compiled.number(keys)
+        self.size = len(numbers)
+        self.neighbours = np.empty((corners, 2, self.size), np.int32)
+        steps = np.array(geometry.steps)
+        _spread(self.size, lambda p: compiled.find(numbers, table, steps, p.start, p.stop, self.neighbours))
+        self.weights = torch.from_numpy(weights)
+        self.alpha = geometry.alpha
+
+    def lanes(self, channels: int) -> int:
+        return -(-channels // LANES) * LANES
+
+    def scale(self, factor: Tensor) -> None:
+        self.weights = self.weights * factor
+
+    def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
+        """result (N,K) += factor · filtered values (N,K); K a multiple of ``LANES``."""
+        source, out = values.numpy(), result.numpy()
+        weights = self.weights.to(values.dtype).numpy()
+        bands = cut(len(source), min(worker_count(CPU), PARTIALS))
+        # A part a thread, so that no two write the same lattice point.
+        parts = np.zeros((len(bands), self.size + 1, source.shape[1]), source.dtype)
+        for_each(
+            lambda p: compiled.splat(source, self.index, weights, p.start, p.stop, parts[bands.index(p)]), bands, CPU
+        )
+        lattice = self.blur(parts, np.empty_like(parts[0]), transposed)
+        factors = np.full(weights.shape[1], factor * self.alpha, source.dtype)
+        _spread(len(out), lambda p: compiled.slice_rows(lattice, self.index, weights, factors, p.start, p.stop, out))
+
+    def blur(self, parts: np.ndarray, spare: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """The sum of parts (T,M+1,K), blurred along all axes, in parts[0] or ``spare``."""
+        _spread(self.size, lambda p: compiled.merge(parts, p.start, p.stop))
+        old, new = parts[0], spare
+        old[-1] = new[-1] = 0  # what a missing neighbour holds
+        axes = list(self.neighbours)
+        for pair in reversed(axes) if transposed else axes:
+            _spread(self.size, partial(_blur_band, old, pair, new))
+            old, new = new, old
+        return old
+
+
+def _blur_band(old: np.ndarray, pair: np.ndarray, new: np.ndarray, part: slice) -> None:
+    compiled.blur(old, pair, part.start, part.stop, new)
+
+
+def _spread(length: int, work: Callable[[slice], None]) -> None:
+    """0..length shared out among the threads."""
+    for_each(work, cut(length, worker_count(CPU)), CPU)
+
+
+class StackedLattices:
+    """Several compiled lattices of the same pixels as one, for mean field updates in a single pass over the pixels.
+
+    Between two blurs each pixel is read once and no probabilities are written: they go from the registers into the
+    next lattice.
+    """
+
+    def __init__(self, lattices: Sequence[tuple[float, Any]]) -> None:
+        self.lattices = [lattice for _, lattice in lattices]
+        starts = itertools.accumulate((lattice.size + 1 for lattice in self.lattices), initial=0)
+        self.rows = [slice(start, start + lattice.size + 1) for start, lattice in zip(starts, self.lattices)]
+        self.index = np.concatenate([lattice.index + rows.start for rows, lattice in zip(self.rows, self.lattices)], 1)
+        self.weights = torch.cat([lattice.weights for lattice in self.lattices], 1).numpy()
+        factors = [np.full(lattice.index.shape[1], factor * lattice.alpha) for factor, lattice in lattices]
+        self.factors = np.concatenate(factors).astype(np.float32)
+
+    @staticmethod
+    def fits(lattices: Sequence[tuple[float, Any]]) -> bool:
+        """Whether these are compiled lattices, one at least."""
+        return len(lattices) > 0 and all(isinstance(lattice, _CompiledLattice) for _, lattice in lattices)
+
+    def mean_field(self, unary: Tensor, iterations: int) -> Tensor:
+        """Q after ``iterations`` updates. unary: float32 (N,K) logits → (N,K)."""
+        count, channels = unary.shape
+        padded = unary.new_full((count, self.lattices[0].lanes(channels)), -torch.inf)  # probability 0 throughout
+        padded[:, :channels] = unary
+        source = padded.numpy()
+        out = np.empty_like(source)
+        bands = cut(count, min(worker_count(CPU), PARTIALS))
+        current = np.zeros((self.rows[-1].stop, source.shape[1]), np.float32)
+        parts = np.empty((len(bands), *current.shape), np.float32)
+        spare = np.empty_like(current)
+        nothing = out[:0]
+
+        def update(band: slice, kept: np.ndarray) -> None:
+            part = parts[bands.index(band)]
+            part[:] = 0
+            compiled.mean_field(
+                source, current, self.index, self.weights, self.factors, band.start, band.stop, part, kept
+            )
+
+        for _ in range(iterations):
+            for_each(lambda band: update(band, nothing), bands, CPU)
+            for rows, lattice in zip(self.rows, self.lattices):
+                current[rows] = lattice.blur(parts[:, rows], spare[rows])
+        for_each(lambda band: update(band, out), bands, CPU)
+        return torch.from_numpy(out)[:, :channels]

@@ -1,0 +1,216 @@
+"""The permutohedral lattice's inner loops, compiled by numba: on first use (some seconds), then kept on disk.
+
+All release the interpreter's lock and write only rows start..stop, so threads share one call's work.
+"""
+
+# mypy: disable-error-code="call-arg"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tagmask.refine.simd import LANES, add_corners, add_scaled
+
+
+@njit(nogil=True, cache=True)
+def embed(features: Any, scale: Any, lowest: Any, strides: Any, keys: Any, weights: Any) -> None:
+    """Numbers and barycentric weights of the d+1 lattice points around each feature vector.
+
+    features (N,d); scale (d,); lowest, strides int64 (d,); out: keys int64 (N,d+1), weights (N,d+1).
+    """
+    count, d = features.shape
+    elevated = np.empty(d + 1, features.dtype)
+    nearest = np.empty(d + 1, np.int64)
+    rank = np.empty(d + 1, np.int64)
+    corner = np.empty(d + 2, features.dtype)
+    size = features.dtype.type(d + 1)
+    for n in range(count):
+        # Elevate onto the hyperplane whose coordinates sum to 0.
+        total = features.dtype.type(0)
+        for j in range(d, 0, -1):
+            value = features[n, j - 1] * scale[j - 1]
+            elevated[j] = total - j * value
+            total += value
+        elevated[0] = total
+        # The nearest lattice point of colour 0 ...
+        excess = 0
+        for i in range(d + 1):
+            down = np.floor(elevated[i] / size) * size
+            if down + size - elevated[i] < elevated[i] - down:
+                down += size
+            nearest[i] = np.int64(down)
+            excess += nearest[i]
+            rank[i] = 0
+        excess //= d + 1
+        for i in range(d):
+            for j in range(i + 1, d + 1):
+                if elevated[i] - nearest[i] < elevated[j] - nearest[j]:
+                    rank[i] += 1
+                else:
+                    rank[j] += 1
+        # ... with its sum mended to 0 along the ranks.
+        for i in range(d + 1):
+            rank[i] += excess
+            if rank[i] > d:
+                rank[i] -= d + 1
+                nearest[i] -= d + 1
+            elif rank[i] < 0:
+                rank[i] += d + 1
+                nearest[i] += d + 1
+        corner[:] = 0
+        for i in range(d + 1):
+            residual = (elevated[i] - nearest[i]) / size
+            corner[d - rank[i]] += residual
+            corner[d + 1 - rank[i]] -= residual
+        corner[0] += 1 + corner[d + 1]
+        for k in range(d + 1):
+            key = np.int64(0)
+            for i in range(d):
+                step = k if rank[i] <= d - k else k - (d + 1)
+                key += (nearest[i] + step - lowest[i]) * strides[i]
+            keys[n, k] = key
+            weights[n, k] = corner[k]
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _slot(key: Any, mask: Any) -> Any:
+    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
+    return np.int64((mixed >> np.uint64(32)) & np.uint64(mask))
+
+
+@njit(nogil=True, cache=True)
+def number(keys: Any) -> Any:
+    """Consecutive indices for the different keys (N,d+1), by a hash table with open addressing.
+
+    Returns index int32 (N,d+1), the different keys int64 (M,) in order of appearance, and the table.
+    """
+    count, corners = keys.shape
+    size = 1024
+    while size < 2 * count * corners:
+        size *= 2
+    table = np.zeros(size, np.int32)  # index + 1; 0 is free
+    numbers = np.empty(count * corners, np.int64)
+    index = np.empty((count, corners), np.int32)
+    found = 0
+    for n in range(count):
+        for k in range(corners):
+            key = keys[n, k]
+            if n > 0 and keys[n - 1, k] == key:  # neighbouring pixels mostly share their points
+                index[n, k] = index[n - 1, k]
+                continue
+            slot = _slot(key, size - 1)
+            while table[slot] != 0 and numbers[table[slot] - 1] != key:
+                slot = (slot + 1) & (size - 1)
+            if table[slot] == 0:
+                numbers[found] = key
+                found += 1
+                table[slot] = found
+            index[n, k] = table[slot] - 1
+    return index, numbers[:found].copy(), table
+
+
+@njit(nogil=True, cache=True)
+def find(numbers: Any, table: Any, steps: Any, start: int, stop: int, neighbours: Any) -> None:
+    """Both neighbours of the points start..stop along each axis into int32 (d+1,2,M); M where there is none."""
+    mask = len(table) - 1
+    for axis in range(len(steps)):
+        for side in range(2):
+            step = steps[axis] if side == 0 else -steps[axis]
+            for m in range(start, stop):
+                key = numbers[m] + step
+                slot = _slot(key, mask)
+                while table[slot] != 0 and numbers[table[slot] - 1] != key:
+                    slot = (slot + 1) & mask
+                neighbours[axis, side, m] = table[slot] - 1 if table[slot] != 0 else len(numbers)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def splat(values: Any, index: Any, weights: Any, start: int, stop: int, lattice: Any) -> None:
+    """lattice[index[n,v]] += weights[n,v] · values[n], for n in start..stop. values (N,K)."""
+    width = values.shape[1]
+    for n in range(start, stop):
+        for v in range(index.shape[1]):
+            for k in range(0, width, LANES):
+                add_scaled(lattice, index[n, v] * width + k, values, n * width + k, weights[n, v])
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def merge(parts: Any, start: int, stop: int) -> None:
+    """parts[0] += the other parts, for rows start..stop. parts (T,M,K)."""
+    one = parts.dtype.type(1)
+    width = parts.shape[2]
+    for t in range(1, parts.shape[0]):
+        for k in range(start * width, stop * width, LANES):
+            add_scaled(parts[0], k, parts[t], k, one)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def blur(old: Any, pair: Any, start: int, stop: int, new: Any) -> None:
+    """new[m] = old[m] + ½ (old[one neighbour] + old[the other]), for m in start..stop. pair: int32 (2,M)."""
+    half = old.dtype.type(0.5)
+    width = old.shape[1]
+    new[start:stop] = old[start:stop]
+    for m in range(start, stop):
+        for side in range(2):
+            for k in range(0, width, LANES):
+                add_scaled(new, m * width + k, old, pair[side, m] * width + k, half)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def slice_rows(lattice: Any, index: Any, weights: Any, factors: Any, start: int, stop: int, out: Any) -> None:
+    """out[n] += Σ_v factors[v] · weights[n,v] · lattice[index[n,v]], for n in start..stop."""
+    width = out.shape[1]
+    for n in range(start, stop):
+        for k in range(0, width, LANES):
+            add_corners(out, n * width + k, lattice, k, index, weights, factors, n)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def mean_field(
+    unary: Any, lattice: Any, index: Any, weights: Any, factors: Any, start: int, stop: int, splatted: Any, out: Any
+) -> None:
+    """One update of the pixels start..stop, from the blurred lattice to the next one, in one pass.
+
+    Q = softmax(unary + Σ_v factors[v] · weights[n,v] · lattice[index[n,v]]) goes into ``out`` (N,K) where that has
+    rows, and else, times the weights, into ``splatted``, which has the lattice's shape. float32 throughout.
+    """
+    width = unary.shape[1]
+    q = np.empty(width, np.float32)
+    power = np.empty(width, np.int32)  # 2^integer as the bits of a float
+    scale = power.view(np.float32)
+    for n in range(start, stop):
+        for k in range(width):
+            q[k] = unary[n, k]
+        for k in range(0, width, LANES):
+            add_corners(q, k, lattice, k, index, weights, factors, n)
+        top = q[0]
+        for k in range(width):
+            if q[k] > top:
+                top = q[k]
+        # exp(x) = 2^i · 2^f with f in [−½,½], whose series to the sixth power is exact to float32's last digit.
+        for k in range(width):
+            t = (q[k] - top) * np.float32(1.4426950408889634)
+            if t < np.float32(-126):
+                t = np.float32(-126)
+            whole = np.floor(t + np.float32(0.5))
+            power[k] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+            f = (t - whole) * np.float32(0.6931471805599453)
+            series = np.float32(1 / 120) + f * np.float32(1 / 720)
+            series = np.float32(1 / 6) + f * (np.float32(1 / 24) + f * series)
+            q[k] = np.float32(1) + f * (np.float32(1) + f * (np.float32(1 / 2) + f * series))
+        total = np.float32(0)
+        for k in range(width):
+            q[k] *= scale[k]
+            total += q[k]
+        share = np.float32(1) / total
+        for k in range(width):
+            q[k] *= share
+        if out.shape[0] > 0:
+            out[n] = q
+            continue
+        for v in range(index.shape[1]):
+            for k in range(0, width, LANES):
+                add_scaled(splatted, index[n, v] * width + k, q, k, weights[n, v])
