@@ -9,12 +9,14 @@ import timm
 
 from tagmask.config import EncoderConfig
 from tagmask.encoders.base import ENCODERS, Encoder, EncoderFactory, norm_parameters
+from tagmask.encoders.mit import MiT
 from tagmask.encoders.timm_cnn import TimmCNN
 from tagmask.encoders.timm_swin import TimmSwin
 from tagmask.encoders.timm_vit import TimmViT
+from tagmask.encoders.wide_resnet38 import WideResNet38
 from tagmask.errors import ConfigError, nearest
 
-__all__ = ["ENCODERS", "Encoder", "build_encoder", "list_encoders", "norm_parameters"]
+__all__ = ["ENCODERS", "Encoder", "MiT", "WideResNet38", "build_encoder", "list_encoders", "norm_parameters"]
 
 FAMILIES: dict[str, EncoderFactory] = {
     **dict.fromkeys(

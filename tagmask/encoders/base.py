@@ -19,8 +19,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Encoder(nn.Module):
     """Pixels to features. Subclasses fill the attributes and write ``extract``.
 
-    kind: 'cnn', 'vit' or 'swin'. channels, strides: of the returned maps, coarsest last. depth: number of transformer
-    blocks (0 for a CNN). heads: attention heads of each block that can be recorded. has_attention: whether
+    kind: 'cnn', 'vit', 'swin' or 'mit'. channels, strides: of the returned maps, coarsest last. depth: number of
+    transformer blocks (0 for a CNN). heads: attention heads of each block that can be recorded. has_attention: whether
     ``attention``, ``queries`` and ``keys`` may be asked for. weights_origin: where the weights came from, for the
     protocol stamp of scores. mean, std: buffers (1,3,1,1), saved with the weights that they belong to.
     """

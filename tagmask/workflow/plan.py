@@ -70,7 +70,7 @@ def choose(found: Mapping[str, Any], device: torch.device, encoder: str = "resne
 
 
 def _optimiser(encoder: str) -> list[Choice]:
-    if encoder.startswith(("vit", "deit", "swin", "beit", "eva")):
+    if encoder.startswith(("vit", "deit", "swin", "beit", "eva", "mit")):
         return [
             Choice("train.optimizer", "adamw", "transformers do not train well with plain SGD"),
             Choice("train.lr", 6e-5, "the papers' rate for transformers"),

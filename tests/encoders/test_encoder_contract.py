@@ -18,6 +18,7 @@ ENCODERS = [
     "convnext_atto",
     "test_vit",
     "swin_tiny_patch4_window7_224",
+    "mit_b0",
 ]
 
 

@@ -18,7 +18,7 @@ from tagmask.types import IGNORE, Batch
 
 CLASSES = 3
 SIZE = 64
-ENCODERS = {"cnn": "resnet18", "vit": "vit_tiny_patch16_224", "swin": "swin_tiny_patch4_window7_224"}
+ENCODERS = {"cnn": "resnet18", "vit": "vit_tiny_patch16_224", "swin": "swin_tiny_patch4_window7_224", "mit": "mit_b0"}
 
 
 def squares(seed: int = 0, masks: bool = False) -> Batch:
@@ -57,7 +57,7 @@ class MethodContract:
     settings: ClassVar[dict[str, Any]]
     terms: ClassVar[dict[str, set[str]]]
     step: ClassVar[int] = 10
-    encoders: ClassVar[tuple[str, ...]] = ("cnn", "vit", "swin")
+    encoders: ClassVar[tuple[str, ...]] = ("cnn", "vit", "swin", "mit")
 
     def build(self, encoder: str = "resnet18") -> Method:
         torch.manual_seed(0)
@@ -110,7 +110,7 @@ class MethodContract:
         frozen = [m for m in method.encoder.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)]
         assert frozen and not any(p.requires_grad for m in frozen for p in m.parameters())
 
-    @pytest.mark.parametrize("kind", ["cnn", "vit", "swin"])
+    @pytest.mark.parametrize("kind", list(ENCODERS))
     def test_shapes_and_ranges_on_any_encoder(self, kind: str) -> None:
         if kind not in self.encoders:
             pytest.skip(f"does not run on {kind}")

@@ -1,0 +1,194 @@
+"""WideResNet-38, model A1 of "Wider or Deeper" (Wu, Shen and van den Hengel, 2016, arXiv 1611.10080), dilated."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tagmask.config import EncoderConfig
+from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
+from tagmask.encoders.weights import State, find_weights, load_weights
+from tagmask.errors import ConfigError
+from tagmask.types import Features
+
+CLASSIFIERS = ("linear1000", "fc8.")
+"""Layers behind the encoder: ImageNet's in the authors' file, that of the tags in files of AffinityNet's field."""
+
+
+@ENCODERS.register("wide_resnet38")
+class WideResNet38(Encoder):
+    """Stages B2, B3, B4, B5 and B7 of the network as AffinityNet, SEAM and RCM use it, finest first.
+
+    Map i is (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), each after batch norm and ReLU: those of the
+    next stage's first block for B2 to B5 (blocks activate their input), the closing pair for B7. Those papers have
+    ``config.output_stride`` 8, which None stands for; at 16 and 32 (as on ImageNet) B5, then also B6 stride instead
+    of dilating. ``config.norm_eval`` keeps batch norm at its stored statistics in training. Dropout of whole channels
+    in B6 (0.3) and B7 (0.5) is active in training.
+    image_size: not used. width: channels of the first convolution, of which all others are multiples; 64 is the
+    network, smaller ones serve trials.
+    Raises ConfigError for settings of other families or another output stride, WeightsError where pretrained weights
+    cannot be had or do not fit.
+    """
+
+    def __init__(self, config: EncoderConfig, image_size: int | None = None, width: int = 64) -> None:
+        stride = _check(config)
+        super().__init__("cnn", config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD)
+        self.body = ResNet38(width, stride)
+        weights = find_weights(config)
+        if weights.state is not None:
+            weights.state = from_published(weights.state)
+        load_weights(self.body, weights, lambda: ())
+        self.channels = [width * factor for factor in (2, 4, 8, 16, 64)]
+        self.strides = [2, 4, 8, min(stride, 16), stride]
+        self.weights_origin = weights.origin
+        self.norm_eval = config.norm_eval
+        self.checkpointing = config.checkpointing
+
+    def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
+        body = self.body
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+        x = body.conv1a(x)
+        maps = []
+        for name in body.blocks:
+            block = getattr(body, name)
+            x, activated = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            if name in ("b3", "b4", "b5", "b6"):
+                maps.append(activated)
+        maps.append(F.relu(body.bn7(x)))
+        return Features(maps=maps)
+
+
+class ResNet38(nn.Module):
+    """The network's layers under the names that converted checkpoints have (b2, b2_1, ...); see ``WideResNet38``."""
+
+    def __init__(self, width: int, output_stride: int) -> None:
+        super().__init__()
+        w = width
+        self.conv1a = nn.Conv2d(3, w, 3, padding=1, bias=False)
+        self.blocks: list[str] = []
+        inputs = w
+        # name, blocks, inner channels, outer channels, stride of the first block, dilation behind that stride
+        for name, count, inner, outer, stride, dilation in [
+            ("b2", 3, 2 * w, 2 * w, 2, 1),
+            ("b3", 3, 4 * w, 4 * w, 2, 1),
+            ("b4", 6, 8 * w, 8 * w, 2, 1),
+            ("b5", 3, 8 * w, 16 * w, 1 if output_stride < 16 else 2, max(1, 16 // output_stride)),
+        ]:
+            for i in range(count):
+                first = i == 0
+                block = Block(inputs, inner, outer, stride if first else 1, 1 if first else dilation, dilation)
+                self._add(f"{name}_{i}" if i else name, block)
+                inputs = outer
+        dilation = 32 // output_stride
+        self._add("b6", Bottleneck(16 * w, 32 * w, 1 if output_stride < 32 else 2, dilation, dropout=0.3))
+        self._add("b7", Bottleneck(32 * w, 64 * w, 1, dilation, dropout=0.5))
+        self.bn7 = nn.BatchNorm2d(64 * w)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def _add(self, name: str, block: nn.Module) -> None:
+        self.add_module(name, block)
+        self.blocks.append(name)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each behind batch norm and ReLU, beside a shortcut. Gives (output, activated input)."""
+
+    def __init__(
+        self, inputs: int, inner: int, outer: int, stride: int, first_dilation: int, second_dilation: int
+    ) -> None:
+        super().__init__()
+        self.bn_branch2a = nn.BatchNorm2d(inputs)
+        self.conv_branch2a = _conv3x3(inputs, inner, stride, first_dilation)
+        self.bn_branch2b1 = nn.BatchNorm2d(inner)
+        self.conv_branch2b1 = _conv3x3(inner, outer, 1, second_dilation)
+        self.projects = inputs != outer or stride != 1
+        if self.projects:
+            self.conv_branch1 = nn.Conv2d(inputs, outer, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        activated = F.relu(self.bn_branch2a(x))
+        shortcut = self.conv_branch1(activated) if self.projects else x
+        inner = F.relu(self.bn_branch2b1(self.conv_branch2a(activated)))
+        return shortcut + self.conv_branch2b1(inner), activated
+
+
+class Bottleneck(nn.Module):
+    """1x1, dilated 3x3 and 1x1 convolution with dropout before the last two. Gives (output, activated input)."""
+
+    def __init__(self, inputs: int, outer: int, stride: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.bn_branch2a = nn.BatchNorm2d(inputs)
+        self.conv_branch2a = nn.Conv2d(inputs, outer // 4, 1, stride, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(outer // 4)
+        self.conv_branch2b1 = _conv3x3(outer // 4, outer // 2, 1, dilation)
+        self.bn_branch2b2 = nn.BatchNorm2d(outer // 2)
+        self.conv_branch2b2 = nn.Conv2d(outer // 2, outer, 1, bias=False)
+        self.conv_branch1 = nn.Conv2d(inputs, outer, 1, stride, bias=False)
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        activated = F.relu(self.bn_branch2a(x))
+        inner = F.relu(self.bn_branch2b1(self.conv_branch2a(activated)))
+        inner = F.relu(self.bn_branch2b2(self.conv_branch2b1(self.dropout(inner))))
+        return self.conv_branch1(activated) + self.conv_branch2b2(self.dropout(inner)), activated
+
+
+MXNET_NAME = re.compile(
+    r"(?:arg:|aux:)?(?:(?P<conv1a>conv1a)|(?P<bn7>bn7)|"
+    r"(?P<kind>res|bn)(?P<stage>[2-7])(?:a|b(?P<block>\d))_(?P<branch>branch\w+?))"
+    r"_(?P<last>weight|gamma|beta|moving_mean|moving_var)"
+)
+MXNET_LAST = {
+    "weight": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_var": "running_var",
+}
+
+
+def from_published(state: State) -> State:
+    """Weights under this module's names, without classifiers, from files of either published layout.
+
+    The authors' MXNet names ('arg:res2b1_branch2a_weight', 'aux:bn7_moving_mean') are translated; those of the PyTorch
+    conversions that AffinityNet and its successors share ('b2_1.conv_branch2a.weight') are this module's own. Other
+    names stay as they are, so that loading refuses them.
+    """
+    result = {}
+    for name, value in state.items():
+        if name.removeprefix("arg:").startswith(CLASSIFIERS):
+            continue
+        match = MXNET_NAME.fullmatch(name)
+        result[_own_name(match) if match else name] = value
+    return result
+
+
+def _own_name(match: re.Match[str]) -> str:
+    last = MXNET_LAST[match["last"]]
+    if match["conv1a"] or match["bn7"]:
+        return f"{match['conv1a'] or match['bn7']}.{last}"
+    block = f"b{match['stage']}" + (f"_{match['block']}" if match["block"] else "")
+    kind = "conv" if match["kind"] == "res" else "bn"
+    return f"{block}.{kind}_{match['branch']}.{last}"
+
+
+def _conv3x3(inputs: int, outputs: int, stride: int, dilation: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+
+
+def _check(config: EncoderConfig) -> int:
+    """The output stride. Raises ConfigError for settings that this network has no use for."""
+    if config.layout != "default" or config.blocks is not None:
+        raise ConfigError("encoder.layout and encoder.blocks are not for 'wide_resnet38'; leave them out.")
+    if config.drop_path:
+        raise ConfigError("encoder.drop_path is not for 'wide_resnet38', which has dropout instead; set it to 0.")
+    stride = 8 if config.output_stride is None else config.output_stride
+    if stride not in (8, 16, 32):
+        raise ConfigError(f"encoder.output_stride is {stride}; 'wide_resnet38' has 8 (its papers'), 16 or 32.")
+    return stride
