@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tagmask.heads.affinity import AffinityHead
 from tagmask.heads.classifier import Classifier
 from tagmask.heads.largefov import LargeFOV
 from tagmask.heads.segformer import SegFormer
 
-__all__ = ["Classifier", "LargeFOV", "SegFormer"]
+__all__ = ["AffinityHead", "Classifier", "LargeFOV", "SegFormer"]

@@ -72,16 +72,26 @@ class Baseline(Method):
 
     @torch.no_grad()
     def labels(self, batch: Batch, maps: Tensor, scores: Tensor) -> Tensor:
-        """(B,H,W) pseudo labels. maps: the batch's own class maps (B,C,h,w), reused for scale 1; scores (B,C).
+        """(B,H,W) pseudo labels. maps: the batch's own class maps (B,C,h,w), reused for scale 1; scores (B,C)."""
+        return self.cut(batch, self.training_cams(batch, maps), scores)
+
+    @torch.no_grad()
+    def training_cams(self, batch: Batch, maps: Tensor) -> Tensor:
+        """(B,C,h',w') multi-scale CAMs in [0,1] of the batch, all classes; maps as in ``labels``."""
+        cfg = self.config
+        # Refinement works at half resolution: CAMs on that grid from the start are a quarter of the pixels.
+        height, width = batch.images.shape[-2:]
+        half = None if self.refiner is None else (max(1, height // 2), max(1, width // 2))
+        return multi_scale(self._cam, batch.images, cfg.cam_scales, cfg.cam_flip, half, plain=maps)
+
+    @torch.no_grad()
+    def cut(self, batch: Batch, cams: Tensor, scores: Tensor) -> Tensor:
+        """(B,H,W) pseudo labels of CAMs (B,C,h,w) in [0,1] on any grid; scores (B,C).
 
         Where a tagged class scores under ``gate`` in this crop the object was probably cropped out, and its
         normalised CAM is noise: the class is left out there, and what would be background is ignored.
         """
         cfg = self.config
-        # Refinement works at half resolution: CAMs on that grid from the start are a quarter of the pixels.
-        height, width = batch.images.shape[-2:]
-        half = None if self.refiner is None else (max(1, height // 2), max(1, width // 2))
-        cams = multi_scale(self._cam, batch.images, cfg.cam_scales, cfg.cam_flip, half, plain=maps)
         trusted = batch.tags * (scores.sigmoid() >= cfg.gate)
         labels = pseudo_labels(
             cams, trusted, cfg.high, cfg.low, refine=self.refiner, images=batch.images, boxes=batch.boxes

@@ -1,0 +1,182 @@
+"""``tscd``: self correspondence distillation (Xu et al., AAAI 2023).
+
+``baseline`` with VARM, plus: the segmentation of two views of an image is taught to agree where their class maps
+agree; class maps must follow the change of view; attention learns affinities; the dense energy smooths the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagmask.cam.maps import resize
+from tagmask.config import Strict, merge
+from tagmask.data.views import make_affine, warp
+from tagmask.encoders import Encoder
+from tagmask.losses import balanced_cross_entropy, equivariance, self_correspondence
+from tagmask.methods.affinity import AffinitySettings, affinity_term, build_affinity, predict_affinity
+from tagmask.methods.baseline import Baseline, BaselineConfig
+from tagmask.methods.regularize import EnergyConfig, build_energy, dense_energy
+from tagmask.registry import METHODS
+from tagmask.types import Batch, Features, Losses
+
+
+class AffineConfig(Strict):
+    """The affine A that makes the second view; what is random is drawn anew for each image and step."""
+
+    scale: float = Field(0.3, gt=0, le=1, description="of the second view's resolution")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest rotation to either side, degrees")
+    translation: float = Field(0.0, ge=0, lt=1, description="largest shift to either side, in halves of the image")
+
+
+class TSCDConfig(AffinitySettings, BaselineConfig):
+    """Settings of ``tscd``; the defaults are the paper's on VOC. ``variant`` changes some, unless they are set."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "release": {
+            "centered": True,
+            "weight_equ": 0.0,
+            "refine_options": {"variant": "release"},
+            "energy": {"gradient": "release"},
+        },
+    }
+
+    name: Literal["tscd"] = "tscd"  # type: ignore[assignment]
+    variant: Literal["paper", "release"] = Field(
+        "paper", description="defaults of centered, weight_equ, VARM and the energy"
+    )
+    head: str = Field("segformer", description="segmentation head")
+    refine: str = Field("varm", description="none, par, pamr or varm")
+    affine: AffineConfig = AffineConfig()
+    points: int = Field(40, ge=1, description="points x points positions of each view are compared")
+    centered: bool = Field(False, description="class map agreement less its mean at each point")
+    detach: bool = Field(True, description="class map agreement is a target: no gradient into class maps")
+    affinity_symmetric: bool = Field(False, description="add the transposed attention")
+    weight_scd: float = Field(0.1, ge=0, description="of self correspondence distillation")
+    weight_equ: float = Field(0.1, ge=0, description="of the equivariance of class maps")
+    weight_aux: float = Field(0.1, ge=0, description="of the affinity loss")
+    weight_reg: float = Field(0.01, ge=0, description="of the dense energy")
+    energy: EnergyConfig = EnergyConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        preset = dict(cls.presets.get(str(values.get("variant", "paper")), {}))
+        if values.get("refine", "varm") != "varm":
+            preset.pop("refine_options", None)  # they are VARM's
+        return merge(preset, values)
+
+
+@METHODS.register("tscd")
+class TSCD(Baseline):
+    """Baseline with self correspondence distillation and the paper's other terms, each with a weight of its own."""
+
+    config_class = TSCDConfig
+    config: TSCDConfig
+
+    def __init__(self, config: TSCDConfig, encoder: Encoder, classes: int) -> None:
+        super().__init__(config, encoder, classes)
+        used = config.affinity == "attention" and config.weight_aux > 0
+        self.affinity = build_affinity(config, encoder) if used else None
+        self.energy = build_energy(config.weight_reg, config.energy)
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """cls (equation 13); after ``warmup`` seg, scd (7), equ (12), aux (14) and reg, weighted as in equation 15."""
+        cfg = self.config
+        started = step >= cfg.warmup
+        recorded = cfg.affinity_blocks if started and self.affinity is not None else ()
+        features = self.encoder(batch.images, attention=recorded)
+        maps = self.classifier.cam(features.maps[-1])
+        scores = self.classifier.pool(maps)
+        terms = {"cls": F.multilabel_soft_margin_loss(scores.float(), batch.tags)}
+        if started:
+            needs_decoder = cfg.weight_seg > 0 or cfg.weight_scd > 0 or self.energy is not None
+            logits = self.decoder(features) if needs_decoder else None
+            if cfg.weight_seg > 0 or self.affinity is not None or self.energy is not None:
+                labels = self.labels(batch, maps.detach(), scores.detach())
+                terms |= self._label_terms(batch, features, logits, labels)
+            if cfg.weight_scd > 0 or cfg.weight_equ > 0:
+                terms |= self._view_terms(batch, maps, logits)
+        total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
+        return Losses(terms, total)
+
+    def _label_terms(
+        self, batch: Batch, features: Features, logits: Tensor | None, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """seg, aux and reg, which go by the pseudo labels (B,H,W)."""
+        cfg = self.config
+        terms = {}
+        if logits is not None and cfg.weight_seg > 0:
+            terms["seg"] = balanced_cross_entropy(logits, labels)
+        if self.affinity is not None:
+            height, width = features.maps[-1].shape[-2:]
+            affinity = predict_affinity(self.affinity, features)
+            terms["aux"] = affinity_term(affinity, labels, (height, width), cfg.affinity_radius)
+        if logits is not None and self.energy is not None:
+            terms["reg"] = dense_energy(self.energy, batch, logits, labels)
+        return terms
+
+    def _view_terms(self, batch: Batch, maps: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
+        """scd and equ, which compare the images with a second view A(I); maps (B,C,h,w) raw, with gradient."""
+        cfg = self.config
+        terms = {}
+        height, width = batch.images.shape[-2:]
+        size = (max(1, round(height * cfg.affine.scale)), max(1, round(width * cfg.affine.scale)))
+        affine = self._draw_affine(batch)
+        second = self.encoder(look(batch.images, size, affine))
+        # Class activation maps are rectified (equation 2).
+        cam_a, cam_b = maps.float().relu(), self.classifier.cam(second.maps[-1]).float().relu()
+        if logits is not None and cfg.weight_scd > 0:
+            points_a, points_b = (self._draw_points(batch, cam_a.device) for _ in range(2))
+            target_a, target_b = (cam_a.detach(), cam_b.detach()) if cfg.detach else (cam_a, cam_b)
+            terms["scd"] = self_correspondence(
+                target_a, target_b, logits, self.decoder(second), points_a, points_b, cfg.centered
+            )
+        if cfg.weight_equ > 0:
+            grid = (cam_b.shape[-2], cam_b.shape[-1])
+            warped = look(cam_a, grid, affine)
+            if affine is not None:  # only where the second view shows a part of the image
+                seen = look(torch.ones_like(cam_a[:, :1]), grid, affine) > 0.999
+                warped, cam_b = warped * seen, cam_b * seen
+            terms["equ"] = equivariance(warped, cam_b)
+        return terms
+
+    def _draw_points(self, batch: Batch, device: torch.device) -> Tensor:
+        """(B,points²,2) uniform in [-1,1]."""
+        shape = (len(batch.images), self.config.points**2, 2)
+        return 2 * torch.rand(shape, generator=batch.generator, device=batch.generator.device).to(device) - 1
+
+    def _draw_affine(self, batch: Batch) -> Tensor | None:
+        """(B,2,3) from points of the second view to points of the images, in [-1,1]; None for the identity."""
+        a = self.config.affine
+        if a.flip == a.rotation == a.translation == 0:
+            return None
+        generator = batch.generator
+        drawn = torch.rand(len(batch.images), 4, generator=generator, device=generator.device).tolist()
+        rows = [
+            make_affine(
+                flip=chance < a.flip,
+                rotation=a.rotation * (2 * turn - 1),
+                translation=(a.translation * (2 * x - 1), a.translation * (2 * y - 1)),
+            )
+            for chance, turn, x, y in drawn
+        ]
+        return torch.stack(rows).to(batch.images.device)
+
+
+def look(x: Tensor, size: tuple[int, int], affine: Tensor | None) -> Tensor:
+    """A(x): images or maps (B,K,h,w) at ``size``, seen through ``affine`` (B,2,3). Differentiable.
+
+    Resized first, so that a mere change of resolution keeps the maps' corners where the images' corners are.
+    """
+    x = resize(x, size)
+    return x if affine is None else warp(x, affine)
