@@ -1,18 +1,26 @@
-"""Time and memory of the dense operators beside their straightforward forms, in one run.
+"""Time and memory of tagmask's operators beside what people use instead, in one run.
 
-    python benchmarks/ops.py                          # all cases, a few minutes
+    python benchmarks/ops.py                          # all cases
+    python benchmarks/ops.py --list
     python benchmarks/ops.py --cases step --operators par --json ops.json
+    python benchmarks/ops.py --device cuda
 
-The straightforward form of a refinement is written as the operator is usually described: a loop over images and
-over thresholds, the neighbours stacked by one-hot dilated convolutions, the weights computed anew for each threshold.
-Each measurement runs in its own process, so that its peak memory is its own: on a CPU the growth of the process's
-largest resident set over what it was with the inputs made, on a GPU the growth of the largest allocation.
+The cases lie in ``benchmarks/alternatives``; how to write one is said there. All forms of a case are timed in this one
+process, in turn, so that a machine that is busy for a while slows them alike; a form that has spent its budget of
+seconds is left out of further turns. Each form's peak memory is measured in a process of its own: on a CPU the growth
+of the resident set at its peak over what it was with the inputs made, on a GPU that of the allocated memory. A ratio
+is the alternative's figure over ours: above 1, ours is faster or smaller.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import importlib
 import json
+import os
+import pkgutil
 import platform
 import resource
 import statistics
@@ -22,168 +30,189 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import alternatives
 import torch
-import torch.nn.functional as F
+from alternatives import Case
 from torch import Tensor
 
-from tagmask.refine import PAMR, PAR, VARM
-
-OPERATORS: dict[str, Callable[[], torch.nn.Module]] = {
-    "par": PAR,
-    "pamr": PAMR,
-    "varm": VARM,
-    "varm-release": lambda: VARM(variant="release"),
-}
-CASES = {  # images, maps of one threshold, thresholds, height, width
-    "small": (16, 3, 2, 112, 112),
-    "photo": (1, 15, 1, 213, 320),
-    "step": (4, 3, 2, 256, 256),
-    "label": (1, 21, 1, 512, 512),
-}
-DILATIONS = (1, 2, 4, 8, 12, 24)
+TURN = 0.02
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def stack(x: Tensor, centre: bool = False) -> Tensor:
-    """(1,C,H,W) → (1,C,48,H,W), or 54 with the centre of each window, by convolution with one-hot 3×3 kernels."""
-    places = [i for i in range(9) if centre or i != 4]
-    kernels = torch.eye(9, device=x.device)[places].view(-1, 1, 3, 3)
-    parts = []
-    for d in DILATIONS:
-        padded = F.pad(x, (d, d, d, d), mode="replicate").transpose(0, 1)
-        parts.append(F.conv2d(padded, kernels, dilation=d))
-    return torch.cat(parts, 1)[None]
+def all_cases() -> list[Case]:
+    names = sorted(module.name for module in pkgutil.iter_modules(alternatives.__path__))
+    cases = [case for name in names for case in importlib.import_module(f"alternatives.{name}").cases()]
+    seen: set[tuple[str, str]] = set()
+    for case in cases:
+        if "ours" not in case.forms or (case.operator, case.name) in seen:
+            raise SystemExit(f"Case {case.operator}/{case.name}: it needs a form 'ours' and a name of its own.")
+        seen.add((case.operator, case.name))
+    return cases
 
 
-def plain_weights(operator: str, image: Tensor) -> Tensor:
-    """(1,3,H,W) → (1,48,H,W), by the equations, all neighbours at once."""
-    around, own = stack(image), image[:, :, None]
-    if operator == "pamr":
-        std = stack(image, centre=True).std(2, keepdim=True)
-        return torch.softmax(-((around - own).abs() / (1e-8 + 0.1 * std)).mean(1), 1)
-    std = around.std(2, keepdim=True) + 1e-8
-    if operator == "par":
-        steps = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
-        distance = torch.tensor([d * (a * a + b * b) ** 0.5 for d in DILATIONS for a, b in steps], device=image.device)
-        position = torch.softmax(-((distance / (distance.std() + 1e-8) / 0.3) ** 2), 0)
-        colour = -(((around - own).abs() / std / 0.3) ** 2).mean(1)
-        return torch.softmax(colour, 1) + 0.01 * position[None, :, None, None]
-    if operator == "varm":
-        beside = torch.cat([around[..., :1], around[..., :-1]], -1)
-    else:
-        beside = torch.cat([around[..., 1:], around[..., -1:]], -1)
-    below = torch.cat([around[..., 1:, :], around[..., -1:, :]], -2)
-    variation = ((beside - around) ** 2 + (below - around) ** 2).mean(1)
-    colour = -((4 * (around - own).abs()) ** 2 / std**2).mean(1)
-    return torch.softmax(colour, 1) - 0.01 * torch.softmax(variation, 1)
+def compare(case: Case, args: argparse.Namespace) -> dict:
+    """Everything about one case, as it is saved."""
+    device = torch.device(args.device)
+    calls = {name: form(device) for name, form in case.forms.items()}
+    seconds, results = timed(calls, args)
+    del calls
+    rows = {}
+    for name, values in seconds.items():
+        rows[name] = {"seconds": statistics.median(values), "fastest": min(values), "runs": len(values)}
+        rows[name]["peak_mb"] = None if args.no_memory else in_own_process(case, name, args)
+    for name, row in rows.items():
+        if name != "ours":
+            ours = rows["ours"]
+            row["time_ratio"] = row["seconds"] / ours["seconds"]
+            # Below 1 MB the figure is that of the allocator, not of the operator.
+            row["memory_ratio"] = None if args.no_memory else row["peak_mb"] / max(ours["peak_mb"], 1.0)
+            row["difference"] = difference(results[name], results["ours"]) if case.compare else None
+    head = {"operator": case.operator, "case": case.name, "shape": case.shape, "target": case.target}
+    return {**head, "missing": list(case.missing), "forms": rows}
 
 
-@torch.no_grad()
-def plain(operator: str, images: Tensor, maps: Tensor, thresholds: int) -> Tensor:
-    """The straightforward form: images one by one, thresholds one by one."""
-    results = []
-    for image, scores in zip(images, maps):
-        parts = []
-        for part in scores[None].chunk(thresholds, 1):
-            weights = plain_weights(operator, image[None])
-            for _ in range(10):
-                part = (stack(part) * weights[:, None]).sum(2)
-            parts.append(part)
-        results.append(torch.cat(parts, 1))
-    return torch.cat(results)
+def timed(calls: dict[str, Callable[[], Tensor]], args: argparse.Namespace) -> tuple[dict, dict]:
+    """Seconds of the forms' runs, taken in turn, and a result of each on the CPU.
+
+    The first run warms up and is not counted, unless it alone spends the budget. In a turn a short form runs again
+    until ``TURN`` seconds are over: once alone it would be measured with the caches full of what ran before.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    results = {}
+    for turn in range(args.repeats + 1):
+        for name, call in calls.items():
+            if sum(seconds[name]) >= args.budget:
+                continue
+            spent: list[float] = []
+            while not spent or (turn > 0 and sum(spent) < TURN):
+                start = time.perf_counter()
+                result = call()
+                synchronize(args.device)
+                spent.append(time.perf_counter() - start)
+            if turn == 0:
+                results[name] = result.detach().cpu()
+            if turn > 0 or sum(spent) >= args.budget:
+                seconds[name] += spent
+    return seconds, results
 
 
-def form(name: str, operator: str, thresholds: int) -> Callable[[Tensor, Tensor], Tensor]:
-    if name == "ours":
-        return OPERATORS[operator]()
-    return lambda images, maps: plain(operator, images, maps, thresholds)
+def difference(theirs: Tensor, ours: Tensor) -> float | None:
+    if theirs.numel() == 0:
+        return None
+    if theirs.shape != ours.shape:
+        raise SystemExit(f"Results of shapes {tuple(theirs.shape)} and {tuple(ours.shape)}: set compare=False.")
+    return (theirs.double() - ours.double()).abs().max().item()
 
 
-def inputs(count: int, maps: int, height: int, width: int, device: str) -> tuple[Tensor, Tensor]:
-    """Smooth colours with noise, so that standard deviations are those of photos; maps that sum to 1."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
-    images = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
-    images = (images + 0.05 * torch.rand(images.shape, generator=generator)).clamp(0, 1)
-    return images.to(device), torch.rand(count, maps, height, width, generator=generator).softmax(1).to(device)
-
-
-def measure(name: str, operator: str, case: str, device: str, repeats: int, budget: float) -> dict:
-    """Seconds (median) and peak extra MB of one form, in this process. Ends early when ``budget`` seconds are spent."""
-    count, maps, thresholds, height, width = CASES[case]
-    run = form(name, operator, thresholds)
-    run(*inputs(1, thresholds, 32, 32, device))  # threads and kernels are loaded before anything is measured
-    images, scores = inputs(count, maps * thresholds, height, width, device)
-    cuda = device.startswith("cuda")
-    if cuda:
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() / 2**20 if cuda else resident_peak()
-    seconds: list[float] = []
-    while len(seconds) < repeats and sum(seconds) < budget:
-        start = time.perf_counter()
-        run(images, scores)
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    after = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_peak()
-    return {"seconds": statistics.median(seconds), "runs": len(seconds), "peak_mb": after - before}
 
 
-def resident_peak() -> float:
-    """MB; Linux counts in kB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def in_own_process(name: str, operator: str, case: str, args: argparse.Namespace) -> dict:
-    command = [sys.executable, __file__, "--one", name, "--operators", operator, "--cases", case]
+def in_own_process(case: Case, name: str, args: argparse.Namespace) -> float:
+    command = [sys.executable, __file__, "--one", name, "--operators", case.operator, "--cases", case.name]
     command += ["--device", args.device, "--threads", str(args.threads)]
-    command += ["--repeats", str(args.repeats), "--budget", str(args.budget)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_growth(case: Case, name: str, device: str) -> float:
+    """MB that one run of a form needs at its peak besides its inputs, in this process; its result counts."""
+    call = case.forms[name](torch.device(device))
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        torch.cuda.synchronize()
+        del result
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if sys.platform != "linux":  # no way to reset the peak: what making the inputs needed counts as used before
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        call()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    # What was freed while the inputs were made would be used again and not be seen as growth.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status_mb("VmRSS")
+    call()
+    return max(status_mb("VmHWM") - before, 0.0)
+
+
+def status_mb(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
+HEADER = ("operator", "case", "form", "median s", "runs", "peak MB", "time x", "memory x", "difference", "target")
+WIDTHS = (14, 10, 16, 11, 6, 9, 9, 10, 12, 8)
+
+
+def line(*cells: str) -> str:
+    left = "".join(cell.ljust(width) for cell, width in zip(cells[:3], WIDTHS))
+    right = "".join(cell.rjust(width) for cell, width in zip(cells[3:9], WIDTHS[3:]))
+    return f"{left}{right}  {cells[9]}".rstrip()
+
+
+def show(row: dict) -> None:
+    print(f"{row['operator']} {row['case']}: {row['shape']}")
+    for package in row["missing"]:
+        print(f"  {package} is not installed; the form that needs it is left out")
+    for name, form in row["forms"].items():
+        cells = [row["operator"], row["case"], name, f"{form['seconds']:.5f}", str(form["runs"])]
+        cells.append("" if form["peak_mb"] is None else f"{form['peak_mb']:.0f}")
+        for key, pattern in (("time_ratio", "{:.2f}"), ("memory_ratio", "{:.2f}"), ("difference", "{:.1e}")):
+            value = form.get(key)
+            cells.append("" if value is None else pattern.format(value))
+        print(line(*cells, row["target"] if name == "ours" else ""), flush=True)
 
 
 def main() -> None:
+    cases = all_cases()
+    operators, names = (list(dict.fromkeys(v)) for v in zip(*((c.operator, c.name) for c in cases)))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operators", nargs="+", default=list(OPERATORS), choices=list(OPERATORS))
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--operators", nargs="+", default=operators, choices=operators, metavar="NAME")
+    parser.add_argument("--cases", nargs="+", default=names, choices=names, metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="show the cases and end")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each form; the median is shown")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each form; the median run is shown")
     parser.add_argument("--budget", type=float, default=15.0, help="seconds after which a form is run no more")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--one", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # the form whose peak memory this process measures
     args = parser.parse_args()
+    wanted = dict.fromkeys(THREAD_SETTINGS, str(args.threads))
+    if any(os.environ.get(key) != value for key, value in wanted.items()):
+        # Libraries read them when they are loaded, and torch's number is not theirs: begin again with them set.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)
     torch.set_num_threads(args.threads)
+    chosen = [case for case in cases if case.operator in args.operators and case.name in args.cases]
     if args.one:
-        row = measure(args.one, args.operators[0], args.cases[0], args.device, args.repeats, args.budget)
-        print(json.dumps(row))
+        print(json.dumps(peak_growth(chosen[0], args.one, args.device)))
+        return
+    if args.list:
+        for case in chosen:
+            print(f"{case.operator:<16}{case.name:<12}{case.shape:<44}{', '.join(case.forms)}")
         return
 
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, {platform.processor()}")
-    print(
-        f"{'operator':<14}{'case':<8}{'shape':<20}{'plain s':>9}{'ours s':>9}{'ratio':>7}{'plain MB':>10}{'ours MB':>9}"
-    )
+    environment = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else args.device,
+        "threads": args.threads,
+    }
+    print(", ".join(f"{key} {value}" for key, value in environment.items()))
+    print(line(*HEADER))
     rows = []
-    for operator in args.operators:
-        images, scores = inputs(2, 4, 48, 40, args.device)
-        difference = (OPERATORS[operator]()(images, scores) - plain(operator, images, scores, 2)).abs().max().item()
-        for case in args.cases:
-            count, maps, thresholds, height, width = CASES[case]
-            row = {form: in_own_process(form, operator, case, args) for form in ("plain", "ours")}
-            slow, fast = row["plain"], row["ours"]
-            shape = f"{count}x{maps}x{thresholds} {height}x{width}"
-            print(
-                f"{operator:<14}{case:<8}{shape:<20}{slow['seconds']:>9.3f}{fast['seconds']:>9.3f}"
-                f"{slow['seconds'] / fast['seconds']:>7.1f}{slow['peak_mb']:>10.0f}{fast['peak_mb']:>9.0f}",
-                flush=True,
-            )
-            rows.append({"operator": operator, "case": case, "shape": CASES[case], "difference": difference, **row})
-        print(f"{operator}: largest difference between the two forms {difference:.1e}")
+    for case in chosen:
+        rows.append(compare(case, args))
+        show(rows[-1])
     if args.json:
-        environment = {"torch": torch.__version__, "device": args.device, "threads": args.threads}
         args.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
 
 

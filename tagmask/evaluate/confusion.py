@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -57,15 +58,21 @@ class ConfusionMatrix:
                 "resize the prediction to the truth's size (nearest neighbour) first."
             )
         pairs = _joint_histogram(pred, target)
-        for name, used in (("prediction", pairs.sum(axis=0)), ("truth", pairs.sum(axis=1))):
-            used[: self.num_classes] = used[self.ignore] = 0
-            if used.any():
-                raise LabelError(
-                    f"The {name} holds label {int(np.flatnonzero(used)[0])}, which is neither a class "
-                    f"(0 to {self.num_classes - 1}) nor the ignored {self.ignore}; check the list of classes."
-                )
-        k = self.num_classes
-        return np.concatenate([pairs[:k, :k], pairs[:k, self.ignore, None]], axis=1)
+        labels = [*range(self.num_classes), self.ignore]
+        known = pairs[np.ix_(labels, labels)]
+        if known.sum() < math.prod(pred.shape):
+            self._refuse("prediction", pairs.sum(axis=0))
+            self._refuse("truth", pairs.sum(axis=1))
+        return known[:-1]
+
+    def _refuse(self, name: str, used: np.ndarray) -> None:
+        """Raise LabelError for the first label of ``used``, pixels by label (256,), that is out of range."""
+        used[: self.num_classes] = used[self.ignore] = 0
+        if used.any():
+            raise LabelError(
+                f"The {name} holds label {int(np.flatnonzero(used)[0])}, which is neither a class "
+                f"(0 to {self.num_classes - 1}) nor the ignored {self.ignore}; check the list of classes."
+            )
 
     def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """Add another matrix's pixels to this one; returns itself. Raises LabelError where the classes differ."""
@@ -173,11 +180,17 @@ def _joint_histogram(pred: Any, target: Any) -> np.ndarray:
     _check("truth", target)
     if isinstance(pred, Tensor) and isinstance(target, Tensor) and pred.device.type != "cpu":
         joint = target.to(pred.device).flatten().int() * LABELS + pred.flatten().int()
-        return torch.bincount(joint, minlength=LABELS**2).cpu().numpy().reshape(LABELS, LABELS)
-    # Two adjacent bytes read as one little-endian number: the low byte is the prediction.
-    pairs = np.empty((pred.numel() if isinstance(pred, Tensor) else pred.size, 2), dtype=np.uint8)
-    pairs[:, 0], pairs[:, 1] = to_numpy(pred).ravel(), to_numpy(target).ravel()
-    return np.bincount(pairs.view("<u2").ravel(), minlength=LABELS**2).reshape(LABELS, LABELS)
+    else:
+        wide = _bytes(target).astype(np.int32)
+        wide *= LABELS
+        wide += _bytes(pred)
+        joint = torch.from_numpy(wide)
+    # torch counts 32-bit numbers as they are; numpy would make 64-bit ones of them first.
+    return torch.bincount(joint, minlength=LABELS**2).cpu().numpy().reshape(LABELS, LABELS)
+
+
+def _bytes(labels: Any) -> np.ndarray:
+    return to_numpy(labels).ravel().astype(np.uint8, copy=False)
 
 
 def _check(name: str, labels: Any) -> None:

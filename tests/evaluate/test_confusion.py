@@ -71,6 +71,16 @@ def test_strided_and_transposed_maps_are_paired_by_position():
     np.testing.assert_array_equal(cm.matrix, loop_counts(pred.T[::2], target.T[::2])[0])
 
 
+@pytest.mark.parametrize("kind", [np.bool_, np.int8, np.int16, np.uint16, np.uint32, np.uint64])
+def test_any_integer_type_and_read_only_arrays(kind, recwarn):
+    rng = np.random.default_rng(4)
+    pred, target = (rng.integers(0, 2, (12, 20)).astype(kind)[::-1] for _ in range(2))
+    pred.flags.writeable = target.flags.writeable = False
+    cm = ConfusionMatrix(K).update(pred, target)
+    np.testing.assert_array_equal(cm.matrix, loop_counts(pred.astype(int), target.astype(int))[0])
+    assert not recwarn.list
+
+
 def test_streaming_and_merging_equal_one_update():
     pred, target = random_maps(2, (4, 9, 9))
     whole = ConfusionMatrix(K).update(pred, target)

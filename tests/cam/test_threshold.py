@@ -1,0 +1,284 @@
+"""The two-component fit against EM written as loops, and against scikit-learn run to convergence."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tagmask import comm
+from tagmask.cam import DynamicThreshold, Mixture, crossing, fit_two_components
+from tagmask.errors import TagmaskError
+
+
+def beta(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.concatenate([rng.beta(2, 8, n * 7 // 10), rng.beta(8, 3, n * 3 // 10)])
+
+
+def gauss(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.concatenate([rng.normal(0.2, 0.1, n * 6 // 10), rng.normal(0.7, 0.15, n * 4 // 10)]).clip(0, 1)
+
+
+def close(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Half merged: EM needs hundreds of steps."""
+    return np.concatenate([rng.normal(0.35, 0.12, n * 6 // 10), rng.normal(0.6, 0.15, n * 4 // 10)]).clip(0, 1)
+
+
+def relu(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.concatenate([rng.normal(0.1, 0.15, n * 6 // 10), rng.normal(0.65, 0.2, n * 4 // 10)]).clip(0, 1)
+
+
+def many_zeros(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.concatenate([np.zeros(n // 2), rng.beta(1.2, 5, n // 4), rng.beta(5, 2, n // 4)])
+
+
+def few_zeros(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.concatenate([np.zeros(n // 10), rng.beta(1.2, 5, n * 5 // 10), rng.beta(5, 2, n * 4 // 10)])
+
+
+def decay(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.concatenate([rng.exponential(0.12, n * 7 // 10), rng.beta(6, 2, n * 3 // 10)]).clip(0, 1)
+
+
+def rare(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.concatenate([rng.beta(2, 8, n * 95 // 100), rng.beta(9, 3, n * 5 // 100)])
+
+
+QUEUES = [beta, gauss, close, relu, many_zeros, few_zeros, decay, rare]
+
+
+def density(x: float, weight: float, mean: float, std: float) -> float:
+    return weight * math.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+
+
+def loop_em(values: list[float], split: float, steps: int) -> tuple[list[float], list[float], list[float]]:
+    """Expectation maximisation, value by value, begun by cutting at ``split``."""
+    belongs = [[float(x < split), float(x >= split)] for x in values]
+    for _ in range(steps + 1):
+        weights, means, stds = [], [], []
+        for k in range(2):
+            mass = sum(b[k] for b in belongs)
+            mean = sum(b[k] * x for b, x in zip(belongs, values)) / mass
+            weights.append(mass / len(values))
+            means.append(mean)
+            stds.append(math.sqrt(sum(b[k] * (x - mean) ** 2 for b, x in zip(belongs, values)) / mass + 1e-6))
+        belongs = []
+        for x in values:
+            parts = [density(x, weights[k], means[k], stds[k]) for k in range(2)]
+            belongs.append([p / sum(parts) for p in parts])
+    return weights, means, stds
+
+
+@pytest.mark.parametrize("make", [beta, gauss, relu])
+def test_equals_a_loop_over_values(make) -> None:
+    values = make(np.random.default_rng(3), 400)
+    fit = fit_two_components(torch.from_numpy(values), bins=65536, tolerance=1e-9)
+    weights, means, stds = loop_em(values.tolist(), 0.45, 300)
+    np.testing.assert_allclose(fit.weights, weights, atol=2e-4)
+    np.testing.assert_allclose(fit.means, means, atol=2e-4)
+    np.testing.assert_allclose(fit.stds, stds, atol=2e-4)
+
+
+def test_one_step_equals_one_step_of_the_loop() -> None:
+    values = torch.tensor([0.0, 0.1, 0.1, 0.3, 0.6, 0.8, 0.9, 1.0])
+    first = fit_two_components(values, bins=65536, iterations=1, tolerance=10.0)  # stops after the first two steps
+    weights, means, stds = loop_em(values.double().tolist(), 0.45, 2)
+    np.testing.assert_allclose(first.means, means, atol=2e-5)
+    np.testing.assert_allclose(first.stds, stds, atol=2e-5)
+    np.testing.assert_allclose(first.weights, weights, atol=2e-5)
+
+
+@pytest.mark.parametrize("make", QUEUES)
+def test_agrees_with_scikit_learn_run_to_convergence(make) -> None:
+    mixture = pytest.importorskip("sklearn.mixture")
+    values = make(np.random.default_rng(0), 4000)
+    model = mixture.GaussianMixture(2, random_state=0, tol=1e-10, max_iter=10_000).fit(values[:, None])
+    order = np.argsort(model.means_[:, 0])
+    parts = model.weights_, model.means_[:, 0], np.sqrt(model.covariances_[:, 0, 0])
+    theirs = Mixture(*(torch.from_numpy(part[order]) for part in parts))
+    ours = fit_two_components(torch.from_numpy(values).float())
+    expected, got = crossing(theirs), crossing(ours)
+    assert expected is not None and got is not None
+    assert abs(got - expected) < 0.005
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a, b, atol=0.01)
+
+
+@pytest.mark.parametrize("make", QUEUES)
+def test_extrapolation_ends_at_a_fixed_point_of_em(make) -> None:
+    """Steps that stop moving because of the leaps, and not of EM, would show here."""
+    values = torch.from_numpy(make(np.random.default_rng(1), 5000))
+    loose, tight = (fit_two_components(values, tolerance=t) for t in (1e-6, 1e-12))
+    for a, b in zip(loose, tight):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_finds_the_components_it_was_drawn_from() -> None:
+    rng = np.random.default_rng(5)
+    values = np.concatenate([rng.normal(0.75, 0.06, 30_000), rng.normal(0.25, 0.08, 70_000)])
+    fit = fit_two_components(torch.from_numpy(values.clip(0, 1)).reshape(100, 10, 100))
+    np.testing.assert_allclose(fit.weights, [0.7, 0.3], atol=0.005)
+    np.testing.assert_allclose(fit.means, [0.25, 0.75], atol=0.005)
+    np.testing.assert_allclose(fit.stds, [0.08, 0.06], atol=0.005)
+    assert all(part.dtype == torch.float64 and part.shape == (2,) for part in fit)
+
+
+@pytest.mark.parametrize(
+    ("weights", "means", "stds"),
+    [
+        ((0.5, 0.5), (0.2, 0.8), (0.1, 0.1)),
+        ((0.9, 0.1), (0.2, 0.8), (0.1, 0.1)),
+        ((0.7, 0.3), (0.2, 0.6), (0.05, 0.2)),
+        ((0.3, 0.7), (0.1, 0.6), (0.2, 0.05)),
+        ((0.5, 0.5), (0.0, 0.5), (0.001, 0.3)),
+        ((0.5, 0.5), (0.2, 0.8), (0.1, 0.1 + 1e-12)),
+    ],
+)
+def test_weighted_densities_are_equal_at_the_crossing(weights, means, stds) -> None:
+    point = crossing(Mixture(*map(torch.tensor, (weights, means, stds))))
+    assert point is not None and means[0] < point < means[1]
+    sides = [density(point, w, m, s) for w, m, s in zip(weights, means, stds)]
+    assert sides[0] == pytest.approx(sides[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "means", "stds"),
+    [
+        ((0.999, 0.001), (0.4, 0.5), (0.2, 0.2)),  # the first outweighs the second everywhere between
+        ((0.001, 0.999), (0.4, 0.5), (0.2, 0.2)),
+        ((0.5, 0.5), (0.4, 0.4), (0.1, 0.2)),
+        ((1.0, 0.0), (0.2, 0.8), (0.1, 0.1)),
+    ],
+)
+def test_no_crossing(weights, means, stds) -> None:
+    assert crossing(Mixture(*map(torch.tensor, (weights, means, stds)))) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("count", [1, 50])
+def test_all_values_the_same(value: float, count: int) -> None:
+    fit = fit_two_components(torch.full((count,), value))
+    assert fit.means.tolist() == pytest.approx([value, value], abs=5e-4)
+    assert fit.weights.tolist() == [1, 0]
+    assert crossing(fit) is None
+
+
+def test_two_values_and_rounding() -> None:
+    fit = fit_two_components(torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.bfloat16))
+    assert fit.means.tolist() == pytest.approx([0, 1], abs=1e-9)
+    assert fit.weights.tolist() == pytest.approx([0.75, 0.25])
+    assert 0 < (crossing(fit) or 0) < 1
+
+
+def test_errors_say_what_is_wrong() -> None:
+    with pytest.raises(TagmaskError, match="there are no values"):
+        fit_two_components(torch.empty(0))
+    for bad in (float("nan"), float("inf"), -float("inf"), 1.1, -0.1):
+        with pytest.raises(TagmaskError, match="1 values are NaN or outside"):
+            fit_two_components(torch.tensor([0.1, bad, 0.9]))
+        with pytest.raises(TagmaskError, match="1 values are NaN or outside"):
+            DynamicThreshold().update(torch.tensor([0.1, bad]).view(1, 1, 1, 2).expand(1, 1, 1, 2), torch.ones(1, 1))
+    with pytest.raises(TagmaskError, match="bins is 2 or more"):
+        fit_two_components(torch.rand(5), bins=1)
+    with pytest.raises(TagmaskError, match="tolerance"):
+        DynamicThreshold(tolerance=float("nan"))
+    with pytest.raises(TagmaskError, match="queue"):
+        DynamicThreshold(queue=0)
+    with pytest.raises(TagmaskError, match="initial"):
+        DynamicThreshold(initial=1.5)
+    with pytest.raises(TagmaskError, match=r"\(2, 3\)"):
+        DynamicThreshold().update(torch.rand(2, 4, 3, 3), torch.ones(2, 3))
+    with pytest.raises(TagmaskError, match="valid is"):
+        DynamicThreshold().update(torch.rand(1, 1, 3, 3), torch.ones(1, 1), torch.ones(1, 2, 3, dtype=torch.bool))
+
+
+def cams_and_tags(seed: int, level: float = 0.7) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    low, high = rng.normal(0.2, 0.08, (2, 3, 14, 14)), rng.normal(level, 0.08, (2, 3, 14, 14))
+    cams = np.where(rng.random((2, 3, 14, 14)) < 0.7, low, high).clip(0, 1)
+    cams[rng.random(cams.shape) < 0.5] = 0
+    return torch.from_numpy(cams).float(), torch.tensor([[1, 0, 1], [0, 1, 0]])
+
+
+def queued_values(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """The largest CAM of a tagged class at each position, where it is not 0, by loops."""
+    values = []
+    for cams, tags in batches:
+        for image, present in zip(cams, tags):
+            for y in range(image.shape[1]):
+                for x in range(image.shape[2]):
+                    best = max([float(c[y, x]) for c, tag in zip(image, present) if tag] or [0.0])
+                    if best > 0:
+                        values.append(best)
+    return torch.tensor(values)
+
+
+def test_threshold_follows_the_last_batches_only() -> None:
+    module = DynamicThreshold(queue=3, initial=0.9)
+    batches = []
+    for step, level in enumerate([0.5, 0.6, 0.7, 0.8, 0.9]):
+        batches.append(cams_and_tags(step, level))
+        before = [part.clone() for part in batches[-1]]
+        result = module.update(*batches[-1])
+        assert torch.equal(batches[-1][0], before[0])
+        expected = crossing(fit_two_components(queued_values(batches[-3:])))
+        assert float(result) == pytest.approx(expected, abs=1e-3)
+        assert float(module.value) == float(result)
+    assert module.counts.shape == (3, 1024)  # as small as at the start
+    assert module.batches.item() == 5
+
+
+def test_keeps_the_threshold_where_there_is_no_crossing() -> None:
+    cams, tags = cams_and_tags(0)
+    module = DynamicThreshold(queue=1, initial=0.4)
+    assert float(module.update(torch.zeros_like(cams), tags)) == pytest.approx(0.4)
+    assert float(module.update(torch.full_like(cams, 0.6), tags)) == pytest.approx(0.4)
+    assert float(module.update(cams, torch.zeros_like(tags))) == pytest.approx(0.4)
+    assert float(module.update(cams[:0], tags[:0])) == pytest.approx(0.4)
+    moved = float(module.update(cams, tags))
+    assert moved != pytest.approx(0.4)
+    assert float(module.update(torch.zeros_like(cams), tags)) == moved
+
+
+def test_invalid_positions_give_no_values() -> None:
+    cams, tags = cams_and_tags(1)
+    valid = torch.ones(2, 14, 14, dtype=torch.bool)
+    valid[:, :, 9:] = False
+    cut = DynamicThreshold().update(cams[..., :9], tags)
+    assert float(DynamicThreshold().update(cams, tags, valid)) == float(cut)
+    assert float(DynamicThreshold().update(cams, tags)) != float(cut)
+
+
+def test_saves_and_loads_its_state() -> None:
+    module = DynamicThreshold(queue=4)
+    for step in range(3):
+        module.update(*cams_and_tags(step))
+    other = DynamicThreshold(queue=4)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other.value, module.value)
+    for step in range(3, 9):
+        assert float(other.update(*cams_and_tags(step))) == float(module.update(*cams_and_tags(step)))
+    assert set(module.state_dict()) == {"value", "counts", "batches"}
+    assert not list(module.parameters())
+    assert module.half().counts.dtype == torch.int64  # the queue does not lose digits in half precision
+
+
+def test_processes_are_summed(monkeypatch) -> None:
+    """What the other process counted is added before the fit."""
+    mine, theirs = cams_and_tags(0, 0.6), cams_and_tags(1, 0.9)
+    other = DynamicThreshold()
+    other.update(*theirs)
+    monkeypatch.setattr(comm, "all_sum", lambda counts: counts + torch.cat([other.counts[0], counts.new_zeros(1)]))
+    together = DynamicThreshold().update(*mine)
+    monkeypatch.undo()
+    assert float(together) == pytest.approx(crossing(fit_two_components(queued_values([mine, theirs]))), abs=1e-3)
+    assert float(together) != float(DynamicThreshold().update(*mine))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_floating_point_type(dtype: torch.dtype) -> None:
+    cams, tags = cams_and_tags(2)
+    expected = float(DynamicThreshold().update(cams.to(dtype).float(), tags))
+    assert float(DynamicThreshold().update(cams.to(dtype), tags)) == pytest.approx(expected, abs=1e-4)
