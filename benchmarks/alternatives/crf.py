@@ -1,12 +1,18 @@
-"""Dense CRF beside pydensecrf2: photo-like scenes of VOC's size, 21 classes."""
+"""Dense CRF beside pydensecrf2: images of VOC's size, 21 classes.
+
+What it costs depends on the photo: set $TAGMASK_MSRC to time real ones instead of drawn scenes.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from alternatives import Case, Form, with_optional
@@ -17,14 +23,26 @@ HEIGHT, WIDTH, CLASSES, BATCH = 375, 500, 21, 4
 
 
 @cache
+def photos(count: int) -> Tensor:
+    """uint8 (count,3,H,W): real photos, enlarged, where $TAGMASK_MSRC has them, else drawn scenes with noise."""
+    if "TAGMASK_MSRC" in os.environ:
+        paths = sorted((Path(os.environ["TAGMASK_MSRC"]) / "JPEGImages").iterdir())[::140][:count]
+        opened = [Image.open(path).convert("RGB") for path in paths]
+        lying = [photo if photo.width > photo.height else photo.rotate(90, expand=True) for photo in opened]
+        arrays = [np.array(photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)) for photo in lying]
+    else:
+        rng = np.random.default_rng(0)
+        drawn = [scene(rng, HEIGHT, WIDTH)[0] for _ in range(count)]
+        arrays = [(image + rng.normal(0, 1.5, image.shape)).clip(0, 255).astype(np.uint8) for image in drawn]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+@cache
 def inputs(count: int) -> tuple[Tensor, Tensor]:
-    """Drawn scenes with a camera's noise, and blobs of probabilities."""
-    rng = np.random.default_rng(0)
-    drawn = np.stack([scene(rng, HEIGHT, WIDTH)[0] for _ in range(count)])
-    noisy = (drawn + rng.normal(0, 3, drawn.shape)).clip(0, 255).astype(np.uint8)
-    coarse = torch.from_numpy(rng.normal(0, 3, (count, CLASSES, 12, 16))).float()
+    """``photos``, and blobs of probabilities."""
+    coarse = torch.randn(count, CLASSES, 12, 16, generator=torch.Generator().manual_seed(0)) * 3
     probs = torch.nn.functional.interpolate(coarse, size=(HEIGHT, WIDTH), mode="bilinear").softmax(1)
-    return torch.from_numpy(noisy).permute(0, 3, 1, 2).contiguous(), probs
+    return photos(count), probs
 
 
 def ours(name: str, count: int = 1) -> Form:
@@ -43,12 +61,12 @@ def pydensecrf(name: str, count: int = 1) -> Form:
 
         images, probs = inputs(count)
         crf = DenseCRF.preset(name)
-        photos = [np.array(image.permute(1, 2, 0), order="C") for image in images]
+        writable = [np.array(image.permute(1, 2, 0), order="C") for image in images]
         unaries = [np.ascontiguousarray(-p.clamp(1e-5, 1).log().flatten(1).numpy()) for p in probs]
 
         def run() -> Tensor:
             results = []
-            for photo, unary in zip(photos, unaries):
+            for photo, unary in zip(writable, unaries):
                 model = DenseCRF2D(WIDTH, HEIGHT, CLASSES)
                 model.setUnaryEnergy(unary)
                 model.addPairwiseGaussian(sxy=crf.gaussian_sxy, compat=crf.gaussian_weight)

@@ -108,7 +108,7 @@ class DenseCRF(nn.Module):
                     colours = images[i].flatten(1).T.float() / self.bilateral_srgb
                     features = torch.cat([position / self.bilateral_sxy, colours], 1)
                     kernels.append((self.bilateral_weight, self._kernel(features)))
-                rows = self._mean_field(probs[i].flatten(1).T.float(), kernels)
+                rows = self._mean_field(probs[i].flatten(1).T, kernels)
                 result[i] = rows.T.view(channels, height, width)
 
         if count == 1:
@@ -119,9 +119,9 @@ class DenseCRF(nn.Module):
 
     def _mean_field(self, probs: Tensor, kernels: list[tuple[float, Any]]) -> Tensor:
         """(N,K) probabilities → (N,K)."""
-        unary = probs.clamp(min=CLIP).log()
         if StackedLattices.fits(kernels):
-            return StackedLattices(kernels).mean_field(unary, self.iterations)
+            return StackedLattices(kernels).mean_field(probs, CLIP, self.iterations)
+        unary = probs.float().clamp(min=CLIP).log()
         current, logits = unary.softmax(1), torch.empty_like(unary)
         for _ in range(self.iterations):
             logits.copy_(unary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -80,7 +81,8 @@ class PermutohedralLattice:
 
         def scale(part: slice) -> None:
             for lattice in self.images[part]:
-                ones = torch.ones(self.points, lattice.lanes(1), dtype=lattice.weights.dtype, device=self.device)
+                shape = (self.points, lattice.lanes(1))
+                ones = torch.ones(shape, dtype=lattice.weights.dtype, device=self.device)
                 sums = torch.zeros_like(ones)
                 lattice.add_rows(ones, sums, 1.0)
                 lattice.scale((sums[:, :1] + 1e-20).rsqrt())
@@ -103,7 +105,8 @@ class PermutohedralLattice:
             for i in range(part.start, part.stop):
                 lattice = self.images[i]
                 channels = values.shape[1]
-                rows = torch.zeros(self.points, lattice.lanes(channels), dtype=dtype, device=self.device)
+                shape = (self.points, lattice.lanes(channels))
+                rows = torch.zeros(shape, dtype=dtype, device=self.device)
                 rows[:, :channels] = values[i].T
                 sums = torch.zeros_like(rows)
                 lattice.add_rows(rows, sums, 1.0, transposed)
@@ -130,6 +133,22 @@ def positions(height: int, width: int, device: torch.device) -> Tensor:
     """(H·W,2) pixel coordinates (x,y)."""
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1).float()
+
+
+_kept = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An array of this thread to compute in, uninitialised and valid until the next call with that name.
+
+    Its memory is kept: asking the system for it anew took a third of the time of a dense CRF.
+    """
+    size = math.prod(shape)
+    kept = getattr(_kept, name, None)
+    if kept is None or kept.dtype != dtype or kept.size < size:
+        kept = np.empty(size, dtype)
+        setattr(_kept, name, kept)
+    return kept[:size].reshape(shape)
 
 
 class _Geometry:
@@ -233,7 +252,7 @@ class _CompiledLattice:
         geometry = _Geometry(features)
         count, corners = len(features), geometry.d + 1
         points = features.numpy()
-        keys = np.empty((count, corners), np.int64)
+        keys = scratch("keys", (count, corners), np.int64)
         weights = np.empty((count, corners), points.dtype)
         scale, lowest, strides = geometry.scale.numpy(), geometry.lowest.numpy(), geometry.strides.numpy()
         _spread(count, lambda p: compiled.embed(points[p], scale, lowest, strides, keys[p], weights[p]))
@@ -249,7 +268,7 @@ class _CompiledLattice:
         return -(-channels // LANES) * LANES
 
     def scale(self, factor: Tensor) -> None:
-        self.weights = self.weights * factor
+        self.weights *= factor
 
     def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
         """result (N,K) += factor · filtered values (N,K); K a multiple of ``LANES``."""
@@ -257,24 +276,30 @@ class _CompiledLattice:
         weights = self.weights.to(values.dtype).numpy()
         bands = cut(len(source), min(worker_count(CPU), PARTIALS))
         # A part a thread, so that no two write the same lattice point.
-        parts = np.zeros((len(bands), self.size + 1, source.shape[1]), source.dtype)
-        for_each(
-            lambda p: compiled.splat(source, self.index, weights, p.start, p.stop, parts[bands.index(p)]), bands, CPU
-        )
-        lattice = self.blur(parts, np.empty_like(parts[0]), transposed)
+        shape = (self.size + 1, source.shape[1])
+        parts = scratch("parts", (len(bands), *shape), source.dtype)
+
+        def splat(band: slice) -> None:
+            part = parts[bands.index(band)]
+            part[:] = 0
+            compiled.splat(source, self.index, weights, band.start, band.stop, part)
+
+        for_each(splat, bands, CPU)
+        lattice = self.blur(parts, scratch("spare", shape, source.dtype), transposed)
         factors = np.full(weights.shape[1], factor * self.alpha, source.dtype)
         _spread(len(out), lambda p: compiled.slice_rows(lattice, self.index, weights, factors, p.start, p.stop, out))
 
     def blur(self, parts: np.ndarray, spare: np.ndarray, transposed: bool = False) -> np.ndarray:
-        """The sum of parts (T,M+1,K), blurred along all axes, in parts[0] or ``spare``."""
-        _spread(self.size, lambda p: compiled.merge(parts, p.start, p.stop))
-        old, new = parts[0], spare
-        old[-1] = new[-1] = 0  # what a missing neighbour holds
+        """``spare`` (M+1,K), filled with the sum of parts (T,M+1,K) blurred along all axes; parts are written over."""
         axes = list(self.neighbours)
+        # The blurs go to and fro between two arrays: start in the one from which they end in ``spare``.
+        old, new = (parts[0], spare) if len(axes) % 2 else (spare, parts[0])
+        _spread(self.size, lambda p: compiled.merge(parts, p.start, p.stop, old))
+        old[-1] = new[-1] = 0  # what a missing neighbour holds
         for pair in reversed(axes) if transposed else axes:
             _spread(self.size, partial(_blur_band, old, pair, new))
             old, new = new, old
-        return old
+        return spare
 
 
 def _blur_band(old: np.ndarray, pair: np.ndarray, new: np.ndarray, part: slice) -> None:
@@ -298,7 +323,7 @@ class StackedLattices:
         starts = itertools.accumulate((lattice.size + 1 for lattice in self.lattices), initial=0)
         self.rows = [slice(start, start + lattice.size + 1) for start, lattice in zip(starts, self.lattices)]
         self.index = np.concatenate([lattice.index + rows.start for rows, lattice in zip(self.rows, self.lattices)], 1)
-        self.weights = torch.cat([lattice.weights for lattice in self.lattices], 1).numpy()
+        self.weights = np.concatenate([lattice.weights.numpy() for lattice in self.lattices], 1)
         factors = [np.full(lattice.index.shape[1], factor * lattice.alpha) for factor, lattice in lattices]
         self.factors = np.concatenate(factors).astype(np.float32)
 
@@ -307,29 +332,26 @@ class StackedLattices:
         """Whether these are compiled lattices, one at least."""
         return len(lattices) > 0 and all(isinstance(lattice, _CompiledLattice) for _, lattice in lattices)
 
-    def mean_field(self, unary: Tensor, iterations: int) -> Tensor:
-        """Q after ``iterations`` updates. unary: float32 (N,K) logits → (N,K)."""
-        count, channels = unary.shape
-        padded = unary.new_full((count, self.lattices[0].lanes(channels)), -torch.inf)  # probability 0 throughout
-        padded[:, :channels] = unary
-        source = padded.numpy()
-        out = np.empty_like(source)
+    def mean_field(self, probs: Tensor, floor: float, iterations: int) -> Tensor:
+        """Q after ``iterations`` updates. probs: (N,K), taken as at least ``floor`` → float32 (N,K), a ``scratch``."""
+        count, channels = probs.shape
+        rows = torch.from_numpy(scratch("unary", (count, self.lattices[0].lanes(channels))))
+        rows[:, channels:] = -torch.inf  # probability 0 throughout
+        rows[:, :channels] = probs
+        rows[:, :channels].clamp_(min=floor).log_()
+        unary = rows.numpy()
         bands = cut(count, min(worker_count(CPU), PARTIALS))
-        current = np.zeros((self.rows[-1].stop, source.shape[1]), np.float32)
-        parts = np.empty((len(bands), *current.shape), np.float32)
-        spare = np.empty_like(current)
-        nothing = out[:0]
+        current = scratch("spare", (self.rows[-1].stop, rows.shape[1]))
+        current[:] = 0
+        parts = scratch("parts", (len(bands), *current.shape))
 
-        def update(band: slice, kept: np.ndarray) -> None:
-            part = parts[bands.index(band)]
-            part[:] = 0
-            compiled.mean_field(
-                source, current, self.index, self.weights, self.factors, band.start, band.stop, part, kept
-            )
+        def update(band: slice, splatted: np.ndarray) -> None:
+            splatted[:] = 0
+            compiled.mean_field(unary, current, self.index, self.weights, self.factors, band.start, band.stop, splatted)
 
         for _ in range(iterations):
-            for_each(lambda band: update(band, nothing), bands, CPU)
-            for rows, lattice in zip(self.rows, self.lattices):
-                current[rows] = lattice.blur(parts[:, rows], spare[rows])
-        for_each(lambda band: update(band, out), bands, CPU)
-        return torch.from_numpy(out)[:, :channels]
+            for_each(lambda band: update(band, parts[bands.index(band)]), bands, CPU)
+            for place, lattice in zip(self.rows, self.lattices):
+                lattice.blur(parts[:, place], current[place])
+        for_each(lambda band: update(band, current[:0]), bands, CPU)
+        return rows[:, :channels]

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tagmask.refine.simd import LANES, add_corners, add_scaled
+from tagmask.refine.simd import LANES, add_corners, add_scaled, prefetch
+
+AHEAD = 8
+"""Rows to fetch before they are needed: they lie anywhere in an array larger than the cache."""
 
 
 @njit(nogil=True, cache=True)
@@ -26,7 +29,11 @@ def embed(features: Any, scale: Any, lowest: Any, strides: Any, keys: Any, weigh
     nearest = np.empty(d + 1, np.int64)
     rank = np.empty(d + 1, np.int64)
     corner = np.empty(d + 2, features.dtype)
+    fall = np.empty(d + 1, np.int64)
+    rise = strides.sum()
     size = features.dtype.type(d + 1)
+    share = features.dtype.type(1) / size
+    residual = np.empty(d + 1, features.dtype)
     for n in range(count):
         # Elevate onto the hyperplane whose coordinates sum to 0.
         total = features.dtype.type(0)
@@ -38,16 +45,17 @@ def embed(features: Any, scale: Any, lowest: Any, strides: Any, keys: Any, weigh
         # The nearest lattice point of colour 0 ...
         excess = 0
         for i in range(d + 1):
-            down = np.floor(elevated[i] / size) * size
+            down = np.floor(elevated[i] * share) * size
             if down + size - elevated[i] < elevated[i] - down:
                 down += size
             nearest[i] = np.int64(down)
+            residual[i] = elevated[i] - down
             excess += nearest[i]
             rank[i] = 0
         excess //= d + 1
         for i in range(d):
             for j in range(i + 1, d + 1):
-                if elevated[i] - nearest[i] < elevated[j] - nearest[j]:
+                if residual[i] < residual[j]:
                     rank[i] += 1
                 else:
                     rank[j] += 1
@@ -57,22 +65,26 @@ def embed(features: Any, scale: Any, lowest: Any, strides: Any, keys: Any, weigh
             if rank[i] > d:
                 rank[i] -= d + 1
                 nearest[i] -= d + 1
+                residual[i] += size
             elif rank[i] < 0:
                 rank[i] += d + 1
                 nearest[i] += d + 1
+                residual[i] -= size
         corner[:] = 0
         for i in range(d + 1):
-            residual = (elevated[i] - nearest[i]) / size
-            corner[d - rank[i]] += residual
-            corner[d + 1 - rank[i]] -= residual
+            corner[d - rank[i]] += residual[i] * share
+            corner[d + 1 - rank[i]] -= residual[i] * share
         corner[0] += 1 + corner[d + 1]
+        # From one corner to the next all coordinates rise by 1, and the one of that rank falls by d+1.
+        key = np.int64(0)
+        for i in range(d):
+            key += (nearest[i] - lowest[i]) * strides[i]
+            fall[d - rank[i]] = strides[i] * (d + 1)
+        fall[d - rank[d]] = 0
         for k in range(d + 1):
-            key = np.int64(0)
-            for i in range(d):
-                step = k if rank[i] <= d - k else k - (d + 1)
-                key += (nearest[i] + step - lowest[i]) * strides[i]
             keys[n, k] = key
             weights[n, k] = corner[k]
+            key += rise - fall[k]
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -82,15 +94,24 @@ def _slot(key: Any, mask: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
+def _rehash(numbers: Any, found: int, size: int) -> Any:
+    table = np.zeros(size, np.int32)
+    for m in range(found):
+        slot = _slot(numbers[m], size - 1)
+        while table[slot] != 0:
+            slot = (slot + 1) & (size - 1)
+        table[slot] = m + 1
+    return table
+
+
+@njit(nogil=True, cache=True)
 def number(keys: Any) -> Any:
     """Consecutive indices for the different keys (N,d+1), by a hash table with open addressing.
 
     Returns index int32 (N,d+1), the different keys int64 (M,) in order of appearance, and the table.
     """
     count, corners = keys.shape
-    size = 1024
-    while size < 2 * count * corners:
-        size *= 2
+    size = 4096  # grows with the points: a table that fits the cache is what makes this fast
     table = np.zeros(size, np.int32)  # index + 1; 0 is free
     numbers = np.empty(count * corners, np.int64)
     index = np.empty((count, corners), np.int32)
@@ -108,7 +129,12 @@ def number(keys: Any) -> Any:
                 numbers[found] = key
                 found += 1
                 table[slot] = found
-            index[n, k] = table[slot] - 1
+                index[n, k] = found - 1
+                if 2 * found > size:
+                    size *= 4
+                    table = _rehash(numbers, found, size)
+            else:
+                index[n, k] = table[slot] - 1
     return index, numbers[:found].copy(), table
 
 
@@ -138,13 +164,16 @@ def splat(values: Any, index: Any, weights: Any, start: int, stop: int, lattice:
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def merge(parts: Any, start: int, stop: int) -> None:
-    """parts[0] += the other parts, for rows start..stop. parts (T,M,K)."""
-    one = parts.dtype.type(1)
-    width = parts.shape[2]
-    for t in range(1, parts.shape[0]):
-        for k in range(start * width, stop * width, LANES):
-            add_scaled(parts[0], k, parts[t], k, one)
+def merge(parts: Any, start: int, stop: int, out: Any) -> None:
+    """out = the sum of parts (T,M,K), for rows start..stop; ``out`` may be parts[0]."""
+    one = out.dtype.type(1)
+    width = out.shape[1]
+    for m in range(start, stop):
+        for k in range(width):
+            out[m, k] = parts[0, m, k]
+        for t in range(1, parts.shape[0]):
+            for k in range(0, width, LANES):
+                add_scaled(out, m * width + k, parts[t], m * width + k, one)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -154,6 +183,9 @@ def blur(old: Any, pair: Any, start: int, stop: int, new: Any) -> None:
     width = old.shape[1]
     new[start:stop] = old[start:stop]
     for m in range(start, stop):
+        if m + AHEAD < stop:
+            for side in range(2):
+                prefetch(old, pair[side, m + AHEAD] * width)
         for side in range(2):
             for k in range(0, width, LANES):
                 add_scaled(new, m * width + k, old, pair[side, m] * width + k, half)
@@ -170,18 +202,24 @@ def slice_rows(lattice: Any, index: Any, weights: Any, factors: Any, start: int,
 
 @njit(nogil=True, cache=True, fastmath=True)
 def mean_field(
-    unary: Any, lattice: Any, index: Any, weights: Any, factors: Any, start: int, stop: int, splatted: Any, out: Any
+    unary: Any, lattice: Any, index: Any, weights: Any, factors: Any, start: int, stop: int, splatted: Any
 ) -> None:
     """One update of the pixels start..stop, from the blurred lattice to the next one, in one pass.
 
-    Q = softmax(unary + Σ_v factors[v] · weights[n,v] · lattice[index[n,v]]) goes into ``out`` (N,K) where that has
-    rows, and else, times the weights, into ``splatted``, which has the lattice's shape. float32 throughout.
+    Q = softmax(unary + Σ_v factors[v] · weights[n,v] · lattice[index[n,v]]) goes, times the weights, into ``splatted``,
+    which has the lattice's shape, or, if that has no rows, into ``unary`` itself (N,K). float32 throughout.
     """
     width = unary.shape[1]
     q = np.empty(width, np.float32)
     power = np.empty(width, np.int32)  # 2^integer as the bits of a float
     scale = power.view(np.float32)
+    keep = splatted.shape[0] == 0
     for n in range(start, stop):
+        if n + AHEAD < stop:
+            for v in range(index.shape[1]):
+                prefetch(lattice, index[n + AHEAD, v] * width)
+                if not keep:
+                    prefetch(splatted, index[n + AHEAD, v] * width)
         for k in range(width):
             q[k] = unary[n, k]
         for k in range(0, width, LANES):
@@ -208,8 +246,9 @@ def mean_field(
         share = np.float32(1) / total
         for k in range(width):
             q[k] *= share
-        if out.shape[0] > 0:
-            out[n] = q
+        if keep:
+            for k in range(width):
+                unary[n, k] = q[k]
             continue
         for v in range(index.shape[1]):
             for k in range(0, width, LANES):
