@@ -41,21 +41,54 @@ class TimmViT(Encoder):
         self.depth = len(model.blocks)
         self.has_attention = all(_recordable(block) for block in model.blocks)
         self.heads = [block.attn.num_heads for block in model.blocks] if self.has_attention else []
-        self.blocks = self._chosen(config.blocks)
         self.patch = int(model.patch_embed.patch_size[0])
-        self.channels = [model.embed_dim] * len(self.blocks)
-        self.strides = [self.patch] * len(self.blocks)
+        self.loops, self.add_last = 0, True
+        self.has_class_token = model.cls_token is not None
+        self.return_blocks(config.blocks)
         self.weights_origin = weights.origin
         self.checkpointing = config.checkpointing
 
+    def return_blocks(self, blocks: list[int] | None) -> None:
+        """From now on return the maps of these blocks, as ``config.blocks`` says it. Raises ConfigError."""
+        self.blocks = self._chosen(blocks)
+        self.channels = [self.model.embed_dim] * len(self.blocks)
+        self.strides = [self.patch] * len(self.blocks)
+
+    def set_loops(self, loops: int, add_last: bool = True) -> None:
+        """From now on send the tokens through the blocks ``loops`` times, adding to each pass what it began with.
+
+        Huo et al., Dual Progressive Transformations for Weakly Supervised Semantic Segmentation, equation 3; the final
+        norm comes once, at the end. 0: one plain pass. add_last: whether the last pass's output is added, too.
+        ``depth`` is that of the unrolled network from then on, and blocks are numbered through all passes; the
+        returned blocks are those of the last pass. ``queries_keys`` is for encoders without loops.
+        """
+        single, heads = len(self.model.blocks), self.heads[: len(self.model.blocks)]
+        passes = max(1, loops)
+        self.blocks = [block % single + (passes - 1) * single for block in self.blocks]
+        self.depth, self.heads = passes * single, passes * heads
+        self.loops, self.add_last = loops, add_last
+
+    def queries_keys(self, images: Tensor, block: int = -1) -> tuple[Tensor, Tensor]:
+        """What ``forward`` records as queries and keys of one block, (B,heads,N,d) each, and nothing behind it.
+
+        images: as of ``forward``. Neither the block's own attention nor any block after it is computed.
+        Raises ConfigError when the encoder has no such block.
+        """
+        (index,) = self._resolve([block])
+        x = self._embed((images - self.mean) / self.std)[0]
+        for earlier in self.model.blocks[:index]:
+            x = earlier(x)
+        return _project(self.model.blocks[index], x)
+
     def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
         model = self.model
-        x = model.patch_embed(x)  # (B, h, w, D)
-        batch, height, width, _ = x.shape
-        x = model.norm_pre(model.patch_drop(model._pos_embed(x)))
+        x, height, width = self._embed(x)
+        batch = len(x)
         result = Features(maps=[], prefix=model.num_prefix_tokens)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
-        for index, block in enumerate(model.blocks):
+        begun, single = x, len(model.blocks)
+        for index in range(self.depth):
+            block = model.blocks[index % single]
             if index in attention | queries | keys:
                 x, query, key = _run_recorded(block, x)
                 if index in attention:
@@ -68,12 +101,20 @@ class TimmViT(Encoder):
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
+            if self.loops and (index + 1) % single == 0 and (self.add_last or index + 1 < self.depth):
+                x = begun = begun + x
             if index in self.blocks:
                 patches = self._norm(x)[:, model.num_prefix_tokens :]
                 result.maps.append(patches.transpose(1, 2).reshape(batch, -1, height, width))
         if model.cls_token is not None:
             result.class_token = self._norm(x[:, 0])
         return result
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """Tokens (B,N,D) before the first block, and the grid of patches."""
+        model = self.model
+        x = model.patch_embed(x)  # (B, h, w, D)
+        return model.norm_pre(model.patch_drop(model._pos_embed(x))), x.shape[1], x.shape[2]
 
     def _norm(self, tokens: Tensor) -> Tensor:
         """The final norm, which average-pooled networks keep behind their pooling."""
@@ -119,12 +160,38 @@ def _run_recorded(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     its joint projection is picked up on the way.
     """
     caught: list[Tensor] = []
-    attention = block.attn
-    handle = attention.qkv.register_forward_hook(lambda module, inputs, output: caught.append(output))
+    handle = block.attn.qkv.register_forward_hook(lambda module, inputs, output: caught.append(output))
     try:
         x = block(x)
     finally:
         handle.remove()
-    batch, tokens, _ = caught[0].shape
-    query, key, _ = caught[0].reshape(batch, tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    return x, attention.q_norm(query), attention.k_norm(key)
+    return x, *_split(block.attn, caught[0])
+
+
+class _Enough(Exception):
+    """Carries a block's joint projection out of its forward pass."""
+
+
+def _project(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The block's queries and keys (B, heads, N, d), its forward pass broken off behind their projection.
+
+    Families differ in what comes before it (norm before or after attention), so the block's own code gets there.
+    """
+
+    def stop(module: Any, inputs: Any, output: Tensor) -> None:
+        raise _Enough(output)
+
+    handle = block.attn.qkv.register_forward_hook(stop)
+    try:
+        block(x)
+    except _Enough as enough:
+        return _split(block.attn, enough.args[0])
+    finally:
+        handle.remove()
+    raise AssertionError("the block does not run its own projection")
+
+
+def _split(attention: Any, projected: Tensor) -> tuple[Tensor, Tensor]:
+    batch, tokens, _ = projected.shape
+    query, key, _ = projected.reshape(batch, tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return attention.q_norm(query), attention.k_norm(key)

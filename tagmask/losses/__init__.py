@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from tagmask.losses.affinity import affinity_labels, affinity_loss, downsample_labels
 from tagmask.losses.balanced_cross_entropy import balanced_cross_entropy
+from tagmask.losses.cam_correspondence import cam_correspondence
 from tagmask.losses.cam_to_seg import cam_to_seg
 from tagmask.losses.contrastive_separation import contrastive_separation
 from tagmask.losses.dense_energy import DenseEnergy
 from tagmask.losses.equivariance import equivariance
+from tagmask.losses.multi_scale_attention import multi_scale_attention
 from tagmask.losses.perplexity import perplexity
+from tagmask.losses.regional_contrast import regional_contrast
 from tagmask.losses.seg_to_cam import seg_to_cam, segmentation_labels
 from tagmask.losses.self_correspondence import self_correspondence
 
@@ -17,11 +20,14 @@ __all__ = [
     "affinity_labels",
     "affinity_loss",
     "balanced_cross_entropy",
+    "cam_correspondence",
     "cam_to_seg",
     "contrastive_separation",
     "downsample_labels",
     "equivariance",
+    "multi_scale_attention",
     "perplexity",
+    "regional_contrast",
     "seg_to_cam",
     "segmentation_labels",
     "self_correspondence",

@@ -1,0 +1,65 @@
+"""Class maps of several scales taught by another network's, those of unlike scales weighing more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+
+
+def multi_scale_attention(
+    cams_main: Sequence[Tensor],
+    cams_support: Sequence[Tensor],
+    tags: Tensor,
+    attention: bool = True,
+    normalized: bool = True,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """L1 distance of each scale's CAM to a weighted mean of the other network's CAMs of all scales.
+
+    Yoon et al., Exploring Pixel-level Self-supervision for Weakly Supervised Semantic Segmentation, equations 6 to 8:
+    for each tagged class ξ_ij = 2 − cos(main_i, support_j) over the positions of the map, and the target of scale i
+    is ⅓ Σ_j ξ_ij support_j. ξ is in [1,2] for CAMs ≥ 0, so the printed target reaches 2 where CAMs end at 1;
+    ``normalized`` divides the ξ of a scale i by their mean, so that they sum to 3. Targets are constants: gradient
+    flows into ``cams_main`` only, and not through ξ.
+
+    cams_main: one (B,C,h,w) in [0,1] a scale, usually three, on one grid. cams_support: likewise; any number, so that
+    the paper's single-multi module (SMM) is one scale of ``cams_main``. tags: (B,C) of 0/1; others take no part.
+    attention: False sets ξ = 1 (the paper's MMM). reduction: of the L1 norm over positions, 'mean' or, as printed,
+    'sum'; it is summed over tagged classes and scales, and the mean is taken over images.
+    Returns a scalar ≥ 0, float32 for half-precision CAMs. Raises TagmaskError when the shapes do not fit.
+
+    Example:
+        >>> ones, halves = [torch.ones(1, 1, 2, 2)], [torch.full((1, 1, 2, 2), 0.5)] * 3
+        >>> multi_scale_attention(ones, halves, torch.ones(1, 1))
+        tensor(0.5000)
+    """
+    shapes = {tuple(cams.shape) for cams in (*cams_main, *cams_support)}
+    if not cams_main or not cams_support or len(shapes) != 1 or tuple(tags.shape) != next(iter(shapes))[:2]:
+        raise TagmaskError(
+            "Multi-scale attention: one set of CAMs (B,C,h,w) or more a network, all of one shape, and tags (B,C); "
+            f"got {sorted(shapes)} and {tuple(tags.shape)}."
+        )
+    main, support = (torch.stack(list(cams)) for cams in (cams_main, cams_support))
+    if main.dtype in (torch.float16, torch.bfloat16):
+        main = main.float()
+    # Only the tagged classes of each image: (scales, n, positions).
+    tagged = tags > 0
+    main, support = main.flatten(3)[:, tagged], support.to(main.dtype).flatten(3)[:, tagged].detach()
+    weights = main.new_ones(len(main), len(support), main.shape[1])
+    if attention:
+        # A map of zeros has no direction; its cosine with any map counts as 0.
+        directions = F.normalize(main.detach(), dim=-1), F.normalize(support, dim=-1)
+        weights = 2 - (directions[0][:, None] * directions[1][None]).sum(-1)
+        if normalized:
+            weights = weights / weights.mean(1, keepdim=True)
+    targets = (weights[..., None] * support).mean(1)
+    distances = (targets - main).abs().sum(-1)
+    if reduction == "mean":
+        distances = distances / main.shape[-1]
+    return distances.sum() / len(tags)

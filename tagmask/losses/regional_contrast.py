@@ -1,0 +1,65 @@
+"""Features drawn to the prototype of their class and away from those of the others."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+
+
+def regional_contrast(
+    features: Tensor,
+    masks: Tensor,
+    prototypes: Tensor,
+    temperature: float = 0.5,
+    log: bool = True,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Contrast of each position's feature with the prototypes: −log of the softmax at its own class.
+
+    Yoon et al., Exploring Pixel-level Self-supervision for Weakly Supervised Semantic Segmentation, equations 4 and 5;
+    features and prototypes are L2-normalised first. Equation 5 prints no logarithm, and a sum; its source, the
+    mutual-information bound of contrastive predictive coding (InfoNCE), has the logarithm. ``log=False`` with
+    ``reduction='sum'`` is the print: minus the softmax, summed over positions and classes.
+
+    A prototype of length 0 is a class never seen: it takes no part in the softmax, and positions in its mask do not
+    count. Neither do positions in no mask. Gradient flows into features and prototypes; prototypes that
+    ``tagmask.cam.class_prototypes`` gave are constants.
+
+    features: (B,D,h,w), any range. masks: bool or 0/1 (B,K,h,w), a position in one mask at most; prototypes: (K,D).
+    temperature: above 0. reduction: 'mean' over the positions that count; 'sum' over those of an image, mean over
+    images. Returns a scalar, ≥ 0 with ``log``, 0 where nothing counts; float32 for half-precision features. Raises
+    TagmaskError when the shapes do not fit or the temperature is not above 0.
+
+    Example:
+        >>> features = torch.tensor([[[[1.0]], [[0.0]]]])
+        >>> regional_contrast(features, torch.tensor([[[[1]], [[0]]]]), torch.eye(2), temperature=0.5)
+        tensor(0.1269)
+    """
+    fits = features.dim() == masks.dim() == 4 and features.shape[-2:] == masks.shape[-2:]
+    if not fits or len(features) != len(masks) or prototypes.shape != (masks.shape[1], features.shape[1]):
+        raise TagmaskError(
+            "Regional contrast: features are (B,D,h,w), masks (B,K,h,w) and prototypes (K,D), got "
+            f"{tuple(features.shape)}, {tuple(masks.shape)} and {tuple(prototypes.shape)}."
+        )
+    if not temperature > 0:
+        raise TagmaskError(f"Regional contrast: the temperature is {temperature}; it is above 0.")
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    prototypes = prototypes.to(features.dtype)
+    seen = prototypes.detach().square().sum(1) > 0
+    # Autocast would take the product in half precision.
+    with torch.autocast(features.device.type, enabled=False):
+        logits = torch.einsum("bdp,kd->bkp", F.normalize(features, dim=1).flatten(2), F.normalize(prototypes, dim=1))
+    logits = (logits / temperature).masked_fill(~seen[:, None], float("-inf"))
+    own = masks.flatten(2).bool() & seen[:, None]
+    # Looked up, not multiplied: log-probabilities of classes never seen are -inf.
+    label = own.int().argmax(1, keepdim=True)
+    scores = logits.log_softmax(1) if log else logits.softmax(1)
+    counted = own.any(1)
+    values = torch.where(counted, -scores.gather(1, label)[:, 0], torch.zeros_like(scores[:, 0]))
+    return values.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(features))

@@ -1,0 +1,369 @@
+"""``cosa``: co-training with swapping assignments (Yang et al., ECCV 2024).
+
+An online network learns from an assignment network, its own running average, which sees a weak view of the same
+pixels: the assignment network's class activation maps teach the segmentation, its segmentation teaches the class
+maps, and a class map from an earlier layer says which regions to hold apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tagmask.cam import DynamicThreshold, multi_scale
+from tagmask.cam.maps import resize
+from tagmask.config import MethodConfig, merge
+from tagmask.encoders import Encoder
+from tagmask.encoders.timm_vit import TimmViT
+from tagmask.errors import ConfigError
+from tagmask.heads import Classifier
+from tagmask.losses import balanced_cross_entropy, cam_to_seg, contrastive_separation, perplexity, seg_to_cam
+from tagmask.methods.assigning import (
+    Assigned,
+    cam_assignment,
+    mean_of_views,
+    photo_positions,
+    refined_assignment,
+    without_doubt,
+)
+from tagmask.methods.base import Method, build_head, build_refiner, to_image_size
+from tagmask.methods.ema import frozen_copy, update_average
+from tagmask.methods.regularize import EnergyConfig, build_energy, dense_energy
+from tagmask.registry import METHODS
+from tagmask.types import Batch, Features, Losses
+
+AUXILIARY_BLOCKS = [-3, -1]
+"""Blocks that a ViT returns where encoder.blocks names only one: the auxiliary class maps' and the last."""
+
+
+class CoSAConfig(MethodConfig):
+    """Settings of ``cosa``; defaults are the paper's on VOC. ``variant`` changes some; what is set goes before it."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "release": {
+            "start": "independent",
+            "cam_scales": [1.0, 0.5, 1.5],
+            "threshold": 0.7,
+            "low": 0.25,
+            "weighting": "balanced",
+            "temperature": 0.01 / 6,  # it sums the logits of six views, where the mean is taken here
+            "rectify": True,
+            "weight_c2s": 0.05,
+            "weight_c2s_aux": 0.05,
+            "weight_csc": 0.0,
+            "weight_reg": 0.05,
+        },
+    }
+
+    name: Literal["cosa"] = "cosa"
+    variant: Literal["paper", "release"] = Field("paper", description="defaults of what docs/methods/cosa.md lists")
+    pooling: Literal["max", "avg"] = Field("max", description="of the class maps into class scores")
+    head: str = Field("largefov", description="segmentation head")
+    head_options: dict[str, Any] = {}
+    auxiliary_map: int = Field(-2, lt=-1, description="the encoder's map of the auxiliary CAM; the last is -1")
+    warmup: int = Field(6000, ge=0, description="steps of classification only")
+    swap: bool = Field(True, description="SA: a running average assigns the labels; false: the trained network itself")
+    momentum: float = Field(0.9994, ge=0, le=1, description="of the assignment network's running average")
+    start: Literal["copy", "independent"] = Field("copy", description="independent: its heads are drawn anew")
+    inference: Literal["assignment", "online"] = Field("assignment", description="network that is used; swap only")
+    ensemble: bool = Field(False, description="CAMs that are used: the mean with the auxiliary ones")
+    cam_scales: list[float] = Field([1.0], description="of the assignment network's views")
+    cam_flip: bool = True
+    threshold: Literal["dynamic"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "dynamic", description="DT: dynamic, or the CAM value from which a pixel is its class"
+    )
+    threshold_start: float = Field(0.5, gt=0, lt=1, description="of the dynamic threshold")
+    queue: int = Field(100, ge=1, description="batches that the dynamic threshold is fitted to")
+    low: float | None = Field(None, ge=0, le=1, description="CAM below which a pixel is background, 255 in between")
+    refine: str = Field("none", description="none, par, pamr or varm")
+    refine_options: dict[str, Any] = {}
+    gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
+    weighting: Literal["raw", "none", "balanced"] = Field(
+        "raw", description="of c2s: reliability, none, or halves of background and foreground"
+    )
+    alpha: float = Field(0.8, gt=0, le=1, description="of the perplexity")
+    beta: float = Field(1.0, gt=0, description="of the perplexity")
+    temperature: float = Field(0.01, gt=0, description="of the segmentation that teaches the CAMs")
+    rectify: bool = Field(False, description="cut the CAMs that it teaches at 0")
+    detach: Literal["none", "features", "classifier"] = Field("none", description="what s2c does not train")
+    epsilon: float = Field(1.0, gt=0, description="largest perplexity of regions that csc compares")
+    contrast_temperature: float = Field(0.1, gt=0, description="of csc")
+    weight_cls: float = Field(1.0, gt=0)
+    weight_cls_aux: float = Field(1.0, ge=0)
+    weight_c2s: float = Field(0.1, ge=0, description="of CAMs teaching the segmentation")
+    weight_c2s_aux: float = Field(0.1, ge=0, description="of auxiliary CAMs teaching the segmentation")
+    weight_s2c: float = Field(0.05, ge=0, description="GC: of the segmentation guiding the CAMs")
+    weight_csc: float = Field(0.1, ge=0, description="CSC: of contrastive separation")
+    weight_reg: float = Field(0.0, ge=0, description="of the dense energy")
+    energy: EnergyConfig = EnergyConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        known = cls.presets.get(str(values.get("variant", "paper")), {}) if isinstance(values, Mapping) else {}
+        return merge(known, values) if known else values
+
+    @model_validator(mode="after")
+    def _check_low(self) -> CoSAConfig:
+        if self.low is not None and (self.threshold == "dynamic" or self.low > self.threshold):
+            raise ValueError("low goes with a fixed threshold that is not below it; set threshold, or low=null")
+        return self
+
+
+class WeakView(NamedTuple):
+    """CAMs (B,C,h,w) in [0,1], auxiliary ones, class probabilities (B,C), segmentation logits (B,C+1,·,·)."""
+
+    cams: Tensor
+    auxiliary: Tensor | None
+    scores: Tensor
+    logits: Tensor | None
+
+
+class Network(NamedTuple):
+    """The parts that the online and the assignment network both have."""
+
+    encoder: Encoder
+    classifier: Classifier
+    auxiliary: Classifier
+    decoder: nn.Module
+
+
+@METHODS.register("cosa")
+class CoSA(Method):
+    """Online network, assignment network and dynamic thresholds; each term has a weight of its own."""
+
+    config_class = CoSAConfig
+    config: CoSAConfig
+    wanted_views = frozenset(("strong",))
+
+    def __init__(self, config: CoSAConfig, encoder: Encoder, classes: int) -> None:
+        if isinstance(encoder, TimmViT) and len(encoder.channels) == 1:
+            encoder.return_blocks(AUXILIARY_BLOCKS)
+        if len(encoder.channels) < -config.auxiliary_map:
+            raise ConfigError(
+                f"method.auxiliary_map={config.auxiliary_map}, but encoder '{type(encoder).__name__}' gives "
+                f"{len(encoder.channels)} maps; set it to -2, or let encoder.blocks name more blocks."
+            )
+        super().__init__(config, encoder, classes)
+        self.classifier, self.auxiliary, self.decoder = self._heads()
+        self.assignment: nn.ModuleDict | None = None
+        if config.swap:
+            self.assignment = frozen_copy(nn.ModuleDict(self.online._asdict()))
+            if config.start == "independent":
+                for name, head in zip(("classifier", "auxiliary", "decoder"), self._heads()):
+                    self.assignment[name] = frozen_copy(head)
+        self.thresholds = nn.ModuleDict()
+        if config.threshold == "dynamic":
+            for name in ("main", "aux"):
+                self.thresholds[name] = DynamicThreshold(config.queue, config.threshold_start)
+        self.refiner = build_refiner(config.refine, config.refine_options)
+        self.energy = build_energy(config.weight_reg, config.energy)
+
+    def _heads(self) -> tuple[Classifier, Classifier, nn.Module]:
+        cfg, encoder = self.config, self.encoder
+        return (
+            Classifier(encoder.channels[-1], self.classes, pooling=cfg.pooling),
+            Classifier(encoder.channels[cfg.auxiliary_map], self.classes, pooling=cfg.pooling),
+            build_head(cfg.head, encoder, self.classes + 1, cfg.head_options),
+        )
+
+    @property
+    def online(self) -> Network:
+        """The network that is trained."""
+        return Network(self.encoder, self.classifier, self.auxiliary, self.decoder)
+
+    @property
+    def assigner(self) -> Network:
+        """The network that assigns labels: the running average, or without ``swap`` the trained one."""
+        return self.online if self.assignment is None else Network(**dict(self.assignment.items()))  # type: ignore[arg-type]
+
+    @property
+    def used(self) -> Network:
+        """The network behind ``cams``, ``segment`` and ``class_scores``."""
+        return self.assigner if self.config.inference == "assignment" else self.online
+
+    def train(self, mode: bool = True) -> CoSA:
+        super().train(mode)
+        if self.assignment is not None:
+            self.assignment.eval()
+        return self
+
+    def after_step(self, step: int) -> None:
+        """Move the assignment network a step towards the online one."""
+        if self.assignment is not None:
+            for average, source in zip(self.assigner, self.online):
+                update_average(average, source, self.config.momentum)
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """cls, cls_aux; after ``warmup`` c2s, c2s_aux (equation 5), s2c (8), csc (10) and reg, weighted as in 11."""
+        cfg = self.config
+        if "strong" not in batch.views:
+            raise ConfigError("Method 'cosa' trains on the view 'strong'; the batch has none. Load it with that view.")
+        features = self.encoder(batch.views["strong"].images)
+        maps = self.classifier.cam(features.maps[-1])
+        terms = {"cls": F.multilabel_soft_margin_loss(self.classifier.pool(maps).float(), batch.tags)}
+        if cfg.weight_cls_aux > 0:
+            scores = self.auxiliary(features.maps[cfg.auxiliary_map])
+            terms["cls_aux"] = F.multilabel_soft_margin_loss(scores.float(), batch.tags)
+        if step >= cfg.warmup:
+            terms |= self._assigned_terms(batch, features, maps)
+        total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
+        return Losses(terms, total)
+
+    def _assigned_terms(self, batch: Batch, features: Features, maps: Tensor) -> dict[str, Tensor]:
+        """The terms that learn from the assigner; features and class maps (B,C,h,w) of the strong view."""
+        cfg = self.config
+        main = cfg.weight_c2s > 0 or self.energy is not None
+        auxiliary = cfg.weight_c2s_aux > 0 or cfg.weight_csc > 0
+        if not (main or auxiliary or cfg.weight_s2c > 0):
+            return {}
+        terms: dict[str, Tensor] = {}
+        weak = self._weak_view(batch, auxiliary, cfg.weight_s2c > 0)
+        logits = self.decoder(features) if main or cfg.weight_c2s_aux > 0 else None
+        large = None if logits is None else to_image_size(logits, batch.images)  # once for both kinds of labels
+        if main and logits is not None and large is not None:
+            assigned = self._assign("main", batch, weak.cams, weak.scores)
+            labels, confidence = self._labels(batch, assigned)
+            if cfg.weight_c2s > 0:
+                terms["c2s"] = self._c2s(large, labels, confidence, assigned.threshold)
+            if self.energy is not None:
+                terms["reg"] = dense_energy(self.energy, batch, logits, labels)
+        if weak.auxiliary is not None:
+            assigned = self._assign("aux", batch, weak.auxiliary, weak.scores)
+            if cfg.weight_c2s_aux > 0 and large is not None:
+                terms["c2s_aux"] = self._c2s(large, *self._labels(batch, assigned), assigned.threshold)
+            if cfg.weight_csc > 0:
+                terms["csc"] = self._separation(batch, maps, assigned)
+        if weak.logits is not None:
+            valid = photo_positions(batch, (maps.shape[-2], maps.shape[-1]))
+            guided = self._guided(features, maps)
+            terms["s2c"] = seg_to_cam(guided, weak.logits, batch.tags, cfg.temperature, valid, cfg.rectify)
+        return terms
+
+    @torch.no_grad()
+    def _weak_view(self, batch: Batch, auxiliary: bool, segments: bool) -> WeakView:
+        """What the assigner makes of the batch's own images, in one pass a scale."""
+        cfg, network = self.config, self.assigner
+        stride = self.encoder.strides[cfg.auxiliary_map if auxiliary else -1]
+        height, width = batch.images.shape[-2:]
+        pooled: list[Tensor] = []
+        segmented: list[Tensor] = []
+
+        def forward(images: Tensor) -> Tensor:
+            features = network.encoder(images)
+            maps = network.classifier.cam(features.maps[-1])
+            pooled.append(network.classifier.pool(maps)[:, :, None, None])
+            if segments:
+                segmented.append(network.decoder(features))
+            return self._joined(network, features, maps) if auxiliary else maps
+
+        with self._evaluating():
+            grid = (-(-height // stride), -(-width // stride))
+            cams = multi_scale(forward, batch.images, cfg.cam_scales, cfg.cam_flip, grid)
+        return WeakView(
+            cams[:, : self.classes],
+            cams[:, self.classes :] if auxiliary else None,
+            mean_of_views(pooled, cfg.cam_flip)[:, :, 0, 0].sigmoid(),
+            mean_of_views(segmented, cfg.cam_flip) if segments else None,
+        )
+
+    def _joined(self, network: Network, features: Features, maps: Tensor) -> Tensor:
+        """(B,2C,h,w): class maps (B,C,·,·) and behind them the auxiliary ones, on whose finer grid both are."""
+        auxiliary = network.auxiliary.cam(features.maps[self.config.auxiliary_map])
+        return torch.cat([resize(maps, (auxiliary.shape[-2], auxiliary.shape[-1])), auxiliary], 1)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The assigner in evaluation mode; without ``swap`` that is the trained network, which has to go back."""
+        switched = self.training and self.assignment is None
+        if switched:
+            self.eval()
+        try:
+            yield
+        finally:
+            if switched:
+                self.train()
+
+    def _assign(self, name: str, batch: Batch, cams: Tensor, scores: Tensor) -> Assigned:
+        """CAMs (B,C,h,w) of the tags that are trusted; a dynamic threshold takes them up first.
+
+        Where a tagged class scores under ``gate`` in this crop the object was probably cropped out, and its
+        normalised CAM is noise.
+        """
+        cfg = self.config
+        trusted = (batch.tags > 0) & (scores >= cfg.gate)
+        if cfg.threshold != "dynamic":
+            return Assigned(cams, trusted, cfg.threshold)
+        valid = photo_positions(batch, (cams.shape[-2], cams.shape[-1]))
+        return Assigned(cams, trusted, self.thresholds[name].update(cams, trusted, valid))  # type: ignore[operator]
+
+    def _labels(self, batch: Batch, assigned: Assigned) -> tuple[Tensor, Tensor]:
+        """CAM labels and confidence (B,H,W) on the batch's images."""
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        labels, confidence = cam_assignment(assigned, size, self.config.low)
+        if self.refiner is not None:
+            labels = refined_assignment(assigned, batch, self.refiner, self.config.low)
+        return without_doubt(labels, batch, assigned.trusted), confidence
+
+    def _c2s(self, logits: Tensor, labels: Tensor, confidence: Tensor, threshold: Tensor | float) -> Tensor:
+        """Cross-entropy of logits (B,C+1,H,W) against CAM labels (B,H,W), weighted as ``weighting`` says."""
+        cfg = self.config
+        if cfg.weighting == "balanced":
+            return balanced_cross_entropy(logits, labels)
+        if cfg.weighting == "none":
+            return cam_to_seg(logits, labels)
+        return cam_to_seg(logits, labels, perplexity(confidence, threshold, cfg.alpha, cfg.beta))
+
+    def _separation(self, batch: Batch, maps: Tensor, assigned: Assigned) -> Tensor:
+        """csc of the online class maps (B,C,h,w), on the auxiliary CAMs' grid and by their labels."""
+        cfg = self.config
+        grid = (assigned.cams.shape[-2], assigned.cams.shape[-1])
+        labels, confidence = cam_assignment(assigned, grid, cfg.low)
+        labels = without_doubt(labels, batch, assigned.trusted)
+        unsure = perplexity(confidence, assigned.threshold, cfg.alpha, cfg.beta)
+        return contrastive_separation(resize(maps.float(), grid), labels, unsure, cfg.epsilon, cfg.contrast_temperature)
+
+    def _guided(self, features: Features, maps: Tensor) -> Tensor:
+        """The class maps that s2c trains, cut off from what ``detach`` names (the paper's Table 4a)."""
+        if self.config.detach == "features":
+            return self.classifier.cam(features.maps[-1].detach())
+        if self.config.detach == "classifier":
+            return F.conv2d(features.maps[-1], self.classifier.conv.weight.detach())
+        return maps
+
+    @torch.no_grad()
+    def cams(
+        self,
+        images: Tensor,
+        tags: Tensor | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> Tensor:
+        """(B,C,H,W) multi-scale CAMs in [0,1], with ``ensemble`` the mean of both; scales, flip: those of training."""
+        cfg, network = self.config, self.used
+
+        def forward(x: Tensor) -> Tensor:
+            features = network.encoder(x)
+            maps = network.classifier.cam(features.maps[-1])
+            return self._joined(network, features, maps) if cfg.ensemble else maps
+
+        cams = multi_scale(forward, images, scales or cfg.cam_scales, cfg.cam_flip if flip is None else flip)
+        if cfg.ensemble:
+            cams = torch.stack(cams.split(self.classes, 1)).mean(0)
+        return cams if tags is None else cams * tags[:, :, None, None]
+
+    @torch.no_grad()
+    def class_scores(self, images: Tensor) -> Tensor:
+        """(B,C) sigmoid probabilities."""
+        return self.used.classifier(self.used.encoder(images).maps[-1]).float().sigmoid()
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(B,C+1,H,W) logits at the images' size."""
+        return to_image_size(self.used.decoder(self.used.encoder(images)), images)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+from tagmask.losses import cam_to_seg
+
+
+def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 3, 255])[torch.randint(0, 5, (2, 3, 5), generator=generator)]
+    doubt = torch.rand(2, 3, 5, generator=generator, dtype=torch.float64) * 3 + 0.2
+    doubt[0, 0, 0] = math.inf
+    return logits, labels, doubt
+
+
+def loop(logits: Tensor, labels: Tensor, doubt: Tensor | None) -> float:
+    """Equation 5 with reliability as the reciprocal of perplexity, and the mean over the batch's pixels R."""
+    pixels = [(b, y, x) for b in range(2) for y in range(3) for x in range(5) if labels[b, y, x] != 255]
+    reliability = {p: 1.0 if doubt is None else 1 / float(doubt[p]) for p in pixels}
+    total = 0.0
+    for b, y, x in pixels:
+        scores = [float(logits[b, c, y, x]) for c in range(4)]
+        log_probability = scores[int(labels[b, y, x])] - math.log(sum(math.exp(s) for s in scores))
+        weight = len(pixels) * reliability[b, y, x] / sum(reliability.values())
+        total -= weight * log_probability
+    return total / len(pixels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_equation_5(seed: int) -> None:
+    logits, labels, doubt = example(seed)
+    assert cam_to_seg(logits, labels, doubt).item() == pytest.approx(loop(logits, labels, doubt), rel=1e-12)
+    assert cam_to_seg(logits, labels).item() == pytest.approx(loop(logits, labels, None), rel=1e-12)
+    assert loop(logits, labels, doubt) != pytest.approx(loop(logits, labels, None), rel=1e-3)
+
+
+def test_sure_pixels_weigh_more() -> None:
+    logits = torch.tensor([[[[2.0, 2.0]], [[0.0, 0.0]]]])
+    labels = torch.tensor([[[0, 1]]])  # the second one is wrong
+    losses = [cam_to_seg(logits, labels, torch.tensor([[[1.0, p]]])).item() for p in (0.5, 1.0, 2.0)]
+    assert losses[0] > losses[1] > losses[2]
+    assert cam_to_seg(logits, labels).item() == pytest.approx(losses[1])
+
+
+def test_scale_of_perplexity_does_not_matter() -> None:
+    logits, labels, doubt = example()
+    torch.testing.assert_close(cam_to_seg(logits, labels, doubt), cam_to_seg(logits, labels, 7 * doubt))
+
+
+def test_gradient_reaches_the_logits_only() -> None:
+    logits, labels, doubt = example()
+    logits.requires_grad_()
+    doubt.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: cam_to_seg(x, labels, doubt.detach()), (logits,))
+    cam_to_seg(logits, labels, doubt).backward()
+    assert doubt.grad is None and logits.grad is not None
+    assert logits.grad[0, :, 0, 0].abs().sum() == 0, "infinite perplexity"
+    assert not logits.grad.permute(0, 2, 3, 1)[labels == 255].any()
+
+
+@pytest.mark.parametrize("nothing", ["ignored", "infinite"])
+def test_nothing_to_learn_from_is_zero(nothing: str) -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    labels = torch.full((1, 2, 2), 255 if nothing == "ignored" else 1)
+    loss = cam_to_seg(logits, labels, torch.full((1, 2, 2), math.inf))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
+
+
+def test_a_perplexity_of_zero_is_finite() -> None:
+    assert cam_to_seg(torch.randn(1, 3, 2, 2), torch.ones(1, 2, 2).long(), torch.zeros(1, 2, 2)).isfinite()
+
+
+def test_logits_are_resized_to_the_labels() -> None:
+    logits, labels, doubt = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 8, 8)), torch.rand(1, 8, 8) + 0.1
+    large = F.interpolate(logits, size=(8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(cam_to_seg(logits, labels, doubt), cam_to_seg(large, labels, doubt))
+    half = cam_to_seg(logits.bfloat16(), labels.byte(), doubt)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, cam_to_seg(logits.bfloat16().float(), labels, doubt))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(TagmaskError, match="logits are"):
+        cam_to_seg(torch.zeros(2, 3, 4, 4), torch.zeros(1, 4, 4).long())
+    with pytest.raises(TagmaskError, match="perplexity has the labels' shape"):
+        cam_to_seg(torch.zeros(1, 3, 4, 4), torch.zeros(1, 8, 8).long(), torch.ones(1, 4, 4))
