@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from tagmask.cam.affinity_region_maps import PrototypeCalibration, affinity_region_maps, cam_seeds, region_labels
+from tagmask.cam.cut_and_merge import cut_and_merge
 from tagmask.cam.labels import cam_labels, inside, pseudo_labels, refined_scores
 from tagmask.cam.maps import multi_scale, normalize
+from tagmask.cam.regions import class_prototypes, region_masks
 from tagmask.cam.threshold import DynamicThreshold, Mixture, crossing, fit_two_components
 
 __all__ = [
     "DynamicThreshold",
     "Mixture",
+    "PrototypeCalibration",
+    "affinity_region_maps",
     "crossing",
+    "cut_and_merge",
     "fit_two_components",
     "cam_labels",
+    "cam_seeds",
+    "class_prototypes",
     "inside",
     "multi_scale",
     "normalize",
     "pseudo_labels",
     "refined_scores",
+    "region_labels",
+    "region_masks",
 ]

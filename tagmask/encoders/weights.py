@@ -30,7 +30,7 @@ from tagmask.errors import WeightsError
 
 State = dict[str, Tensor]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".params")
-NESTS = ("teacher", "state_dict", "model")
+NESTS = ("teacher", "student", "state_dict", "model")
 PREFIXES = ("module.", "backbone.")
 CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.")
 

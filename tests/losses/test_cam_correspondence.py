@@ -50,6 +50,11 @@ def loops(cams: Tensor, labels: Tensor, divergence: str) -> float:
     return total / len(cams)
 
 
+def gradient(x: Tensor) -> Tensor:
+    assert x.grad is not None
+    return x.grad
+
+
 def draw(seed: int = 0, views: int = 3, classes: int = 4, side: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     cams = 2 * torch.randn(views, classes, side, side + 1, generator=generator)
@@ -107,7 +112,7 @@ def test_a_step_down_the_gradient_brings_pairs_together_and_apart() -> None:
     x = cams.clone().requires_grad_()
     before = cam_correspondence(x, labels)
     before.backward()
-    after = cam_correspondence(cams - 0.5 * x.grad / x.grad.norm(), labels)
+    after = cam_correspondence(cams - 0.5 * gradient(x) / gradient(x).norm(), labels)
     assert after < before
 
 
@@ -117,7 +122,7 @@ def test_ignored_positions_have_no_gradient_and_no_say() -> None:
     value = cam_correspondence(x, labels)
     value.backward()
     ignored = (labels == 255)[:, None].expand_as(cams)
-    assert ignored.any() and x.grad[ignored].abs().max() == 0 and x.grad[~ignored].abs().max() > 0
+    assert ignored.any() and gradient(x)[ignored].abs().max() == 0 and gradient(x)[~ignored].abs().max() > 0
     changed = torch.where(ignored, cams + 5, cams)
     torch.testing.assert_close(cam_correspondence(changed, labels), value.detach())
 
@@ -130,7 +135,7 @@ def test_extreme_and_zero_activations_stay_finite() -> None:
             x = values.clone().requires_grad_()
             value = cam_correspondence(x, labels, divergence)  # type: ignore[arg-type]
             value.backward()
-            assert value.isfinite() and x.grad.isfinite().all()
+            assert value.isfinite() and gradient(x).isfinite().all()
 
 
 def test_half_precision_and_autocast_count_in_float32() -> None:

@@ -1,0 +1,240 @@
+"""Class-aware affinity region maps (CARM): a few sure positions of a class, spread over alike positions.
+
+DINO is Also a Semantic Guider: Exploiting Class-aware Affinity for Weakly Supervised Semantic Segmentation, ACM MM
+2024, section 3.2, step by step: seeds, maps, calibration, labels. Nothing here has a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tagmask import comm
+from tagmask.cam.labels import Refine
+from tagmask.cam.maps import normalize, resize
+from tagmask.errors import TagmaskError
+from tagmask.types import IGNORE, inside
+
+Cue = Literal["minmax", "binary", "none"]
+
+
+@torch.no_grad()
+def cam_seeds(
+    cams: Tensor,
+    tags: Tensor,
+    top: float,
+    background: float | None = None,
+    most: int | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Seeds of the background and of each tagged class: its surest positions (equations 2 and 3).
+
+    The background's map is 1 − the largest of the tagged classes'. Each position goes to the one class, background
+    included, whose map is the largest there (equal values: background, then the lower class); of its n positions with
+    a value above 0 a class keeps the max(1, round(top · n)) largest (equal values: in reading order), none where n is
+    0. background: a fixed value that classes compete with for a position instead (the seeds' ranks stay those of
+    1 − max). most: at most so many seeds a class.
+
+    cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1. top: in (0,1]. valid: bool (B,h,w), positions that are photo.
+    Returns bool (B,C+1,h,w), background first. Raises TagmaskError when shapes or ``top`` do not fit.
+    """
+    if cams.dim() != 4 or tags.shape != cams.shape[:2]:
+        raise TagmaskError(f"Seeds: CAMs are (B,C,h,w) and tags (B,C), got {tuple(cams.shape)}, {tuple(tags.shape)}.")
+    if not 0 < top <= 1:
+        raise TagmaskError(f"Seeds: the share of positions that are kept is above 0 and at most 1, got {top}.")
+    valid = _check_valid(valid, cams)
+    foreground = cams.float() * (tags > 0)[:, :, None, None]
+    rest = 1 - foreground.amax(1, keepdim=True)
+    maps = torch.cat([rest, foreground], 1)
+    rival = rest if background is None else torch.full_like(rest, background)
+    owner = torch.cat([rival, foreground], 1).max(1, keepdim=True).indices
+    classes = torch.arange(maps.shape[1], device=maps.device)[:, None, None]
+    values = (maps * ((owner == classes) & valid[:, None])).flatten(2)
+    found = (values > 0).sum(2)
+    kept = (found.double() * top).round().long().clamp(min=1).minimum(found)
+    if most is not None:
+        kept = kept.clamp(max=most)
+    order = values.sort(dim=2, descending=True, stable=True).indices
+    ranks = torch.arange(values.shape[2], device=maps.device)
+    chosen = (ranks < kept[:, :, None]).scatter(2, order, ranks < kept[:, :, None])
+    return chosen.view(maps.shape)
+
+
+@torch.no_grad()
+def affinity_region_maps(
+    keys: Tensor,
+    query: Tensor | None,
+    seeds: Tensor,
+    gamma: float = 0.15,
+    cue: Cue = "minmax",
+    cut: float = -0.5,
+    valid: Tensor | None = None,
+    chunk: int = 512,
+) -> Tensor:
+    """How many seeds of a class each position is connected to, min-max normalised (equations 4 to 7).
+
+    Two positions are connected where the cosine of their keys is above ``gamma``. Foreground classes' counts are
+    multiplied by the foreground cue, the cosine of the class token's query and the position's key: ``minmax`` brings
+    it to [0,1] in each image first, since with a negative cue the plain product would rank connected positions below
+    unconnected ones; ``binary`` takes 1 where it is above ``cut``, else 0; ``none`` leaves it out.
+
+    keys: (B,D,h,w), heads concatenated. query: (B,D), None without cue. seeds: bool (B,C+1,h,w), background first.
+    valid: bool (B,h,w); elsewhere the result is 0, and takes no part in any minimum or maximum.
+    Returns float32 (B,C+1,h,w) in [0,1); a constant map, as that of a class without seeds, is 0.
+
+    Only the rows of seeds are ever made, ``chunk`` at a time and one image after the other: for N = h·w positions,
+    memory is at most 4·N·D bytes for the unit keys of an image, 9·chunk·N bytes for the rows and 4·(C+1)·N for the
+    counts. At 512 pixels and patches of 8 (N = 4096, D = 384), that is 25 MB, where the graphs of 8 images would take
+    537 MB. Raises TagmaskError when shapes do not fit or the cue lacks a query.
+    """
+    if keys.dim() != 4 or seeds.dim() != 4 or keys.shape[::2] != seeds.shape[::2] or keys.shape[3] != seeds.shape[3]:
+        raise TagmaskError(
+            "Affinity region maps take keys (B,D,h,w) and seeds (B,C+1,h,w) on one grid, got "
+            f"{tuple(keys.shape)} and {tuple(seeds.shape)}."
+        )
+    if cue not in ("minmax", "binary", "none"):
+        raise TagmaskError(f"Affinity region maps: the cue is 'minmax', 'binary' or 'none', got '{cue}'.")
+    if cue != "none" and (query is None or query.shape != keys.shape[:2]):
+        got = None if query is None else tuple(query.shape)
+        raise TagmaskError(f"Affinity region maps: cue '{cue}' needs a query (B,D) for keys (B,D,h,w), got {got}.")
+    valid = _check_valid(valid, keys)
+    maps = torch.zeros(seeds.shape, device=keys.device)
+    with torch.autocast(keys.device.type, enabled=False):
+        for keys_b, seeds_b, maps_b in zip(keys.flatten(2), seeds.flatten(2), maps.flatten(2)):
+            _add_rows(keys_b, seeds_b, gamma, chunk, maps_b)
+        if cue != "none":
+            assert query is not None
+            similarity = F.cosine_similarity(query.float()[:, :, None, None], keys.float(), dim=1)[:, None]
+            factor = (similarity > cut).float() if cue == "binary" else _min_max(similarity, valid)
+            maps[:, 1:] *= factor
+    return _min_max(maps, valid)
+
+
+def _add_rows(keys: Tensor, seeds: Tensor, gamma: float, chunk: int, counts: Tensor) -> None:
+    """Add to counts (K,N) the connections of each class's seeds, bool (K,N), in one image; keys (D,N)."""
+    unit = F.normalize(keys.float(), dim=0, eps=1e-8)
+    classes, positions = seeds.nonzero(as_tuple=True)
+    for start in range(0, len(positions), chunk):
+        rows = slice(start, start + chunk)
+        connected = unit[:, positions[rows]].T @ unit > gamma
+        counts.index_add_(0, classes[rows], connected.float())
+
+
+def region_labels(
+    maps: Tensor,
+    tags: Tensor,
+    images: Tensor,
+    refine: Refine | None = None,
+    boxes: Tensor | None = None,
+) -> Tensor:
+    """Labels of region maps: at each pixel the largest of the background's and the tagged classes'.
+
+    There is no threshold, since the background has a map of its own. With ``refine`` the maps are refined at half
+    the images' resolution (rounded down, at least 1) before they are compared, as those of CAMs are.
+
+    maps: (B,C+1,h,w) ≥ 0, background first. tags: (B,C) of 0/1. images: (B,3,H,W) RGB in [0,1]. boxes: long (B,4),
+    (x0,y0,x1,y1), half-open; outside of them all is 255. Returns long (B,H,W): 0, 1..C, 255. Equal values: background
+    first, then the lower class. Raises TagmaskError when shapes do not fit.
+    """
+    if maps.dim() != 4 or tags.shape != (len(maps), maps.shape[1] - 1) or len(images) != len(maps):
+        raise TagmaskError(
+            "Region labels take maps (B,C+1,h,w), background first, tags (B,C) and as many images, got "
+            f"{tuple(maps.shape)}, {tuple(tags.shape)} and {len(images)} images."
+        )
+    height, width = images.shape[-2:]
+    size = (height, width) if refine is None else (max(1, height // 2), max(1, width // 2))
+    with torch.no_grad():
+        shown = torch.cat([torch.ones_like(tags[:, :1]), tags], 1) > 0
+        # Background and tagged classes only: refinement costs the same for each map.
+        channels = shown.int().argsort(dim=1, descending=True, stable=True)[:, : int(shown.sum(1).max())]
+        scores = resize((maps.float() * shown[:, :, None, None]), size)
+        scores = scores.gather(1, channels[:, :, None, None].expand(-1, -1, *size))
+        if refine is not None:
+            scores = resize(refine(resize(images, size), scores), (height, width))
+        best = scores.max(1).indices
+        labels = channels.gather(1, best.flatten(1)).view_as(best)
+        return labels if boxes is None else labels.masked_fill(~inside(boxes, (height, width)), IGNORE)
+
+
+class PrototypeCalibration(nn.Module):
+    """A running mean token of each class, and region maps kept where tokens are like it (equations 8 to 10).
+
+    classes: C. channels: D, of the student's tokens. momentum: τ. exponent: of the similarity. rescale: bring the
+    similarity to [0,1] by min-max in each image, instead of cutting it at 0. least_classes: images with fewer tagged
+    classes are not calibrated. The background has no prototype. A class's prototype starts as the mean of its first
+    seeds; until then its map is not calibrated.
+
+    Buffers: ``prototypes`` (C,D) and ``seen`` (C,), so that saving the module saves its state.
+    """
+
+    prototypes: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        channels: int,
+        momentum: float = 0.99,
+        exponent: float = 2.0,
+        rescale: bool = False,
+        least_classes: int = 1,
+    ) -> None:
+        super().__init__()
+        self.momentum, self.exponent = momentum, exponent
+        self.rescale, self.least_classes = rescale, least_classes
+        self.register_buffer("prototypes", torch.zeros(classes, channels))
+        self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, tokens: Tensor, seeds: Tensor) -> None:
+        """One step of the running means: the mean token of a class's seeds in an image, averaged over images.
+
+        tokens: (B,D,h,w) and seeds: bool (B,C,h,w), without background, on one grid. Images of all processes count;
+        all processes have to call this together. Classes without seeds keep what they have.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            masks = seeds.flatten(2).float()
+            sums = masks @ tokens.float().flatten(2).mT
+            means = sums / masks.sum(2, keepdim=True).clamp(min=1)
+            images = comm.all_sum(seeds.flatten(2).any(2).float().sum(0))
+            fresh = comm.all_sum(means.sum(0)) / images.clamp(min=1)[:, None]
+        here = images > 0
+        blended = self.momentum * self.prototypes + (1 - self.momentum) * fresh
+        new = torch.where(self.seen[:, None], blended, fresh)
+        self.prototypes.copy_(torch.where(here[:, None], new, self.prototypes))
+        self.seen |= here
+
+    @torch.no_grad()
+    def forward(self, maps: Tensor, tokens: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Calibrated maps (B,C,h,w) in [0,1): min-max of map · similarity^exponent, where there is a prototype.
+
+        maps: (B,C,h,w) without background. tokens: (B,D,h,w) on the same grid. tags: (B,C) of 0/1. valid: bool (B,h,w).
+        """
+        valid = _check_valid(valid, maps)
+        with torch.autocast(tokens.device.type, enabled=False):
+            unit = F.normalize(tokens.float(), dim=1, eps=1e-8)
+            similarity = torch.einsum("cd,bdhw->bchw", F.normalize(self.prototypes, dim=1, eps=1e-8), unit)
+        similarity = _min_max(similarity, valid) if self.rescale else similarity.clamp(min=0)
+        calibrated = _min_max(maps * similarity.pow(self.exponent), valid)
+        enough = (tags > 0).sum(1, keepdim=True) >= self.least_classes
+        return torch.where((enough & self.seen)[:, :, None, None], calibrated, maps)
+
+
+def _min_max(maps: Tensor, valid: Tensor) -> Tensor:
+    """Maps (B,K,h,w) to [0,1) over their valid positions (B,h,w), 0 elsewhere."""
+    valid = valid[:, None]
+    lowest = maps.masked_fill(~valid, float("inf")).amin((-2, -1), keepdim=True)
+    lowest = lowest.masked_fill(lowest.isinf(), 0)  # nothing is valid
+    return normalize(torch.where(valid, maps, lowest))
+
+
+def _check_valid(valid: Tensor | None, maps: Tensor) -> Tensor:
+    shape = (len(maps), *maps.shape[-2:])
+    if valid is None:
+        return torch.ones(shape, dtype=torch.bool, device=maps.device)
+    if valid.shape != shape or valid.dtype != torch.bool:
+        raise TagmaskError(f"'valid' is bool {shape}, like the maps; got {valid.dtype} {tuple(valid.shape)}.")
+    return valid

@@ -1,0 +1,64 @@
+"""Maps of large images from a network for small ones: overlapping tiles, and the mean where they overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+
+
+def cut_and_merge(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    tile: int = 224,
+    stride: int = 112,
+    at_once: int | None = None,
+) -> Tensor:
+    """Maps of images from the maps of their tiles, averaged where tiles overlap. Differentiable.
+
+    Huo et al., Dual Progressive Transformations for Weakly Supervised Semantic Segmentation, "overlapping
+    cutting-merging". Images are zero-padded at the bottom and right to ``tile`` plus whole strides (for the paper's
+    224 and 112: to the next multiple of 112, 224 at least); the maps are cut back to the images.
+
+    forward: (n,3,tile,tile) → (n,K,t,t), where t divides ``tile`` and the ratio tile/t divides ``stride``.
+    images: (B,3,H,W). tile, stride: pixels, 0 < stride ≤ tile. at_once: tiles that ``forward`` gets in one call;
+    default: all of them. Returns (B,K,ceil(H·t/tile),ceil(W·t/tile)), float32 for half-precision maps. Raises
+    TagmaskError for another tile, stride or map size.
+
+    Example:
+        >>> images = torch.rand(1, 3, 300, 500)
+        >>> torch.allclose(cut_and_merge(lambda tiles: tiles, images, 224, 112), images)
+        True
+    """
+    if not 0 < stride <= tile or (at_once is not None and at_once < 1):
+        raise TagmaskError(
+            f"Cut and merge: tile {tile}, stride {stride}, at_once {at_once}; a stride is 1 to the tile's side, and "
+            "at least one tile goes at once."
+        )
+    if images.dim() != 4:
+        raise TagmaskError(f"Cut and merge: images are (B,3,H,W), got {tuple(images.shape)}.")
+    height, width = images.shape[-2:]
+    down, across = (max(0, -(-(side - tile) // stride)) for side in (height, width))
+    padded = F.pad(images, (0, tile + across * stride - width, 0, tile + down * stride - height))
+    tiles = padded.unfold(2, tile, stride).unfold(3, tile, stride)  # (B,3,rows,columns,tile,tile)
+    tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    maps = torch.cat([forward(part) for part in tiles.split(at_once or len(tiles))])
+    if maps.dtype in (torch.float16, torch.bfloat16):
+        maps = maps.float()
+    side = maps.shape[-1]
+    ratio = tile // max(side, 1)
+    if maps.dim() != 4 or maps.shape[-2] != side or ratio * side != tile or stride % ratio:
+        raise TagmaskError(
+            f"Cut and merge: tiles of {tile} pixels gave maps {tuple(maps.shape)}; they must be (n,K,t,t) with "
+            f"{tile} a multiple of t, and the stride {stride} a multiple of {tile}/t. Change tile or stride."
+        )
+    size = (side + down * stride // ratio, side + across * stride // ratio)
+    columns = maps.flatten(1).unflatten(0, (len(images), -1)).mT  # (B,K·t·t,tiles), as fold has them
+    merged = F.fold(columns, size, side, stride=stride // ratio)
+    ones = torch.ones_like(columns[:1, : side * side])
+    merged = merged / F.fold(ones, size, side, stride=stride // ratio)
+    return merged[..., : -(-height // ratio), : -(-width // ratio)]

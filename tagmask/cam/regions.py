@@ -1,0 +1,75 @@
+"""Class regions of class activation maps, and the mean feature of each region over a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagmask import comm
+from tagmask.errors import TagmaskError
+
+
+@torch.no_grad()
+def region_masks(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
+    """Which class each position belongs to: the tagged class with the largest CAM above ``threshold``, or background.
+
+    Yoon et al., Exploring Pixel-level Self-supervision for Weakly Supervised Semantic Segmentation, equations 1 and 2.
+    Each position is in exactly one mask. A CAM equal to the threshold is background; of equal classes the first wins.
+
+    cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1; threshold: at least 0. Returns bool (B,C+1,h,w), background first.
+    Raises TagmaskError when the shapes do not fit or the threshold is negative.
+
+    Example:
+        >>> region_masks(torch.tensor([[[[0.9, 0.1]]]]), torch.ones(1, 1), 0.2)[0, :, 0].int()
+        tensor([[0, 1],
+                [1, 0]], dtype=torch.int32)
+    """
+    if cams.dim() != 4 or tags.shape != cams.shape[:2]:
+        raise TagmaskError(
+            f"Region masks: CAMs are (B,C,h,w) and tags (B,C), got {tuple(cams.shape)} and {tuple(tags.shape)}."
+        )
+    if threshold < 0:
+        raise TagmaskError(f"Region masks: the threshold is {threshold}; CAMs are in [0,1], and so is it.")
+    present = cams.masked_fill(tags[:, :, None, None] <= 0, -1)
+    best, label = present.max(1)
+    label = (label + 1).masked_fill(best <= threshold, 0)
+    return F.one_hot(label, cams.shape[1] + 1).movedim(-1, 1) > 0
+
+
+@torch.no_grad()
+def class_prototypes(features: Tensor, masks: Tensor) -> Tensor:
+    """The direction of each class's mean feature, over all images of the batch and all processes. Without gradient.
+
+    The paper of ``region_masks``, equation 3 and the mean over images after it: the mean of an image's features in
+    the mask of a class, then the mean over the images in which that mask is not empty, then L2 normalisation.
+    (Equation 3 prints a sum, its text says average; behind the mean over images the two are not the same: with sums,
+    large regions would outweigh small ones.)
+
+    features: (B,D,h,w), any range. masks: bool or 0/1 (B,K,h,w), as ``region_masks`` gives them.
+    Returns (K,D) of unit length, float32 for half-precision features; 0 for a class without a position. Raises
+    TagmaskError when the shapes do not fit.
+
+    Example:
+        >>> class_prototypes(torch.tensor([[[[3.0]], [[4.0]]]]), torch.ones(1, 1, 1, 1))
+        tensor([[0.6000, 0.8000]])
+    """
+    _check("Class prototypes", features, masks)
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    inside = masks.flatten(2).to(features.dtype)
+    counts = inside.sum(2)
+    # Autocast would take the product in half precision.
+    with torch.autocast(features.device.type, enabled=False):
+        means = torch.einsum("bkp,bdp->bkd", inside / counts.clamp(min=1)[:, :, None], features.flatten(2))
+    sums = comm.all_sum(means.sum(0))
+    images = comm.all_sum((counts > 0).sum(0))
+    return F.normalize(sums / images.clamp(min=1)[:, None], dim=1)
+
+
+def _check(what: str, features: Tensor, masks: Tensor) -> None:
+    fits = features.dim() == masks.dim() == 4
+    if not fits or len(features) != len(masks) or features.shape[-2:] != masks.shape[-2:]:
+        raise TagmaskError(
+            f"{what}: features are (B,D,h,w) and masks (B,K,h,w), got {tuple(features.shape)} and {tuple(masks.shape)}."
+        )

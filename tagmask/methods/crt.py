@@ -1,0 +1,180 @@
+"""``crt``: a CNN refines a transformer (Huo et al., Dual Progressive Transformations for Weakly Supervised Semantic
+Segmentation).
+
+Two classifiers of unlike kinds learn from tags, and their class maps are drawn to each other: a transformer's reach
+too far, a CNN's not far enough. The transformer sees overlapping tiles and goes through its blocks several times; its
+attention refines the class maps that are used. There is no segmenter: its CAMs become masks for ``supervised``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tagmask.cam import cut_and_merge, multi_scale
+from tagmask.cam.maps import resize
+from tagmask.config import EncoderConfig, MethodConfig
+from tagmask.encoders import Encoder, build_encoder, norm_parameters
+from tagmask.encoders.timm_vit import TimmViT
+from tagmask.errors import ConfigError
+from tagmask.heads import Classifier
+from tagmask.methods.base import Method
+from tagmask.registry import METHODS
+from tagmask.types import Batch, Features, Losses
+
+
+class CRTConfig(MethodConfig):
+    """Settings of ``crt``; the defaults are the paper's on VOC. The transformer is the run's ``encoder``."""
+
+    name: Literal["crt"] = "crt"
+    cnn: EncoderConfig = Field(
+        EncoderConfig(name="resnet152", output_stride=16),
+        description="the other branch, any encoder; encoder.weights=none holds for both",
+    )
+    tile: int | None = Field(224, ge=1, description="side of the transformer's tiles, pixels; none: whole images")
+    stride: int = Field(112, ge=1, description="from tile to tile, pixels")
+    tiles_at_once: int = Field(16, ge=1, description="in use; in training they all go at once")
+    loops: int = Field(3, ge=0, description="passes through the blocks, each added to what it began with; 0: one plain")
+    add_last: bool = Field(True, description="the last pass is added, too")
+    kernel: Literal[1, 3] = Field(1, description="of the transformer's classifier")
+    attention: Literal["none", "class"] = Field("class", description="class token's, times the CAMs that are used")
+    warmup: int = Field(661, ge=0, description="step from which l1 is on; one epoch of VOC")
+    cam_scales: list[float] = Field([1.0, 0.5, 1.5, 2.0, 0.75, 1.25, 1.75], description="of the CAMs that are used")
+    cam_flip: bool = True
+    weight_cls: float = Field(1.0, gt=0, description="of the transformer's classification")
+    weight_cls_cnn: float = Field(1.0, ge=0, description="of the CNN's classification")
+    weight_l1: float = Field(0.1, ge=0, description="lambda; 0 also leaves out the CNN, which then teaches nothing")
+
+    @model_validator(mode="after")
+    def _check_stride(self) -> CRTConfig:
+        if self.tile is not None and self.stride > self.tile:
+            raise ValueError("stride is larger than tile, and would leave gaps; the paper's are 112 and 224")
+        return self
+
+
+@METHODS.register("crt")
+class CRT(Method):
+    """Two branches that learn together, of which the first is used."""
+
+    config_class = CRTConfig
+    config: CRTConfig
+
+    def __init__(self, config: CRTConfig, encoder: Encoder, classes: int) -> None:
+        _check_branch(config, encoder)
+        if config.loops > 0 and isinstance(encoder, TimmViT):
+            encoder.set_loops(config.loops, config.add_last)
+        super().__init__(config, encoder, classes)
+        self.classifier = Classifier(encoder.channels[-1], classes, pooling="avg")
+        if config.kernel > 1:
+            self.classifier.conv = nn.Conv2d(encoder.channels[-1], classes, config.kernel, padding=config.kernel // 2)
+            nn.init.normal_(self.classifier.conv.weight, std=0.01)
+        self.cnn: Encoder | None = None
+        if config.weight_l1 > 0:
+            random = encoder.weights_origin.startswith("none")
+            self.cnn = build_encoder(config.cnn.model_copy(update={"weights": "none"}) if random else config.cnn)
+            self.cnn_classifier = Classifier(self.cnn.channels[-1], classes, pooling="avg")
+            encoder.weights_origin = f"{encoder.weights_origin}; cnn: {self.cnn.weights_origin}"
+
+    def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:
+        """As the base has them; the CNN's, too, learn at ``lr``."""
+        if self.cnn is None:
+            return super().param_groups(lr, head_lr, freeze_norm)
+        if freeze_norm:
+            for parameter in norm_parameters(self.cnn):
+                parameter.requires_grad_(False)
+        groups = super().param_groups(lr, head_lr, freeze_norm)
+        new = next(group for group in groups if group["name"] == "heads")
+        inside = {id(p) for p in self.cnn.parameters()}
+        second = [p for p in new["params"] if id(p) in inside]
+        new["params"] = [p for p in new["params"] if id(p) not in inside]
+        return [*groups, {"name": "cnn", "params": second, "lr": lr}] if second else groups
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """cls of both branches and, from ``warmup``, l1 between their class maps, weighted as in equation 2."""
+        cfg = self.config
+        maps = self._cam(batch.images)
+        terms = {"cls": F.multilabel_soft_margin_loss(self.classifier.pool(maps).float(), batch.tags)}
+        matches = step >= cfg.warmup
+        if self.cnn is not None and (matches or cfg.weight_cls_cnn > 0):
+            others = self.cnn_classifier.cam(self.cnn(batch.images).maps[-1])
+            if cfg.weight_cls_cnn > 0:
+                terms["cls_cnn"] = F.multilabel_soft_margin_loss(self.cnn_classifier.pool(others).float(), batch.tags)
+            if matches:
+                grid = (maps.shape[-2], maps.shape[-1])
+                terms["l1"] = F.l1_loss(resize(others.float(), grid), maps.float())
+        total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
+        return Losses(terms, total)
+
+    def _cam(self, images: Tensor) -> Tensor:
+        """(B,C,h,w) the transformer's class maps before ReLU, without attention: those that are trained."""
+        return self._merged(lambda tiles: self.classifier.cam(self.encoder(tiles).maps[-1]), images)
+
+    def _attended_cam(self, images: Tensor) -> Tensor:
+        """(B,C,h,w) class maps times attention (equation 1), tile by tile."""
+        recorded = range(self.encoder.depth)
+
+        def forward(tiles: Tensor) -> Tensor:
+            features = self.encoder(tiles, queries=recorded, keys=recorded)
+            return self.classifier.cam(features.maps[-1]) * class_attention(features)
+
+        return self._merged(forward, images)
+
+    def _merged(self, forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        cfg = self.config
+        if cfg.tile is None:
+            return forward(images)
+        return cut_and_merge(forward, images, cfg.tile, cfg.stride, None if self.training else cfg.tiles_at_once)
+
+    @torch.no_grad()
+    def cams(
+        self,
+        images: Tensor,
+        tags: Tensor | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> Tensor:
+        """(B,C,H,W) multi-scale CAMs of the transformer in [0,1], refined by its attention; the CNN does not run.
+
+        scales and flip default to ``cam_scales`` and ``cam_flip``.
+        """
+        cfg = self.config
+        forward = self._attended_cam if cfg.attention == "class" else self._cam
+        cams = multi_scale(forward, images, scales or cfg.cam_scales, cfg.cam_flip if flip is None else flip)
+        return cams if tags is None else cams * tags[:, :, None, None]
+
+    @torch.no_grad()
+    def class_scores(self, images: Tensor) -> Tensor:
+        """(B,C) sigmoid probabilities of the transformer."""
+        return self.classifier.pool(self._cam(images)).float().sigmoid()
+
+
+def class_attention(features: Features) -> Tensor:
+    """(B,1,h,w) how much the class token attends to each patch: mean over the heads of all recorded blocks.
+
+    The softmax goes over all tokens, the prefix's included. Only the class token's row of each attention is computed,
+    from queries and keys, not the N rows that nobody reads.
+    """
+    height, width = features.maps[-1].shape[-2:]
+    rows = []
+    for index, keys in features.keys.items():
+        query = features.queries[index][:, :, :1].float()
+        logits = query @ keys.float().mT * query.shape[-1] ** -0.5
+        rows.append(logits.softmax(-1)[:, :, 0, features.prefix :].mean(1))
+    return torch.stack(rows).mean(0).unflatten(-1, (height, width))[:, None]
+
+
+def _check_branch(config: CRTConfig, encoder: Encoder) -> None:
+    """Raises ConfigError where the first branch lacks what the settings read."""
+    what = f"Encoder '{type(encoder).__name__}' (kind '{encoder.kind}')"
+    vit = "or pick a plain ViT with a class token, such as encoder.name=deit_small_patch16_224."
+    if config.attention == "class" and not (encoder.has_attention and getattr(encoder, "has_class_token", False)):
+        raise ConfigError(
+            f"{what} has no class token whose attention could refine CAMs; set method.attention=none, {vit}"
+        )
+    if config.loops > 0 and not isinstance(encoder, TimmViT):
+        raise ConfigError(f"{what} cannot go through its blocks again: they change the grid; set method.loops=0, {vit}")

@@ -1,0 +1,247 @@
+"""``eca``: DINO as a semantic guide (DINO is Also a Semantic Guider, ACM MM 2024).
+
+``baseline`` plus: labels from class-aware affinity region maps (CARM), in which a frozen self-supervised network says
+how far the class maps' surest positions reach (SAE); class maps of local views must be alike where the whole view's
+labels agree (CCE); attention learns affinities from those labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagmask.cam import PrototypeCalibration, affinity_region_maps, cam_seeds, region_labels
+from tagmask.cam.maps import resize
+from tagmask.config import Strict, merge
+from tagmask.encoders import Encoder
+from tagmask.encoders.guide import Guide, GuideConfig
+from tagmask.errors import ConfigError
+from tagmask.losses import balanced_cross_entropy, cam_correspondence
+from tagmask.methods.affinity import AffinitySettings, affinity_term, build_affinity, predict_affinity, propagate
+from tagmask.methods.baseline import Baseline, BaselineConfig
+from tagmask.registry import METHODS
+from tagmask.types import IGNORE, Batch, Features, Losses, View
+
+
+class CalibrationConfig(Strict):
+    """Calibration of region maps by momentum prototypes."""
+
+    enabled: bool = True
+    momentum: float = Field(0.99, ge=0, lt=1, description="tau, of the prototypes")
+    exponent: float = Field(2.0, gt=0, description="of the similarity to the prototype")
+    rescale: bool = Field(False, description="similarity by min-max instead of cut at 0")
+    least_classes: int = Field(1, ge=1, description="images with fewer tagged classes are not calibrated")
+    most_seeds: int | None = Field(None, ge=1, description="prototypes see so many of a class's surest seeds")
+
+
+class ECAConfig(AffinitySettings, BaselineConfig):
+    """Settings of ``eca``; the defaults are the paper's on VOC. ``variant`` changes some, unless they are set."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "release": {
+            "high": 0.55,
+            "low": 0.35,
+            "seed_background": 0.45,
+            "guide": {"cue": "binary", "scales": [1.0, 0.5], "precision": "half"},
+            "background_range": [0.1, 0.6],
+            "region_classes": "labels",
+            "calibration": {"exponent": 1.5, "rescale": True, "least_classes": 2, "most_seeds": 8},
+            "affinity_from": "both",
+            "divergence": "cosine",
+            "corr_stride": 4,
+            "weight_corr": 0.025,  # 0.1, halved for the two kinds of pairs, and again for a mean over two views
+            "start_seg": 4000,
+            "start_corr": 4000,
+            "affinity_warmup": 6000,
+        },
+    }
+
+    name: Literal["eca"] = "eca"  # type: ignore[assignment]
+    variant: Literal["paper", "release"] = Field("paper", description="defaults of what docs/methods/eca.md lists")
+    head: str = Field("segformer", description="segmentation head")
+    high: float = Field(0.5, ge=0, le=1, description="CAM above which a pixel is its class")
+    low: float = Field(0.5, ge=0, le=1, description="CAM up to which a pixel is background")
+    guide: GuideConfig = GuideConfig()
+    seeds: float = Field(0.3, gt=0, le=1, description="k: share of a class's positions that are seeds")
+    seed_background: float | None = Field(
+        None, ge=0, le=1, description="background that seeds compete with; none: 1 - the largest CAM"
+    )
+    gamma: float = Field(0.15, ge=-1, le=1, description="cosine of keys above which positions are connected")
+    background_range: tuple[float, float] | None = Field(None, description="of the background's region map")
+    region_classes: Literal["tags", "labels"] = Field("tags", description="labels: only classes that CAM labels have")
+    calibration: CalibrationConfig = CalibrationConfig()
+    affinity_from: Literal["cam", "region", "both"] = Field("region", description="labels that affinities learn from")
+    affinity_warmup: int | None = Field(None, ge=0, description="step from which CAMs are propagated; none: never")
+    affinity_power: float = Field(2.0, gt=0, description="of affinities in the propagation")
+    affinity_steps: int = Field(1, ge=1, description="of the propagation")
+    divergence: Literal["js", "cosine"] = Field("js", description="that tells class maps of local views apart")
+    corr_stride: int | None = Field(None, ge=1, description="grid of corr, in pixels; none: that of the class maps")
+    start_seg: int = Field(0, ge=0, description="step from which CAM labels teach; none of the four before warmup")
+    start_region: int = Field(0, ge=0, description="step from which CARM labels teach")
+    start_corr: int = Field(0, ge=0, description="step from which local views are compared")
+    start_aff: int = Field(0, ge=0, description="step from which affinities learn")
+    weight_region: float = Field(0.1, ge=0, description="of the segmentation loss on CARM labels")
+    weight_corr: float = Field(0.1, ge=0, description="CCE: of the correspondence in local views")
+    weight_aff: float = Field(0.1, ge=0, description="of the affinity loss")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        known = cls.presets.get(str(values.get("variant", "paper")), {}) if isinstance(values, Mapping) else {}
+        return merge(known, values) if known else values
+
+
+@METHODS.register("eca")
+class ECA(Baseline):
+    """Baseline with region maps from a guide and the paper's other terms, each with a weight and a start of its own."""
+
+    config_class = ECAConfig
+    config: ECAConfig
+
+    def __init__(self, config: ECAConfig, encoder: Encoder, classes: int) -> None:
+        super().__init__(config, encoder, classes)
+        self.wanted_views = frozenset(("local",)) if config.weight_corr > 0 else frozenset()
+        used = config.affinity == "attention" and config.weight_aff > 0
+        self.affinity = build_affinity(config, encoder) if used else None
+        guided = config.weight_region > 0 or (used and config.affinity_from != "cam")
+        self.guide = Guide(config.guide) if guided else None
+        self.calibration: PrototypeCalibration | None = None
+        if guided and config.calibration.enabled:
+            settings = config.calibration.model_dump(exclude={"enabled", "most_seeds"})
+            self.calibration = PrototypeCalibration(classes, encoder.channels[-1], **settings)
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """cls; from ``warmup`` and their own starts on seg, region, corr (equation 11) and aff, weighted as in 12."""
+        cfg = self.config
+        if self.guide is not None:
+            self.guide.build(batch.images.device)  # at the first step already: what is wrong with it shows at once
+        active = self._active(step)
+        features = self.encoder(batch.images, attention=cfg.affinity_blocks if "aff" in active else ())
+        maps = self.classifier.cam(features.maps[-1])
+        scores = self.classifier.pool(maps)
+        terms = {"cls": F.multilabel_soft_margin_loss(scores.float(), batch.tags)}
+        if active:
+            cams = self.training_cams(batch, maps.detach())
+            terms |= self._learned(batch, step, active, features, cams, scores.detach())
+        return Losses(terms, torch.stack([getattr(cfg, f"weight_{name}") * x for name, x in terms.items()]).sum())
+
+    def _active(self, step: int) -> set[str]:
+        """Names of the terms, besides cls, that are computed at this step."""
+        cfg = self.config
+        weights = {"seg": cfg.weight_seg, "region": cfg.weight_region, "corr": cfg.weight_corr, "aff": cfg.weight_aff}
+        if self.affinity is None:
+            weights["aff"] = 0.0
+        return {
+            name
+            for name, weight in weights.items()
+            if weight > 0 and step >= max(cfg.warmup, getattr(cfg, f"start_{name}"))
+        }
+
+    def _learned(
+        self, batch: Batch, step: int, active: set[str], features: Features, cams: Tensor, scores: Tensor
+    ) -> dict[str, Tensor]:
+        """The active terms, which go by labels of the CAMs (B,C,h,w) and of region maps; scores (B,C)."""
+        cfg = self.config
+        source = cfg.affinity_from if "aff" in active else "none"
+        labels = regions = None
+        needs_regions = "region" in active or source in ("region", "both")
+        if active & {"seg", "corr"} or source in ("cam", "both") or (needs_regions and cfg.region_classes == "labels"):
+            labels = self.cut(batch, cams, scores)
+        if needs_regions:
+            regions = self.regions(batch, features.maps[-1].detach(), cams, scores, labels)
+        terms: dict[str, Tensor] = {}
+        if labels is not None and "corr" in active:
+            terms["corr"] = self._correspondence(batch, labels)
+        if self.affinity is not None and "aff" in active:
+            affinity = predict_affinity(self.affinity, features)
+            grid = (features.maps[-1].shape[-2], features.maps[-1].shape[-1])
+            taught = [labels] * (source in ("cam", "both")) + [regions] * (source in ("region", "both"))
+            parts = [affinity_term(affinity, x, grid, cfg.affinity_radius) for x in taught if x is not None]
+            terms["aff"] = torch.stack(parts).mean()
+            if cfg.affinity_warmup is not None and step >= cfg.affinity_warmup and "seg" in active:
+                spread = propagate(
+                    resize(cams, grid), affinity.detach(), cfg.affinity_radius, cfg.affinity_power, cfg.affinity_steps
+                )
+                labels = self.cut(batch, spread, scores)
+        if active & {"seg", "region"}:
+            logits = self.decoder(features)
+            if labels is not None and "seg" in active:
+                terms["seg"] = balanced_cross_entropy(logits, labels)
+            if regions is not None and "region" in active:
+                terms["region"] = balanced_cross_entropy(logits, regions)
+        return terms
+
+    @torch.no_grad()
+    def regions(self, batch: Batch, tokens: Tensor, cams: Tensor, scores: Tensor, labels: Tensor | None) -> Tensor:
+        """(B,H,W) labels of calibrated region maps (SAE); moves the prototypes on.
+
+        tokens: the student's last map (B,D,h,w). cams: (B,C,·,·) in [0,1]. scores: (B,C). labels: (B,H,W) of the CAMs,
+        for ``region_classes: labels``. Where a tagged class is not trusted (``gate``) or has no seed, its places would
+        pass for background: what looks like background is ignored there.
+        """
+        cfg = self.config
+        assert self.guide is not None
+        trusted = batch.tags * (scores.sigmoid() >= cfg.gate)
+        tags = trusted
+        if labels is not None and cfg.region_classes == "labels":
+            tags = trusted * torch.stack([(labels == c + 1).flatten(1).any(1) for c in range(self.classes)], 1)
+        seen = self.guide(batch.images, batch.boxes, batch.generator)
+        grid = (seen.keys.shape[-2], seen.keys.shape[-1])
+        coarse = resize(cams, grid)
+        seeds = cam_seeds(coarse, tags, cfg.seeds, cfg.seed_background, valid=seen.valid)
+        maps = affinity_region_maps(seen.keys, seen.query, seeds, cfg.gamma, cfg.guide.cue, cfg.guide.cut, seen.valid)
+        background, foreground = maps[:, :1], maps[:, 1:]
+        if self.calibration is not None:
+            most = cfg.calibration.most_seeds
+            surest = seeds
+            if most is not None:
+                surest = cam_seeds(coarse, tags, cfg.seeds, cfg.seed_background, most, seen.valid)
+            tokens = resize(tokens.float(), grid)
+            self.calibration.update(tokens, surest[:, 1:])
+            foreground = self.calibration(foreground, tokens, tags, seen.valid)
+        if cfg.background_range is not None:
+            background = background.clamp(*cfg.background_range)
+        found = region_labels(torch.cat([background, foreground], 1), tags, batch.images, self.refiner, batch.boxes)
+        lost = (trusted < batch.tags) | ((tags > 0) & ~seeds[:, 1:].flatten(2).any(2))
+        return found.masked_fill(lost.any(1)[:, None, None] & (found == 0), IGNORE)
+
+    def _correspondence(self, batch: Batch, labels: Tensor) -> Tensor:
+        """corr: summed over an image's local views, mean over images; labels (B,H,W) of the main view."""
+        cfg = self.config
+        if "local" not in batch.views:
+            raise ConfigError("Method 'eca' trains on the view 'local'; the batch has none. Load it with that view.")
+        local = batch.views["local"]
+        count = local.images.shape[1]
+        images = local.images.flatten(0, 1)
+        maps = self._cam(images)
+        if cfg.corr_stride is not None:
+            height, width = images.shape[-2:]
+            maps = resize(maps.float(), (-(-height // cfg.corr_stride), -(-width // cfg.corr_stride)))
+        seen = local_labels(labels, local, (maps.shape[-2], maps.shape[-1]))
+        return count * cam_correspondence(maps, seen.flatten(0, 1), cfg.divergence)
+
+
+def local_labels(labels: Tensor, view: View, grid: tuple[int, int]) -> Tensor:
+    """Labels (B,H,W) of the main view at the centres of a local view's cells: long (B,N,h,w) for grid = (h,w).
+
+    The nearest pixel's label; 255 for centres outside of the main view.
+    """
+    batch, count, _, height, width = view.images.shape
+    axes = []
+    for cells, pixels in zip(grid, (height, width)):
+        centres = (torch.arange(cells, device=labels.device) + 0.5) * (pixels / cells) - 0.5
+        axes.append(2 * centres / max(pixels - 1, 1) - 1)
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1)
+    # Sums, not a matrix product, which autocast would round to half precision.
+    places = (view.affine.to(points)[:, :, None] * points[:, None]).sum(-1).flatten(1, 2)[:, :, None]  # (B,N·h·w,1,2)
+    # Shifted by 255, so that the 0 that sampling gives outside is 255.
+    shifted = (labels - IGNORE)[:, None].float()
+    sampled = F.grid_sample(shifted, places, mode="nearest", padding_mode="zeros", align_corners=True)
+    return (sampled + IGNORE).long().view(batch, count, *grid)

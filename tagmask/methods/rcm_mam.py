@@ -1,0 +1,220 @@
+"""``rcm_mam``: regional contrast and multi-scale attention (Yoon et al., Exploring Pixel-level Self-supervision for
+Weakly Supervised Semantic Segmentation).
+
+A support network, the running average of the trained one, says where the classes are and what their features look
+like: features are drawn to their class's prototype (RCM), which sharpens class maps, and class maps of each scale to
+those of all scales (MAM), which widens them. There is no segmenter: its CAMs become masks for ``supervised``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tagmask.cam import class_prototypes, multi_scale, region_masks
+from tagmask.cam.maps import resize
+from tagmask.config import MethodConfig, merge
+from tagmask.encoders import Encoder
+from tagmask.heads import Classifier
+from tagmask.losses import multi_scale_attention, regional_contrast
+from tagmask.methods.assigning import photo_positions
+from tagmask.methods.base import Method
+from tagmask.methods.ema import frozen_copy, update_average
+from tagmask.registry import METHODS
+from tagmask.types import Batch, Losses
+
+
+class RCMMAMConfig(MethodConfig):
+    """Settings of ``rcm_mam``; defaults are the paper's on VOC. ``variant`` changes some; what is set goes before."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "literal": {"contrast_log": False, "attention_normalized": False, "reduction": "sum"},
+    }
+
+    name: Literal["rcm_mam"] = "rcm_mam"
+    variant: Literal["paper", "literal"] = Field(
+        "paper", description="literal: contrast_log, attention_normalized and reduction as equations 5, 7 and 8 print"
+    )
+    features: int = Field(256, ge=1, description="channels of the features that are contrasted")
+    scales: list[float] = Field([0.5, 1.0, 2.0], description="of the image in training; 1 is one of them")
+    momentum: float = Field(0.997, ge=0, le=1, description="of the support network; 0: the trained network's weights")
+    threshold: float = Field(0.2, ge=0, lt=1, description="CAM above which a position is of a class")
+    temperature: float = Field(0.5, gt=0, description="of the contrast")
+    contrast_log: bool = Field(True, description="InfoNCE; false: its softmax without the logarithm")
+    attention: Literal["none", "smm", "mmm", "mam"] = Field(
+        "mam", description="smm: scale 1 learns the mean of scales; mmm: each scale does; mam: unlike scales weigh more"
+    )
+    attention_normalized: bool = Field(True, description="mam: weights of a scale's target sum to the number of scales")
+    reduction: Literal["mean", "sum"] = Field("mean", description="of rcm and mam over positions")
+    gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
+    warmup: int = Field(0, ge=0, description="step from which rcm is on")
+    attention_warmup: int = Field(3966, ge=0, description="step from which mam is on; six epochs of VOC")
+    cam_scales: list[float] = Field([0.5, 1.0, 1.5, 2.0], description="of the CAMs that are used")
+    cam_flip: bool = True
+    weight_cls: float = Field(1.0, gt=0, description="lambda 1")
+    weight_rcm: float = Field(1.0, ge=0, description="lambda 2")
+    weight_mam: float = Field(1.0, ge=0, description="lambda 3")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        known = cls.presets.get(str(values.get("variant", "paper")), {}) if isinstance(values, Mapping) else {}
+        return merge(known, values) if known else values
+
+    @field_validator("scales")
+    @classmethod
+    def _check_scales(cls, scales: list[float]) -> list[float]:
+        if 1 not in scales or min(scales) <= 0:
+            raise ValueError("scales are above 0, and 1 is one of them")
+        return scales
+
+
+class Network(NamedTuple):
+    """The parts that MainNet and SupportNet both have."""
+
+    encoder: Encoder
+    projection: nn.Conv2d
+    classifier: Classifier
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features X (B,D,h,w) and class maps A (B,C,h,w) before ReLU."""
+        features = self.projection(self.encoder(images).maps[-1])
+        return features, self.classifier.cam(features)
+
+
+class Guidance(NamedTuple):
+    """What the support network says of a batch, on the grid of scale 1.
+
+    features (B,D,h,w) of scale 1; cams: (B,C,h,w) in [0,1] of each scale; trusted: bool (B,C), tags that count.
+    """
+
+    features: Tensor
+    cams: list[Tensor]
+    trusted: Tensor
+
+
+@METHODS.register("rcm_mam")
+class RCMMAM(Method):
+    """Classifier with a feature layer, its running average, and two losses that the average teaches it by."""
+
+    config_class = RCMMAMConfig
+    config: RCMMAMConfig
+    prototypes: Tensor
+
+    def __init__(self, config: RCMMAMConfig, encoder: Encoder, classes: int) -> None:
+        super().__init__(config, encoder, classes)
+        self.projection = nn.Conv2d(encoder.channels[-1], config.features, 1, bias=False)
+        self.classifier = Classifier(config.features, classes, pooling="avg")
+        self.attends = config.attention != "none" and config.weight_mam > 0
+        self.support: nn.ModuleDict | None = None
+        if self.attends or config.weight_rcm > 0:
+            self.support = frozen_copy(nn.ModuleDict(self.main._asdict()))
+        # Row k is class k's, background first; a row of zeros is a class that no region was found of yet.
+        self.register_buffer("prototypes", torch.zeros(classes + 1, config.features))
+
+    @property
+    def main(self) -> Network:
+        """MainNet, which is trained and used."""
+        return Network(self.encoder, self.projection, self.classifier)
+
+    def train(self, mode: bool = True) -> RCMMAM:
+        super().train(mode)
+        if self.support is not None:
+            self.support.eval()  # what it teaches is free of dropout
+        return self
+
+    def after_step(self, step: int) -> None:
+        """Move the support network a step towards the trained one."""
+        if self.support is not None:
+            for average, source in zip(Network(**self.support), self.main):
+                update_average(average, source, self.config.momentum)
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """cls on scale 1; from ``warmup`` rcm (equation 5), from ``attention_warmup`` mam (8); weighted as in 9."""
+        cfg = self.config
+        contrasts = cfg.weight_rcm > 0 and step >= cfg.warmup
+        attends = self.attends and step >= cfg.attention_warmup
+        features, maps = self.main.maps(batch.images)
+        terms = {"cls": F.multilabel_soft_margin_loss(self.classifier.pool(maps).float(), batch.tags)}
+        if self.support is not None and (contrasts or attends):
+            guidance = self._guidance(Network(**self.support), batch)
+            if contrasts:
+                terms["rcm"] = self._contrast(batch, features, guidance)
+            if attends:
+                terms["mam"] = self._attention(batch, maps, guidance)
+        total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
+        return Losses(terms, total)
+
+    @torch.no_grad()
+    def _guidance(self, support: Network, batch: Batch) -> Guidance:
+        features, maps = support.maps(batch.images)
+        # Where a tagged class scores under ``gate`` in this crop its object was probably cropped out.
+        trusted = (batch.tags > 0) & (support.classifier.pool(maps).float().sigmoid() >= self.config.gate)
+        return Guidance(features.float(), self._scaled_cams(support, batch.images, maps), trusted)
+
+    def _scaled_cams(self, network: Network, images: Tensor, maps: Tensor) -> list[Tensor]:
+        """CAMs (B,C,h,w) in [0,1] of each scale; maps: those of the images themselves, (B,C,h,w)."""
+        height, width = images.shape[-2:]
+        cams = []
+        for scale in self.config.scales:
+            scaled = maps
+            if scale != 1:
+                size = (max(1, round(height * scale)), max(1, round(width * scale)))
+                scaled = network.maps(resize(images, size))[1]
+            cams.append(peak_normalize(resize(scaled.float(), (maps.shape[-2], maps.shape[-1]))))
+        return cams
+
+    def _contrast(self, batch: Batch, features: Tensor, guidance: Guidance) -> Tensor:
+        """rcm of MainNet's features (B,D,h,w); takes up the batch's prototypes."""
+        cfg = self.config
+        inferred = peak_normalize(torch.stack(guidance.cams).mean(0))
+        masks = region_masks(inferred, guidance.trusted.float(), cfg.threshold)
+        # Padding is nothing; nor is what may be of a class that is not trusted.
+        masks &= photo_positions(batch, (masks.shape[-2], masks.shape[-1]))[:, None]
+        masks[:, 0] &= (guidance.trusted == (batch.tags > 0)).all(1)[:, None, None]
+        found = class_prototypes(guidance.features, masks)
+        self.prototypes.copy_(torch.where(found.any(1, keepdim=True), found, self.prototypes))
+        return regional_contrast(features, masks, self.prototypes, cfg.temperature, cfg.contrast_log, cfg.reduction)
+
+    def _attention(self, batch: Batch, maps: Tensor, guidance: Guidance) -> Tensor:
+        """mam of MainNet's class maps (B,C,h,w) and, but for smm, of those of the other scales."""
+        cfg = self.config
+        if cfg.attention == "smm":
+            cams = [peak_normalize(maps.float())]
+        else:
+            cams = self._scaled_cams(self.main, batch.images, maps)
+        attention = cfg.attention == "mam"
+        return multi_scale_attention(
+            cams, guidance.cams, guidance.trusted, attention, cfg.attention_normalized, cfg.reduction
+        )
+
+    @torch.no_grad()
+    def cams(
+        self,
+        images: Tensor,
+        tags: Tensor | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> Tensor:
+        """(B,C,H,W) multi-scale CAMs in [0,1]; scales and flip default to ``cam_scales`` and ``cam_flip``."""
+        cfg, main = self.config, self.main
+        flip = cfg.cam_flip if flip is None else flip
+        cams = multi_scale(lambda x: main.maps(x)[1], images, scales or cfg.cam_scales, flip)
+        return cams if tags is None else cams * tags[:, :, None, None]
+
+    @torch.no_grad()
+    def class_scores(self, images: Tensor) -> Tensor:
+        """(B,C) sigmoid probabilities."""
+        return self.classifier.pool(self.main.maps(images)[1]).float().sigmoid()
+
+
+def peak_normalize(cams: Tensor) -> Tensor:
+    """Each map of (B,C,h,w) cut at 0 and divided by its largest value; a map that is nowhere above 0 becomes 0."""
+    cams = cams.relu()
+    return cams / cams.amax((-2, -1), keepdim=True).clamp(min=1e-5)

@@ -1,0 +1,298 @@
+"""``crt``: the contract on a ViT and on other pairs, its equations, its phases, what it refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagmask.errors import ConfigError
+from tagmask.methods import Method, build_method
+from tagmask.methods.crt import CRT, class_attention
+from tagmask.training import load_model, save_model
+from tagmask.types import Features
+from tests.methods import contract
+from tests.methods.contract import CLASSES, ENCODERS, MethodContract, squares, tiny
+
+VIT = "test_vit"  # timm's own for tests: 6 blocks of 64 channels
+SETTINGS: dict[str, Any] = {
+    "name": "crt", "cnn": {"name": "resnet10t", "output_stride": 16}, "tile": 48, "stride": 16, "loops": 2,
+    "warmup": 5, "cam_scales": [1.0, 0.5],
+}  # fmt: skip
+ANY = SETTINGS | {"tile": None, "loops": 0, "attention": "none"}
+TERMS = {
+    "cls": {"encoder", "classifier"},
+    "cls_cnn": {"cnn", "cnn_classifier"},
+    "l1": {"encoder", "classifier", "cnn", "cnn_classifier"},
+}
+
+
+def build(encoder: str = VIT, base: dict[str, Any] = SETTINGS, **changes: Any) -> CRT:
+    torch.manual_seed(0)
+    method = build_method(tiny(base | changes, encoder), CLASSES).train()
+    assert isinstance(method, CRT)
+    return method
+
+
+class TestCRT(MethodContract):
+    settings = SETTINGS
+    terms = TERMS
+    encoders = ("vit",)
+
+    @pytest.fixture(autouse=True)
+    def on_a_vit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def on_vit(method: dict[str, Any], encoder: str = VIT, **sections: Any) -> Any:
+            return tiny(method, encoder, **sections)
+
+        monkeypatch.setattr(contract, "tiny", on_vit)
+
+    def build(self, encoder: str = VIT) -> Method:
+        return super().build(encoder)
+
+    def test_param_groups_hold_every_trained_parameter_once(self) -> None:
+        super().test_param_groups_hold_every_trained_parameter_once()
+        method = self.build()
+        groups = {group["name"]: group for group in method.param_groups(1.0, 10.0)}
+        assert groups["cnn"]["lr"] == 1.0
+        names = {id(p): name for name, p in method.named_parameters()}
+        assert {names[id(p)].split(".")[0] for p in groups["heads"]["params"]} == {"classifier", "cnn_classifier"}
+        assert {names[id(p)].split(".")[0] for p in groups["cnn"]["params"]} == {"cnn"}
+        trained = [p.requires_grad for p in method.cnn.parameters()]  # type: ignore[union-attr]
+        assert any(trained) and not all(trained), "norm layers are frozen in the CNN, too"
+
+
+class TestCRTOnAnyPair(MethodContract):
+    settings = ANY
+    terms = TERMS
+
+    @pytest.mark.slow
+    def test_loss_falls_when_overfitting_four_images(self) -> None:
+        super().test_loss_falls_when_overfitting_four_images()
+
+    @pytest.mark.slow
+    def test_resume_gives_the_numbers_of_an_uninterrupted_run(self, tmp_path: Path) -> None:
+        super().test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path)
+
+
+def tokens_of(method: CRT, tiles: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Attention (n,heads,N,N) of each block in each pass, and the last tokens before the final norm; by hand."""
+    model: Any = method.encoder.model
+    tokens = model._pos_embed(model.patch_embed((tiles - method.encoder.mean) / method.encoder.std))
+    attentions = []
+    for number in range(max(1, method.config.loops)):
+        begun = tokens
+        for block in model.blocks:
+            x = block.norm1(tokens)
+            n, count, width = x.shape
+            heads = block.attn.num_heads
+            projected = block.attn.qkv(x).view(n, count, 3, heads, width // heads)
+            attention = torch.zeros(n, heads, count, count, dtype=x.dtype)
+            for h in range(heads):
+                query, key = projected[:, :, 0, h], projected[:, :, 1, h]
+                attention[:, h] = (query @ key.transpose(1, 2) / math.sqrt(width // heads)).softmax(-1)
+            attentions.append(attention)
+            tokens = block(tokens)
+        if method.config.loops and (method.config.add_last or number + 1 < method.config.loops):
+            tokens = begun + tokens
+    return attentions, tokens
+
+
+@pytest.mark.parametrize(("loops", "add_last"), [(0, True), (1, True), (3, True), (2, False), (1, False)])
+def test_correction_and_attention_equal_equations_1_and_3(loops: int, add_last: bool) -> None:
+    method = build(tile=32, loops=loops, add_last=add_last).double().eval()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        image = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+        attentions, tokens = tokens_of(method, image)
+        model: Any = method.encoder.model
+        prefix = model.num_prefix_tokens
+        patches = model.fc_norm(model.norm(tokens))[0, prefix:]
+        expected = torch.zeros(1, CLASSES, 2, 2, dtype=torch.float64)
+        plain = torch.zeros_like(expected)
+        for c in range(CLASSES):
+            for y in range(2):
+                for x in range(2):
+                    place = 2 * y + x
+                    score = patches[place] @ method.classifier.conv.weight[c, :, 0, 0]
+                    reached = [a[0, h, 0, prefix + place] for a in attentions for h in range(a.shape[1])]
+                    plain[0, c, y, x] = score
+                    expected[0, c, y, x] = score * sum(reached) / len(reached)
+        assert len(attentions) == len(model.blocks) * max(1, loops) == method.encoder.depth
+        torch.testing.assert_close(method._cam(image), plain)
+        # The softmax of the attention is taken in float32.
+        torch.testing.assert_close(method._attended_cam(image), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_no_loop_is_one_plain_pass_and_loops_are_not() -> None:
+    image = torch.rand(1, 3, 48, 48)
+    results = [build(loops=n, add_last=last).eval()._cam(image) for n, last in ((0, True), (1, False), (1, True))]
+    assert torch.equal(results[0], results[1])
+    assert not torch.allclose(results[0], results[2])
+
+
+def test_unrolled_blocks_are_numbered_through_and_can_be_recomputed() -> None:
+    image = torch.rand(1, 3, 32, 32)
+    plain, looped = build(loops=0), build(loops=2)
+    assert (plain.encoder.depth, looped.encoder.depth) == (6, 12) and len(looped.encoder.heads) == 12
+    recorded = looped.encoder.eval()(image, attention=range(12)).attention_logits
+    first = plain.encoder.eval()(image, attention=range(6)).attention_logits
+    assert sorted(recorded) == list(range(12))
+    assert all(torch.equal(recorded[i], first[i]) for i in range(6)) and not torch.equal(recorded[6], first[0])
+    gradients = []
+    for checkpointing in (False, True):
+        method = build(loops=2)
+        method.encoder.checkpointing = checkpointing  # type: ignore[assignment]
+        method.losses(squares(), 5).total.backward()
+        gradients.append(method.encoder.model.blocks[0].attn.qkv.weight.grad)  # type: ignore[union-attr,index]
+    torch.testing.assert_close(*gradients)
+
+
+def test_losses_equal_equation_2() -> None:
+    method, batch = build(weight_cls=2.0, weight_cls_cnn=3.0, weight_l1=5.0).eval(), squares()
+    with torch.no_grad():
+        maps = torch.zeros(4, CLASSES, 4, 4, dtype=torch.float64)
+        counts = torch.zeros(4, 4, dtype=torch.float64)
+        for top in (0, 1):
+            for left in (0, 1):
+                tile = batch.images[:, :, 16 * top : 16 * top + 48, 16 * left : 16 * left + 48]
+                maps[:, :, top : top + 3, left : left + 3] += method.classifier.cam(method.encoder(tile).maps[-1])
+                counts[top : top + 3, left : left + 3] += 1
+        maps /= counts
+        assert method.cnn is not None
+        others = method.cnn_classifier.cam(method.cnn(batch.images).maps[-1]).double()
+    l1 = 0.0
+    entropy = [0.0, 0.0]
+    for b in range(4):
+        for c in range(CLASSES):
+            for y in range(4):
+                for x in range(4):
+                    l1 += abs(float(maps[b, c, y, x] - others[b, c, y, x])) / (4 * CLASSES * 16)
+            for branch, cam in enumerate((maps, others)):
+                p = 1 / (1 + math.exp(-float(cam[b, c].mean())))
+                entropy[branch] -= math.log(p if batch.tags[b, c] > 0 else 1 - p) / (4 * CLASSES)
+    losses = method.losses(batch, 5)
+    assert losses.terms["cls"].item() == pytest.approx(entropy[0], rel=1e-4)
+    assert losses.terms["cls_cnn"].item() == pytest.approx(entropy[1], rel=1e-4)
+    assert losses.terms["l1"].item() == pytest.approx(l1, rel=1e-4)
+    assert losses.total.item() == pytest.approx(2 * entropy[0] + 3 * entropy[1] + 5 * l1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "terms"),
+    [
+        ({}, 4, {"cls", "cls_cnn"}),
+        ({}, 5, {"cls", "cls_cnn", "l1"}),
+        ({"weight_cls_cnn": 0.0}, 4, {"cls"}),
+        ({"weight_cls_cnn": 0.0}, 5, {"cls", "l1"}),
+        ({"weight_l1": 0.0}, 5, {"cls"}),
+    ],
+)
+def test_only_terms_with_a_weight_are_computed(changes: dict, step: int, terms: set[str]) -> None:
+    method = build(**changes)
+    ran: list[int] = []
+    if method.cnn is not None:
+        method.cnn.register_forward_hook(lambda *_: ran.append(1))
+    assert (method.cnn is None) == (changes.get("weight_l1") == 0)
+    assert set(method.losses(squares(), step).terms) == terms
+    assert len(ran) == bool(terms - {"cls"})
+    groups = method.param_groups(1.0)
+    listed = {id(p) for group in groups for p in group["params"]}
+    assert listed == {id(p) for p in method.parameters() if p.requires_grad}
+
+
+def test_the_cnn_does_not_run_in_use_and_attention_only_there() -> None:
+    method = build()
+    asked: list[Any] = []
+    method.encoder.register_forward_pre_hook(lambda m, i, k: asked.append(k), with_kwargs=True)
+    method.losses(squares(), 5)
+    assert asked == [{}], "training records no attention"
+    assert method.cnn is not None
+    method.cnn.register_forward_hook(lambda *_: pytest.fail("the CNN ran"))
+    images = torch.rand(1, 3, 64, 64)
+    method.eval().cams(images)
+    assert len(asked[1]["keys"]) == method.encoder.depth
+    method.class_scores(images)
+    assert asked[-1] == {}
+
+
+def test_tiles_go_in_parts_in_use_and_change_nothing() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    few, many = build(tiles_at_once=3).eval(), build().eval()
+    torch.testing.assert_close(few.cams(images), many.cams(images))
+    sizes: list[int] = []
+    few.encoder.register_forward_pre_hook(lambda m, i: sizes.append(len(i[0])))
+    few._cam(images)
+    assert sizes == [3, 3, 2]
+    few.train()._cam(images)
+    assert sizes[3:] == [8]
+
+
+def test_class_attention_equals_loops_and_skips_the_prefix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    recorded = {i: torch.randn(2, 3, 8, 5, generator=generator, dtype=torch.float64) for i in range(4)}
+    maps = [torch.zeros(2, 1, 2, 3)]
+    features = Features(maps, queries={0: recorded[0], 7: recorded[1]}, keys={0: recorded[2], 7: recorded[3]}, prefix=2)
+    expected = torch.zeros(2, 1, 2, 3)
+    for b in range(2):
+        for query, key in ((recorded[0], recorded[2]), (recorded[1], recorded[3])):
+            for h in range(3):
+                weights = [math.exp(float(query[b, h, 0] @ key[b, h, j]) / math.sqrt(5)) for j in range(8)]
+                for place in range(6):
+                    expected[b, 0, place // 3, place % 3] += weights[2 + place] / sum(weights) / 6
+    torch.testing.assert_close(class_attention(features), expected)
+
+
+def test_classifier_of_3x3() -> None:
+    method = build(kernel=3, tile=None).eval()
+    image = torch.rand(1, 3, 48, 48)
+    conv = method.classifier.conv
+    assert conv.weight.shape[2:] == (3, 3) and conv.bias is not None
+    expected = F.conv2d(method.encoder(image).maps[-1], conv.weight, conv.bias, padding=1)
+    torch.testing.assert_close(method._cam(image), expected)
+
+
+def test_maps_of_other_sizes_are_compared_on_the_first_branchs_grid() -> None:
+    method, batch = build(cnn={"name": "resnet10t", "output_stride": 32}, tile=None, loops=0).eval(), squares()
+    assert method.cnn is not None
+    with torch.no_grad():
+        maps = method.classifier.cam(method.encoder(batch.images).maps[-1])
+        others = method.cnn_classifier.cam(method.cnn(batch.images).maps[-1])
+        assert others.shape[-1] == 2 and maps.shape[-1] == 4
+        expected = (F.interpolate(others, size=(4, 4), mode="bilinear", align_corners=False) - maps).abs().mean()
+    torch.testing.assert_close(method.losses(batch, 5).terms["l1"], expected)
+
+
+def test_random_encoder_means_random_cnn_so_that_a_saved_model_needs_no_weights(tmp_path: Path) -> None:
+    config = tiny(SETTINGS | {"cnn": {"name": "resnet10t", "weights": str(tmp_path / "gone.pth")}}, VIT)
+    method = build_method(config, CLASSES).eval()
+    assert method.encoder.weights_origin == "none (random); cnn: none (random)"
+    save_model(tmp_path / "model", method, config, ["a", "b", "c"])
+    loaded, _, _ = load_model(tmp_path / "model")
+    image = torch.rand(1, 3, 48, 48)
+    assert torch.equal(loaded.cams(image), method.cams(image))
+    assert loaded.encoder.weights_origin == method.encoder.weights_origin
+
+
+@pytest.mark.parametrize("kind", ["cnn", "swin", "mit"])
+def test_encoders_without_class_attention_or_loops_are_refused_by_a_sentence(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"no class token.*method\.attention=none"):
+        build(ENCODERS[kind], ANY, attention="class")
+    with pytest.raises(ConfigError, match=r"method\.loops=0"):
+        build(ENCODERS[kind], ANY, loops=3)
+
+
+def test_a_vit_without_class_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no class token"):
+        build("vit_pwee_patch16_reg1_gap_256")
+    assert build("vit_pwee_patch16_reg1_gap_256", attention="none").encoder.has_class_token is False
+
+
+def test_wrong_strides_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method.*gaps"):
+        tiny(SETTINGS | {"stride": 64}, VIT)

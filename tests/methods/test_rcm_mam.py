@@ -1,0 +1,270 @@
+"""``rcm_mam``: the contract, its equations, its phases, its memory of prototypes, its variants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagmask.config import load_config
+from tagmask.errors import ConfigError
+from tagmask.methods import build_method
+from tagmask.methods.rcm_mam import RCMMAM, Network, peak_normalize
+from tests.methods.contract import CLASSES, ENCODERS, MethodContract, squares, tiny
+
+SETTINGS: dict[str, Any] = {
+    "name": "rcm_mam", "features": 16, "attention_warmup": 5, "momentum": 0.9, "cam_scales": [1.0, 0.5],
+}  # fmt: skip
+TRAINED = {"encoder", "projection", "classifier"}
+
+
+def build(encoder: str = "cnn", **changes: Any) -> RCMMAM:
+    torch.manual_seed(0)
+    method = build_method(tiny(SETTINGS | changes, ENCODERS[encoder]), CLASSES).train()
+    assert isinstance(method, RCMMAM)
+    return method
+
+
+def support_of(method: RCMMAM) -> Network:
+    assert method.support is not None
+    return Network(**method.support)
+
+
+def apart(method: RCMMAM) -> RCMMAM:
+    """The method with a support network that differs from the trained one."""
+    with torch.no_grad():
+        for part in support_of(method):
+            for parameter in part.parameters():
+                parameter.add_(0.1 * parameter.std().nan_to_num() * torch.randn_like(parameter))
+        support_of(method).classifier.conv.weight.mul_(3)
+    return method
+
+
+def count_passes(method: RCMMAM) -> list[tuple[bool, int]]:
+    """(whether the support network, side of the images) of each pass from now on."""
+    passes: list[tuple[bool, int]] = []
+    method.encoder.register_forward_pre_hook(lambda m, i: passes.append((False, i[0].shape[-1])))
+    if method.support is not None:
+        support_of(method).encoder.register_forward_pre_hook(lambda m, i: passes.append((True, i[0].shape[-1])))
+    return passes
+
+
+class TestRCMMAM(MethodContract):
+    settings = SETTINGS | {"scales": [0.5, 1.0]}
+    terms = {"cls": TRAINED, "rcm": {"encoder", "projection"}, "mam": TRAINED}
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "terms", "passes"),
+    [
+        ({}, 4, {"cls", "rcm"}, [(False, 64), (True, 64), (True, 32), (True, 128)]),
+        (
+            {},
+            5,
+            {"cls", "rcm", "mam"},
+            [(False, 64), (True, 64), (True, 32), (True, 128), (False, 32), (False, 128)],
+        ),
+        ({"attention": "smm"}, 5, {"cls", "rcm", "mam"}, [(False, 64), (True, 64), (True, 32), (True, 128)]),
+        ({"warmup": 5}, 4, {"cls"}, [(False, 64)]),
+        ({"weight_rcm": 0.0}, 4, {"cls"}, [(False, 64)]),
+        (
+            {"weight_rcm": 0.0, "attention": "mmm"},
+            5,
+            {"cls", "mam"},
+            [(False, 64), (True, 64), (True, 32), (True, 128), (False, 32), (False, 128)],
+        ),
+        ({"weight_mam": 0.0}, 5, {"cls", "rcm"}, [(False, 64), (True, 64), (True, 32), (True, 128)]),
+        ({"weight_rcm": 0.0, "attention": "none"}, 5, {"cls"}, [(False, 64)]),
+    ],
+)
+def test_only_terms_with_a_weight_are_computed(
+    changes: dict, step: int, terms: set[str], passes: list[tuple[bool, int]]
+) -> None:
+    method = build(**changes)
+    seen = count_passes(method)
+    assert set(method.losses(squares(), step).terms) == terms
+    assert seen == passes
+
+
+def by_hand(method: RCMMAM, images: Tensor, support: bool) -> tuple[list[Tensor], Tensor, Tensor]:
+    """CAMs (B,C,h,w) of the three scales, features and class maps of scale 1, step by step."""
+    network = support_of(method) if support else method.main
+    cams = []
+    middle = None
+    for size in (32, 64, 128):
+        scaled = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        features = network.projection(network.encoder(scaled).maps[-1])
+        maps = network.classifier.conv(features)
+        if size == 64:
+            middle = (features, maps)
+        cams.append(maps)
+    assert middle is not None
+    grid = middle[1].shape[-2:]
+    cams = [F.interpolate(c, size=grid, mode="bilinear", align_corners=False).clamp(min=0) for c in cams]
+    return [c / c.flatten(2).max(-1).values[:, :, None, None].clamp(min=1e-5) for c in cams], *middle
+
+
+@pytest.mark.parametrize("attention", ["mam", "mmm", "smm"])
+@pytest.mark.parametrize("variant", ["paper", "literal"])
+def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
+    method = apart(build(attention=attention, variant=variant)).eval()
+    batch = squares()
+    batch.tags[0, 1] = 1  # two classes in one image
+    batch.boxes[:, 2] = 48  # the right quarter is padding
+    with torch.no_grad():
+        for classifier in (method.classifier, support_of(method).classifier):
+            classifier.conv.weight[1].neg_()  # untrained maps of class 2 happen to be below 0 everywhere
+        main, features, _ = by_hand(method, batch.images, support=False)
+        support, guide, _ = by_hand(method, batch.images, support=True)
+    images, height, width = len(batch.images), *features.shape[-2:]
+    literal = variant == "literal"
+
+    masks: dict[tuple[int, int, int], int] = {}
+    for b in range(images):
+        inferred = (support[0] + support[1] + support[2])[b] / 3
+        for c in range(CLASSES):
+            inferred[c] = inferred[c] / max(float(inferred[c].max()), 1e-5)
+        for y in range(height):
+            for x in range(width * 3 // 4):
+                values = [(float(inferred[c, y, x]), c + 1) for c in range(CLASSES) if batch.tags[b, c] > 0]
+                best = max(values)
+                masks[b, y, x] = best[1] if best[0] > 0.2 else 0
+    assert len(set(masks.values())) == CLASSES + 1, "regions of each class and of the background"
+
+    prototypes = []
+    for k in range(CLASSES + 1):
+        means = []
+        for b in range(images):
+            mine = [guide[b, :, y, x].double() for (i, y, x), label in masks.items() if i == b and label == k]
+            if mine:
+                means.append(torch.stack(mine).mean(0))
+        mean = torch.stack(means).mean(0)
+        prototypes.append(mean / mean.norm())
+    rcm = torch.zeros((), dtype=torch.float64)
+    for (b, y, x), label in masks.items():
+        feature = features[b, :, y, x].double()
+        similarities = torch.stack([(feature / feature.norm() @ p / 0.5).exp() for p in prototypes])
+        share = similarities[label] / similarities.sum()
+        rcm -= share if literal else share.log()
+    rcm /= images if literal else len(masks)
+
+    mam = torch.zeros((), dtype=torch.float64)
+    for b in range(images):
+        for c in range(CLASSES):
+            if batch.tags[b, c] == 0:
+                continue
+            for i in (1,) if attention == "smm" else (0, 1, 2):
+                a = main[i][b, c].double().flatten()
+                others = [support[j][b, c].double().flatten() for j in range(3)]
+                xi = [torch.ones((), dtype=torch.float64)] * 3
+                if attention == "mam":
+                    xi = [2 - a @ g / (a.norm() * g.norm()).clamp(min=1e-12) for g in others]
+                    if not literal:
+                        xi = [3 * v / sum(xi) for v in xi]
+                target = sum(v * g for v, g in zip(xi, others, strict=True)) / 3
+                l1 = (target - a).abs().sum()
+                mam += (l1 if literal else l1 / len(a)) / images
+
+    terms = method.losses(batch, 5).terms
+    torch.testing.assert_close(terms["rcm"].double(), rcm, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(terms["mam"].double(), mam, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.prototypes.double(), torch.stack(prototypes), rtol=1e-4, atol=1e-5)
+
+
+def test_total_equals_equation_9() -> None:
+    losses = build(weight_cls=2.0, weight_rcm=3.0, weight_mam=5.0).losses(squares(), 5)
+    weights = {"cls": 2.0, "rcm": 3.0, "mam": 5.0}
+    expected = sum(weights[name] * term.item() for name, term in losses.terms.items())
+    assert losses.total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_classification_equals_binary_cross_entropy_of_pooled_maps() -> None:
+    method, batch = build().eval(), squares()
+    _, _, maps = by_hand(method, batch.images, support=False)
+    expected = F.binary_cross_entropy(maps.mean((-2, -1)).sigmoid(), batch.tags)
+    torch.testing.assert_close(method.losses(batch, 0).terms["cls"], expected)
+
+
+def test_a_missing_class_keeps_its_last_prototype() -> None:
+    method, batch = build(), squares()
+    assert not method.prototypes.any()
+    batch.tags[:] = torch.tensor([1.0, 0.0, 0.0])
+    method.losses(batch, 0)
+    first = method.prototypes.clone()
+    assert first[:2].norm(dim=1).allclose(torch.ones(2)) and not first[2:].any()
+    batch = squares(1)
+    batch.tags[:] = torch.tensor([0.0, 0.0, 1.0])
+    method.losses(batch, 0)
+    assert torch.equal(method.prototypes[1], first[1]), "kept"
+    assert not torch.equal(method.prototypes[0], first[0]), "background is in every batch"
+    assert method.prototypes[3].any() and not method.prototypes[2].any()
+    assert "prototypes" in method.state_dict()
+
+
+def test_support_is_the_running_average_and_starts_as_a_copy() -> None:
+    method = build(momentum=0.75)
+    assert method.support is not None
+    for name, value in method.support.state_dict().items():
+        assert torch.equal(value, method.state_dict()[name])
+    before = {k: v.clone() for k, v in method.support.state_dict().items()}
+    with torch.no_grad():
+        for parameter in (*method.encoder.parameters(), *method.classifier.parameters()):
+            parameter.add_(1)
+    method.after_step(0)
+    moved = method.support.state_dict()
+    for name in ("encoder.body.conv1.weight", "classifier.conv.weight"):
+        torch.testing.assert_close(moved[name], before[name] + 0.25)
+    shared = build(momentum=0.0)
+    with torch.no_grad():
+        shared.projection.weight.add_(1)
+    shared.after_step(0)
+    assert torch.equal(support_of(shared).projection.weight, shared.projection.weight)
+
+
+def test_support_neither_trains_nor_drops_out() -> None:
+    method = build().train()
+    assert method.support is not None and not method.support.training
+    ids = {id(p) for group in method.param_groups(1.0) for p in group["params"]}
+    assert not any(id(p) in ids or p.requires_grad for p in method.support.parameters())
+
+
+def test_a_tag_that_is_not_trusted_makes_no_region_and_no_background() -> None:
+    method, batch = build(gate=0.9), squares()
+    before = method.prototypes.clone()
+    losses = method.losses(batch, 5)  # an untrained classifier says 0.5 of everything
+    assert losses.terms["rcm"] == 0 and losses.terms["mam"] == 0
+    assert torch.equal(method.prototypes, before)
+    batch.tags[2] = 0
+    assert method.losses(batch, 0).terms["rcm"] == 0, "an image without tags is background, alone in the softmax"
+    assert method.prototypes[0].any() and not method.prototypes[1:].any()
+
+
+def test_literal_is_a_set_of_ordinary_switches() -> None:
+    spelled = {"contrast_log": False, "attention_normalized": False, "reduction": "sum"}
+    values = [apart(build(**changes)).losses(squares(), 5).terms for changes in ({"variant": "literal"}, spelled)]
+    assert all(torch.equal(value, values[1][name]) for name, value in values[0].items())
+    mixed = tiny(SETTINGS | {"variant": "literal", "contrast_log": True})
+    assert mixed.method.contrast_log is True and mixed.method.reduction == "sum"  # type: ignore[attr-defined]
+    assert load_config(mixed.model_dump(mode="json")).method == mixed.method
+
+
+def test_scales_are_checked() -> None:
+    for scales in ([0.5, 2.0], [1.0, 0.0], []):
+        with pytest.raises(ConfigError, match=r"method\.scales"):
+            tiny(SETTINGS | {"scales": scales})
+
+
+def test_peak_normalize_equals_loops() -> None:
+    maps = torch.randn(2, 3, 4, 5)
+    maps[0, 1] = -1
+    result = peak_normalize(maps)
+    for b in range(2):
+        for c in range(3):
+            top = max(0.0, float(maps[b, c].max()))
+            for y in range(4):
+                for x in range(5):
+                    value = max(0.0, float(maps[b, c, y, x]))
+                    assert result[b, c, y, x].item() == pytest.approx(value / top if top else 0.0, abs=1e-6)
