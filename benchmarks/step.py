@@ -1,11 +1,17 @@
 """Seconds of a training step over the seconds of the passes that it cannot avoid, measured in the same process.
 
-The floor of a ``baseline`` step after warm-up: one forward and backward pass of encoder, classifier and segmentation
-head on the batch, one forward pass without gradient on the mirror images, and the refinement of both thresholds'
-maps. The step is ``Method.losses`` + backward + clip + optimiser, as in ``tagmask/training/loop.py``.
+The step is ``Method.losses`` after warm-up + backward + clip + optimiser + ``after_step``, as in
+``tagmask/training/loop.py``. The floor, by method:
 
-    python benchmarks/step.py                      # 512 px, batch 4, ResNet-50, bf16 where the machine is fast at it
-    python benchmarks/step.py --crop 224 --batch 16 --profile
+    baseline   forward and backward pass of encoder, classifier and segmentation head on the batch, a forward pass
+               without gradient on the mirror images, and the refinement of both thresholds' maps
+    tscd       the same, and forward and backward of encoder, classifier and head on the second view, the
+               equivariance loss and the dense energy; self correspondence itself is not in it
+    cosa       forward and backward of encoder, both classifiers and head on the strong view; the same forward without
+               gradient on the weak view and its mirror images; the running average is not in it
+
+    python benchmarks/step.py                      # baseline, 512 px, batch 4, ResNet-50, bf16 where that is fast
+    python benchmarks/step.py --method cosa --crop 224 --batch 16 --profile
 """
 
 from __future__ import annotations
@@ -15,19 +21,23 @@ import json
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.config import load_config
-from tagmask.losses import balanced_cross_entropy
+from tagmask.losses import balanced_cross_entropy, equivariance
 from tagmask.methods import build_method
-from tagmask.methods.baseline import Baseline
+from tagmask.methods.regularize import dense_energy
 from tagmask.training.loop import make_optimizer
-from tagmask.types import Batch
+from tagmask.types import Batch, View
 from tagmask.workflow.plan import fast_bf16
 
 CLASSES = 20
+Passes = dict[str, Callable[[], None]]
+Autocast = Callable[[], torch.autocast]
 
 
 def main() -> None:
@@ -36,7 +46,8 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--encoder", default="resnet50")
-    parser.add_argument("--refine", default="par")
+    parser.add_argument("--method", choices=sorted(METHODS), default="baseline")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default=None)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeat", type=int, default=7)
@@ -49,12 +60,12 @@ def main() -> None:
         {
             "encoder": {"name": args.encoder, "weights": "none"},
             "views": {"crop": args.crop},
-            "method": {"name": "baseline", "warmup": 0, "cam_scales": [1.0], "refine": args.refine},
-        }
+            "method": {"name": args.method, **METHODS[args.method]},
+        },
+        overrides=args.set,
     )
-    method = build_method(config, CLASSES)
-    assert isinstance(method, Baseline)
-    method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method: Any = build_method(config, CLASSES)
+    method.train().to(device, memory_format=torch.channels_last)
     batch = make_batch(args.batch, args.crop, device)
     groups = method.param_groups(1e-5)
     optimizer = make_optimizer(groups, config.train)
@@ -63,10 +74,6 @@ def main() -> None:
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    labels = torch.randint(0, CLASSES + 1, (args.batch, args.crop, args.crop), device=device)
-    half = F.interpolate(batch.images, scale_factor=0.5, mode="bilinear")
-    stacks = torch.rand(args.batch, 2 * (int(batch.tags.sum(1).max()) + 1), *half.shape[-2:], device=device)
-
     def step() -> None:
         with autocast():
             losses = method.losses(batch, 1)
@@ -74,28 +81,20 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        method.after_step(1)
 
-    def train_pass() -> None:
-        with autocast():
-            features = method.encoder(batch.images)
-            scores = method.classifier(features.maps[-1])
-            loss = F.multilabel_soft_margin_loss(scores.float(), batch.tags)
-            loss = loss + balanced_cross_entropy(method.decoder(features), labels)
-        loss.backward()
-        optimizer.zero_grad(set_to_none=True)
+    passes = FLOORS[args.method](method, batch, autocast)
 
-    def mirror_pass() -> None:
-        with torch.no_grad(), autocast():
-            method.classifier.cam(method.encoder(batch.images.flip(-1)).maps[-1])
+    def clean(run: Callable[[], None]) -> Callable[[], None]:
+        def timed() -> None:
+            run()
+            optimizer.zero_grad(set_to_none=True)
 
-    def refinement() -> None:
-        if method.refiner is not None:
-            with torch.no_grad():
-                method.refiner(half, stacks)
+        return timed
 
-    parts = {"step": step, "train pass": train_pass, "mirror pass": mirror_pass, "refinement": refinement}
+    parts = {"step": step} | {name: clean(run) for name, run in passes.items()}
     times = measure(parts, args.repeat, device)
-    floor = sum(times[name] for name in ("train pass", "mirror pass", "refinement"))
+    floor = sum(times[name] for name in passes)
     for name, seconds in times.items():
         print(f"{name:12} {seconds:8.3f} s")
     print(f"{'floor':12} {floor:8.3f} s")
@@ -109,6 +108,75 @@ def main() -> None:
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=45))
 
 
+def train_pass(method: Any, images: Tensor, batch: Batch, autocast: Autocast, auxiliary: bool = False) -> None:
+    """Forward and backward of encoder, classifiers and head with the plainest losses on them."""
+    with autocast():
+        features = method.encoder(images)
+        scores = [method.classifier(features.maps[-1])]
+        if auxiliary:
+            scores.append(method.auxiliary(features.maps[method.config.auxiliary_map]))
+        logits = method.decoder(features)
+        loss = torch.stack([F.multilabel_soft_margin_loss(s.float(), batch.tags) for s in scores]).sum()
+        labels = torch.zeros(len(images), *images.shape[-2:], dtype=torch.long, device=images.device)
+        loss = loss + balanced_cross_entropy(logits, labels)
+    loss.backward()
+
+
+def baseline_floor(method: Any, batch: Batch, autocast: Autocast) -> Passes:
+    half = F.interpolate(batch.images, scale_factor=0.5, mode="bilinear")
+    maps = 2 * (int(batch.tags.sum(1).max()) + 1)
+    stacks = torch.rand(len(half), maps, *half.shape[-2:], device=half.device)
+
+    def mirror() -> None:
+        with torch.no_grad(), autocast():
+            method.classifier.cam(method.encoder(batch.images.flip(-1)).maps[-1])
+
+    passes: Passes = {"train pass": lambda: train_pass(method, batch.images, batch, autocast), "mirror pass": mirror}
+    if method.refiner is not None:
+        passes["refinement"] = lambda: method.refiner(half, stacks)
+    return passes
+
+
+def tscd_floor(method: Any, batch: Batch, autocast: Autocast) -> Passes:
+    scale = method.config.affine.scale
+    small = F.interpolate(batch.images, scale_factor=scale, mode="bilinear")
+    classes = method.classes + 1
+    logits = torch.rand(len(small), classes, *(n // 16 for n in batch.images.shape[-2:]), device=small.device)
+    maps = torch.rand(len(small), method.classes, *(n // 16 for n in small.shape[-2:]), device=small.device)
+    labels = torch.zeros(len(small), *batch.images.shape[-2:], dtype=torch.long, device=small.device)
+
+    def energy() -> None:
+        dense_energy(method.energy, batch, logits.requires_grad_(), labels).backward()
+
+    passes = baseline_floor(method, batch, autocast)
+    passes["second view"] = lambda: train_pass(method, small, batch, autocast)
+    passes["equivariance"] = lambda: equivariance(maps.requires_grad_(), maps.flip(-1)).backward()
+    if method.energy is not None:
+        passes["dense energy"] = energy
+    return passes
+
+
+def cosa_floor(method: Any, batch: Batch, autocast: Autocast) -> Passes:
+    def weak() -> None:
+        with torch.no_grad(), autocast():
+            network = method.assigner
+            features = network.encoder(torch.cat([batch.images, batch.images.flip(-1)]))
+            network.classifier.cam(features.maps[-1])
+            network.auxiliary.cam(features.maps[method.config.auxiliary_map])
+            network.decoder(features)
+
+    strong = batch.views["strong"].images
+    return {"train pass": lambda: train_pass(method, strong, batch, autocast, auxiliary=True), "weak pass": weak}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "baseline": {"warmup": 0, "cam_scales": [1.0]},
+    "tscd": {"warmup": 0, "cam_scales": [1.0], "affinity": "none"},
+    "cosa": {"warmup": 0},
+}
+FLOORS = {"baseline": baseline_floor, "tscd": tscd_floor, "cosa": cosa_floor}
+
+
 def make_batch(size: int, crop: int, device: torch.device) -> Batch:
     """Noise images with one to three of the classes each."""
     generator = torch.Generator().manual_seed(0)
@@ -117,7 +185,9 @@ def make_batch(size: int, crop: int, device: torch.device) -> Batch:
         tags[i, torch.randperm(CLASSES, generator=generator)[: 1 + i % 3]] = 1
     boxes = torch.tensor([[0, 0, crop, crop]]).repeat(size, 1)
     images = torch.rand(size, 3, crop, crop, generator=generator).contiguous(memory_format=torch.channels_last)
-    return Batch(images, tags, boxes, {}, [str(i) for i in range(size)], generator).to(device)
+    affine = torch.eye(2, 3).repeat(size, 1, 1)
+    views = {"strong": View(images.flip(1).contiguous(memory_format=torch.channels_last), boxes, affine)}
+    return Batch(images, tags, boxes, views, [str(i) for i in range(size)], generator).to(device)
 
 
 def measure(parts: dict[str, Callable[[], None]], repeat: int, device: torch.device) -> dict[str, float]:
