@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
@@ -38,6 +38,7 @@ class DataConfig(Strict):
     val: str | None = Field(None, description="list file or split held out; default: a seeded share")
     test: str | None = Field(None, description="list file or split that is only scored")
     val_share: float = Field(0.1, ge=0, lt=1, description="share held out where no val list is given")
+    seed: int | None = Field(None, description="of that share; default: the run's own seed")
     demo_images: int = Field(160, ge=8, description="number of scenes drawn by source 'demo'")
 
 
@@ -82,10 +83,47 @@ class EncoderConfig(Strict):
     checkpointing: bool = Field(False, description="recompute activations to save memory")
 
 
+class ShortSchedule(NamedTuple):
+    """A training of hundreds of steps. crop: side, pixels; high, low: thresholds that suit the encoder's CAMs."""
+
+    steps: int
+    crop: int
+    high: float
+    low: float
+
+    @property
+    def momentum(self) -> float:
+        """Of a running average that remembers a seventh of the steps."""
+        return max(0.0, round(1 - 7 / self.steps, 4))
+
+
 class MethodConfig(Strict):
     """Base of every method's configuration; ``name`` picks the method."""
 
     name: str
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """What ``tagmask run`` plans for this method: values that suit a short training, by dotted key, with reasons.
+
+        A paper's values are for tens of thousands of steps. This is what holds for every method that has the field; a
+        method adds what is its own. Keys may be of other sections, too ('train.ema').
+        """
+        steps, small = schedule.steps, schedule.crop < 320
+        plan: dict[str, tuple[Any, str]] = {
+            "warmup": (round(steps * 50 / 230), "classification only, before its CAMs teach"),
+            "pooling": ("avg", "max pooling learns too slowly for short schedules"),
+            "gate": (0.1, "do not trust a tag whose object was cropped out"),
+            "momentum": (schedule.momentum, f"an average that has to follow in {steps} steps"),
+            "head": ("largefov", "few layers, which learn in few steps"),
+            "head_options": ({"dilation": 2} if small else {}, f"the head's reach on crops of {schedule.crop}"),
+        }
+        if small:
+            plan["affinity_radius"] = (4, f"positions, of a map of crops of {schedule.crop}")
+        for name, field in cls.model_fields.items():
+            if name.endswith("_warmup") and field.default is not None:
+                plan[name] = (round(steps * 100 / 230), "its share of a long schedule")
+        return {f"method.{name}": value for name, value in plan.items() if name in cls.model_fields}
 
 
 class TrainConfig(Strict):
@@ -131,9 +169,7 @@ class LabelConfig(Strict):
     low: float | None = None
     refine: str = Field("par", description="none, par, pamr or varm, on CAMs")
     refine_masks: str = Field("par", description="the same on the segmenter's probabilities, where tags are given")
-    crf: str = Field(
-        "none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab"
-    )
+    crf: str = Field("none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab")
     scales: list[float] = Field([1.0], description="of the segmenter's test")
     flip: bool = False
     merge: Literal["mean", "max"] = Field("mean", description="of the segmenter's logits over scales and flip")
@@ -149,6 +185,7 @@ class EvaluateConfig(Strict):
     bootstrap: int = Field(1000, ge=0, description="resamples of the interval over images; 0: none")
     bins: int = Field(100, ge=2, description="thresholds on the CAM curve")
     without: list[str] = Field([], description="classes left out of a second mean")
+    only: list[str] = Field([], description="classes of a further mean, C-mIoU, such as those that occur together")
 
 
 class RunConfig(Strict):

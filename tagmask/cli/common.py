@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,10 @@ Encoder = Annotated[str | None, typer.Option("--encoder", "-e", help="name of an
 Weights = Annotated[str | None, typer.Option(help="auto, none, package, or a checkpoint file")]
 Seed = Annotated[int | None, typer.Option(help="of everything random")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="run folder to write")]
+LabelsOf = Annotated[
+    Path | None,
+    typer.Option("--labels-of", metavar="RUN", help="train 'supervised' on this run's masks of its own photos"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs, on standard output")]
 
 
@@ -73,7 +78,14 @@ def settings(
     return values, overrides
 
 
-def build(configs: list[str] | None, values: dict[str, Any], overrides: list[str]) -> RunConfig:
+def sources(configs: list[str] | None, labels: dict[str, Any] | None) -> list[str | Path | Mapping[str, Any]]:
+    """What the options and overrides are merged over: what ``labels_of`` gave, if anything, then ``--config``."""
+    return [*([labels] if labels else []), *(configs or [])]
+
+
+def build(
+    configs: Sequence[str | Path | Mapping[str, Any]] | None, values: dict[str, Any], overrides: list[str]
+) -> RunConfig:
     """The checked configuration from files, options and overrides, in this order."""
     from tagmask.config import load_config
 

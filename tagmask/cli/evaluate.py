@@ -18,6 +18,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="cam, refined, masks, segmenter+tags (all use the tags) or segmenter; repeatable"),
     ] = None,
+    with_tags: Annotated[
+        bool, typer.Option("--with-tags", help="the segmenter limited to each photo's tags: --what segmenter+tags")
+    ] = False,
     json: common.Json = False,
 ) -> None:
     """Score CAMs, masks and the segmenter on photos with true masks; says with each whether tags were used."""
@@ -26,7 +29,8 @@ def evaluate(
     from tagmask.training import RunFolder
     from tagmask.workflow.pipeline import print_classification
 
-    scores = workflow.evaluate(run, split, what, overrides or ())
+    wanted = [*(what or ()), *(["segmenter+tags"] if with_tags else [])]
+    scores = workflow.evaluate(run, split, wanted, overrides or ())
     if json:
         common.print_json(scores)
         return

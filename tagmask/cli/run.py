@@ -23,6 +23,7 @@ def run(
     configs: common.Configs = None,
     out: common.Out = Path("runs/latest"),
     resume: Resume = False,
+    labels_of: common.LabelsOf = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and stop")] = False,
     json: common.Json = False,
 ) -> None:
@@ -30,6 +31,8 @@ def run(
     from tagmask import workflow
 
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
-    result = workflow.run(configs or [], values, overrides, out, resume, dry_run, None if json else common.screen())
+    console = None if json else common.screen()
+    given = common.sources(configs, workflow.labels_of(labels_of, not dry_run, console) if labels_of else None)
+    result = workflow.run(given, values, overrides, out, resume, dry_run, console)
     if json:
         common.print_json(result)

@@ -26,18 +26,23 @@ def train(
     configs: common.Configs = None,
     out: common.Out = Path("runs/latest"),
     resume: Resume = False,
+    labels_of: common.LabelsOf = None,
     json: common.Json = False,
 ) -> None:
-    """Train a method on tagged photos. --resume goes on with the run folder's own configuration."""
+    """Train a method on tagged photos, or a segmenter on the masks of a run (--labels-of).
+
+    --resume goes on with the run folder's own configuration.
+    """
     from tagmask import workflow
     from tagmask.training import RunFolder
 
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
+    given = common.sources(configs, workflow.labels_of(labels_of) if labels_of else None)
     folder = RunFolder(out)
     if resume and folder.config_file.is_file():
-        config = workflow.resumed(folder, configs or [], values, overrides)
+        config = workflow.resumed(folder, given, values, overrides)
     else:
-        config = common.build(configs, values, overrides)
+        config = common.build(given, values, overrides)
     done = workflow.train(config, out, resume=resume)
     if json:
         common.print_json(

@@ -77,9 +77,10 @@ class ScoreStream:
         bootstrap: int = 1000,
         without: Sequence[str] = (),
         seed: int = 0,
+        only: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The score of all images so far; see ``score``."""
-        return score(name, self.confusion, classes, protocol, self.per_image, curve, bootstrap, without, seed)
+        return score(name, self.confusion, classes, protocol, self.per_image, curve, bootstrap, without, seed, only)
 
 
 def score(
@@ -92,21 +93,26 @@ def score(
     bootstrap: int = 1000,
     without: Sequence[str] = (),
     seed: int = 0,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that is known about one set of label maps, ready for JSON (NaN becomes None; shares in [0,1]).
 
     classes: names of the foreground classes, or of all with the background first. per_image: (K,K) matrices by id,
     for the interval (``bootstrap`` resamples; 0 for none) and the images' own scores. without: names of classes
-    left out of a second mean. Keys: name, protocol, miou, miou_strict, coverage, accuracy, without, miou_without,
-    interval and interval_without {low, high, std, resamples}, classes, per_class {name: {iou, precision, recall,
-    pixels}}, confusion (rows are the truth), images {id: {miou, accuracy}}, curve {thresholds, miou, peak
-    {threshold, miou}}. What was not asked for is None. Raises ConfigError for an unknown class in ``without`` and
-    LabelError for a list of classes that does not fit.
+    left out of a second mean. only: names of classes of a third one, the C-mIoU of Co-training with Swapping
+    Assignments (ECCV 2024, table 4b), there over classes that occur together. Keys: name, protocol, miou,
+    miou_strict, coverage, accuracy, without, miou_without, only, c_miou, interval, interval_without and
+    interval_c_miou {low, high, std, resamples}, classes, per_class {name: {iou, precision, recall, pixels}}, confusion
+    (rows are the truth), images {id: {miou, accuracy}}, curve {thresholds, miou, peak {threshold, miou}}. What was not
+    asked for is None. Raises ConfigError for an unknown class in ``without`` or ``only`` and LabelError for a list of
+    classes that does not fit.
     """
     names = all_classes(classes, confusion.num_classes)
-    left_out = _indices(without, names)
+    left_out = _indices("without", without, names)
+    # A mean over some classes is one without all others.
+    others = sorted(set(range(len(names))) - set(_indices("only", only, names))) if only else []
     images: dict[str, dict[str, float]] = {}
-    interval = interval_without = None
+    interval = interval_without = interval_only = None
     if per_image:
         rows = []
         for image_id, matrix in per_image.items():
@@ -121,6 +127,7 @@ def score(
             tables = [np.stack(part) for part in zip(*rows)]
             interval = _interval(tables, bootstrap, seed, ())
             interval_without = _interval(tables, bootstrap, seed, left_out) if left_out else None
+            interval_only = _interval(tables, bootstrap, seed, others) if only else None
     iou, precision, recall = confusion.iou(), confusion.precision(), confusion.recall()
     pixels = confusion.counts.sum(axis=1)
     result = {
@@ -132,8 +139,11 @@ def score(
         "accuracy": confusion.accuracy(),
         "without": list(without) or None,
         "miou_without": confusion.miou(without=left_out) if left_out else None,
+        "only": list(only) or None,
+        "c_miou": confusion.miou(without=others) if only else None,
         "interval": interval,
         "interval_without": interval_without,
+        "interval_c_miou": interval_only,
         "classes": names,
         "per_class": {
             name: {
@@ -180,9 +190,12 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
     table.add_column("score", overflow="fold")
     table.add_column("split", overflow="fold")
     columns = ["mIoU", "95 %", "strict", "coverage"]
-    left_out = next((s["without"] for s in scores if s.get("without")), None)
-    if left_out:
-        columns.append(escape(f"without {', '.join(left_out)}"))
+    further = {
+        f"{title} {escape(', '.join(names))}": key
+        for field, key, title in (("without", "miou_without", "without"), ("only", "c_miou", "C-mIoU of"))
+        if (names := next((s[field] for s in scores if s.get(field)), None))
+    }
+    columns += further
     if any(s.get("curve") for s in scores):
         columns.append("best on this split")
     for column in columns:
@@ -199,7 +212,8 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
             else "–",
         }
         names = (escape(s["name"]), escape(s["protocol"]["split"]))
-        table.add_row(*names, *(cells.get(column, percent(s.get("miou_without"))) for column in columns))
+        cells |= {column: percent(s.get(key)) for column, key in further.items()}
+        table.add_row(*names, *(cells[column] for column in columns))
     console.print(table)
     for s in scores:
         console.print(
@@ -224,11 +238,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _indices(without: Sequence[str], names: list[str]) -> list[int]:
-    for name in without:
+def _indices(key: str, chosen: Sequence[str], names: list[str]) -> list[int]:
+    for name in chosen:
         if name not in names:
-            raise ConfigError(f"evaluate.without names the unknown class '{name}'.{nearest(name, names)}")
-    return [names.index(name) for name in without]
+            raise ConfigError(f"evaluate.{key} names the unknown class '{name}'.{nearest(name, names)}")
+    return [names.index(name) for name in chosen]
 
 
 def _interval(tables: list[np.ndarray], resamples: int, seed: int, without: Sequence[int]) -> dict[str, Any]:

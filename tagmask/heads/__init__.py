@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from tagmask.heads.affinity import AffinityHead
+from tagmask.heads.aspp import ASPP
 from tagmask.heads.classifier import Classifier
 from tagmask.heads.largefov import LargeFOV
 from tagmask.heads.segformer import SegFormer
+from tagmask.heads.upernet import UPerNet
 
-__all__ = ["AffinityHead", "Classifier", "LargeFOV", "SegFormer"]
+__all__ = ["ASPP", "AffinityHead", "Classifier", "LargeFOV", "SegFormer", "UPerNet"]

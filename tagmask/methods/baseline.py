@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.cam import multi_scale, pseudo_labels
-from tagmask.config import MethodConfig
+from tagmask.config import MethodConfig, ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
 from tagmask.losses import balanced_cross_entropy
@@ -41,6 +41,20 @@ class BaselineConfig(MethodConfig):
     gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
     weight_cls: float = Field(1.0, ge=0)
     weight_seg: float = Field(0.1, ge=0)
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """As for all methods; thresholds of the encoder, and every weight but ``weight_cls`` in proportion."""
+        plan = super().short_schedule(schedule)
+        plan["method.high"] = (schedule.high, "CAM above which a pixel teaches its class")
+        plan["method.low"] = (schedule.low, "CAM up to which it teaches background")
+        plan["method.cam_scales"] = ([1.0], "one scale and its flip in training; more when labelling")
+        full = cls.model_fields["weight_seg"].default
+        for name, field in cls.model_fields.items():
+            if name.startswith("weight_") and name != "weight_cls" and field.default > 0:
+                why = "short schedules need the full weight" if name == "weight_seg" else "in its ratio to weight_seg"
+                plan[f"method.{name}"] = (round(field.default / full, 6), why)
+        return plan
 
 
 @METHODS.register("baseline")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tagmask.cam import DynamicThreshold, multi_scale
 from tagmask.cam.maps import resize
-from tagmask.config import MethodConfig, merge
+from tagmask.config import MethodConfig, ShortSchedule, merge
 from tagmask.encoders import Encoder
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
@@ -103,6 +103,19 @@ class CoSAConfig(MethodConfig):
     weight_csc: float = Field(0.1, ge=0, description="CSC: of contrastive separation")
     weight_reg: float = Field(0.0, ge=0, description="of the dense energy")
     energy: EnergyConfig = EnergyConfig()
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """As for all methods; a threshold and a queue that follow sooner, and full weights of what teaches the head."""
+        middle = round((schedule.high + schedule.low) / 2, 3)
+        return super().short_schedule(schedule) | {
+            "views.blur": (0.5, "of the weak view"),
+            "method.threshold_start": (middle, "until the dynamic threshold's first fit"),
+            "method.queue": (max(1, schedule.steps // 23), "batches that the dynamic threshold is fitted to"),
+            "method.weight_c2s": (1.0, "short schedules need the full weight"),
+            "method.weight_c2s_aux": (1.0, "short schedules need the full weight"),
+            "train.ema": (None, "the method has an average of its own, and uses it"),
+        }
 
     @model_validator(mode="before")
     @classmethod

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tagmask.cam import PrototypeCalibration, affinity_region_maps, cam_seeds, region_labels
 from tagmask.cam.maps import resize
-from tagmask.config import Strict, merge
+from tagmask.config import ShortSchedule, Strict, merge
 from tagmask.encoders import Encoder
 from tagmask.encoders.guide import Guide, GuideConfig
 from tagmask.errors import ConfigError
@@ -89,6 +89,12 @@ class ECAConfig(AffinitySettings, BaselineConfig):
     weight_region: float = Field(0.1, ge=0, description="of the segmentation loss on CARM labels")
     weight_corr: float = Field(0.1, ge=0, description="CCE: of the correspondence in local views")
     weight_aff: float = Field(0.1, ge=0, description="of the affinity loss")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """As for ``baseline``; local views of half the crop."""
+        local = ({"count": 2, "size": schedule.crop // 2}, f"local views that fit crops of {schedule.crop}")
+        return super().short_schedule(schedule) | {"views.local": local}
 
     @model_validator(mode="before")
     @classmethod

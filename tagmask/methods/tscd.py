@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.cam.maps import resize
-from tagmask.config import Strict, merge
+from tagmask.config import ShortSchedule, Strict, merge
 from tagmask.data.views import make_affine, warp
 from tagmask.encoders import Encoder
 from tagmask.losses import balanced_cross_entropy, equivariance, self_correspondence
@@ -64,6 +64,17 @@ class TSCDConfig(AffinitySettings, BaselineConfig):
     weight_aux: float = Field(0.1, ge=0, description="of the affinity loss")
     weight_reg: float = Field(0.01, ge=0, description="of the dense energy")
     energy: EnergyConfig = EnergyConfig()
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """As for ``baseline``; on small crops a second view that is large enough to show something."""
+        plan = super().short_schedule(schedule)
+        if schedule.crop < 320:
+            plan["method.affine"] = (
+                {"scale": 0.5},
+                f"a second view of {schedule.crop // 2} pixels; 0.3 shows too little",
+            )
+        return plan
 
     @model_validator(mode="before")
     @classmethod

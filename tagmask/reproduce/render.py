@@ -8,6 +8,9 @@ from typing import Any
 from tagmask.evaluate import Protocol
 from tagmask.reproduce.table import Column, Table
 
+INTERVALS = {"miou": "interval", "miou_without": "interval_without", "c_miou": "interval_c_miou"}
+"""Where a score keeps the interval of a key."""
+
 
 def render(table: Table, results: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
     """results: contents of result.json by (row, seed). Returns rows of cells and the Markdown text.
@@ -29,9 +32,9 @@ def render(table: Table, results: dict[tuple[str, int], dict[str, Any]]) -> dict
 
 def _find(result: dict[str, Any], column: Column) -> dict[str, Any] | None:
     for score in result["scores"]:
-        if (score["name"], score["protocol"]["split"]) == (column.score, column.split) and score[
-            column.key
-        ] is not None:
+        # A result of an earlier version may lack the key.
+        there = (score["name"], score["protocol"]["split"]) == (column.score, column.split)
+        if there and score.get(column.key) is not None:
             return score
     return None
 
@@ -41,7 +44,7 @@ def _cell(found: dict[int, dict[str, Any]], column: Column, printed: float | Non
         return None if printed is None else {"printed": printed}
     values = {seed: 100 * score[column.key] for seed, score in found.items()}
     first = found[min(found)]
-    interval = first.get({"miou": "interval", "miou_without": "interval_without"}.get(column.key, ""))
+    interval = first.get(INTERVALS.get(column.key, ""))
     return {
         "mean": mean(values.values()),
         "std": stdev(values.values()) if len(values) > 1 else None,

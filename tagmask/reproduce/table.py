@@ -12,7 +12,7 @@ from tagmask.config import Strict
 from tagmask.errors import ConfigError, nearest
 from tagmask.workflow.scoring import AT_VAL, SCORES
 
-KEYS = ("miou", "miou_strict", "miou_without", "coverage", "accuracy")
+KEYS = ("miou", "miou_strict", "miou_without", "c_miou", "coverage", "accuracy")
 """What a column can show of a score."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tagmask.registry import METHODS
+from tagmask.workflow.labels_of import labels_of
 from tagmask.workflow.pipeline import demo, run
 from tagmask.workflow.report_run import report
 from tagmask.workflow.runs import open_run, prepare, reopen
@@ -20,6 +21,7 @@ __all__ = [
     "demo",
     "evaluate",
     "label",
+    "labels_of",
     "list_methods",
     "open_run",
     "predict",

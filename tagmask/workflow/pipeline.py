@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tagmask import comm
-from tagmask.config import RunConfig, load_config, parse_overrides, read_yaml
+from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data import Collection, Item, print_fingerprint
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
@@ -26,7 +27,7 @@ from tagmask.workflow.use_run import label, predict
 
 
 def run(
-    configs: Sequence[str | Path],
+    configs: Sequence[str | Path | Mapping[str, Any]],
     values: Mapping[str, Any],
     overrides: Sequence[str],
     out: str | Path,
@@ -50,12 +51,12 @@ def run(
     )
     with clock("check"):
         collection, found = prepare(base, None if dry_run else folder)
-    given = [*(read_yaml(c) for c in configs), values, parse_overrides(overrides)]
-    device = default_device(base)
-    named = [g["encoder"]["name"] for g in given if "name" in (g.get("encoder") or {})]
-    chosen = [] if going_on else choose(found, device, *named[-1:])
-    choices = [choice for choice in chosen if not _is_set(given, choice.key) and _fits(choice, given)]
-    config = base if going_on else load_config(as_mapping(choices), *configs, values, overrides=overrides)
+    sources = [c if isinstance(c, Mapping) else read_yaml(c) for c in configs]
+    given: dict[str, Any] = reduce(merge, [*sources, values, parse_overrides(overrides)], {})
+    choices = [] if going_on else choose(found, default_device(base), given)
+    # The method's name first: settings of a method go when another one's name comes over them.
+    named = {"method": {"name": base.method.name}}
+    config = base if going_on else load_config(named, as_mapping(choices), given)
     if console is not None:
         print_fingerprint(found, console)
         _print_plan(config, choices, console)
@@ -140,17 +141,6 @@ class _Clock:
 
     def __exit__(self, *error: object) -> None:
         self.minutes[self.name] = round((time.perf_counter() - self.began) / 60, 3)
-
-
-def _is_set(given: list[Mapping], key: str) -> bool:
-    section, name = key.split(".")
-    return any(name in (g.get(section) or {}) for g in given)
-
-
-def _fits(choice: Choice, given: list[Mapping]) -> bool:
-    """Settings of the default method do not fit another one that the user names."""
-    named = [g["method"]["name"] for g in given if "name" in (g.get("method") or {})]
-    return not choice.key.startswith("method.") or named[-1:] in ([], ["baseline"])
 
 
 def _items(collection: Collection, split: str) -> list[Item]:

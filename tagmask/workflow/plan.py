@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+from tagmask.config import MethodConfig, ShortSchedule, load_config
+from tagmask.encoders import build_encoder
+from tagmask.registry import METHODS
+
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
 """Thresholds of CAM labels by encoder, found on held-out photos (docs/results.md): some have broader CAMs."""
 
@@ -28,45 +32,79 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose(found: Mapping[str, Any], device: torch.device, encoder: str = "resnet50") -> list[Choice]:
-    """Settings for a data set (its fingerprint) on a device. What the user sets goes before these."""
+def choose(found: Mapping[str, Any], device: torch.device, given: Mapping[str, Any] | None = None) -> list[Choice]:
+    """Settings for a data set (its fingerprint) on a device, those left out that the user sets.
+
+    given: sections of what the user sets, encoder, method and schedule among them: the choices fit these. What they
+    say of the method comes from its configuration class (``short_schedule``) and the fields that it has. Raises
+    ConfigError for an unknown encoder or method.
+    """
+    given = given or {}
+    user = load_config(given)
+    own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
     gpu = device.type == "cuda"
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
     short = min(found["sizes"]["width"]["median"], found["sizes"]["height"]["median"]) if found["sizes"] else 224
-    crop = max(96, min(448 if gpu else 224, round(short / 32) * 32))
-    batch = max(1, min(16, images))
+    fitting = max(96, min(448 if gpu else 224, round(short / 32) * 32))
+    crop = user.views.crop if "crop" in own["views"] else fitting
+    batch = user.train.batch_size if "batch_size" in own["train"] else max(1, min(16, images))
     epochs, most = (40, 20000) if gpu else (13, 600)
-    steps = max(230, min(most, round(epochs * images / batch)))
-    warmup = round(steps * 50 / 230)
+    steps = user.train.steps if "steps" in own["train"] else max(230, min(most, round(epochs * images / batch)))
     machine = "a GPU" if gpu else "a CPU"
-    limit = round(1.3 * crop)
-    high, low = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
+    limit = round(1.3 * fitting)
+    encoder = user.encoder.name
+    schedule = ShortSchedule(steps, crop, *LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"]))
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
         Choice("views.scale", [0.6, 1.6], "few steps: less variation than the papers' long schedules"),
         Choice("train.batch_size", batch, f"{images} tagged photos to train on"),
         Choice("train.steps", steps, f"about {steps * batch / max(images, 1):.0f} passes over the photos"),
         *_optimiser(encoder),
-        Choice("train.ema", round(1 - 7 / steps, 4), "the running average of the weights is what is used"),
-        Choice("train.warmup", max(1, steps // 20), "a twentieth of the steps"),
+        Choice("train.ema", schedule.momentum, "the running average of the weights is what is used"),
+        Choice("train.warmup", min(steps - 1, max(1, steps // 20)), "a twentieth of the steps"),
         Choice("train.power", 0.9, "polynomial decay"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
         Choice("encoder.name", encoder, "runs everywhere; any other with --encoder"),
-        Choice("method.name", "baseline", "--method picks another"),
-        Choice("method.warmup", warmup, "classification only, before its CAMs teach the segmenter"),
-        Choice("method.pooling", "avg", "max pooling learns too slowly for short schedules"),
-        Choice("method.high", high, "CAM above which a pixel teaches its class"),
-        Choice("method.low", low, "CAM up to which it teaches background"),
-        Choice("method.cam_scales", [1.0], "one scale and its flip in training; more when labelling"),
-        Choice("method.head_options", {"dilation": 2} if crop < 320 else {}, f"the head's reach on crops of {crop}"),
-        Choice("method.weight_seg", 1.0, "short schedules need the full weight"),
-        Choice("method.gate", 0.1, "do not trust a tag whose object was cropped out"),
+        Choice("method.name", user.method.name, "--method picks another"),
     ]
     if short > limit:
         choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
     if fast_bf16(device):
         choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
-    return choices
+    planned = {choice.key: choice for choice in choices}
+    planned.update({choice.key: choice for choice in _method(own, schedule)})
+    return [choice for choice in planned.values() if not _is_set(given, choice.key)]
+
+
+def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
+    """What the method's configuration class plans for the schedule, and what the encoder asks of it.
+
+    What a variant that the user names sets is left to it, and options of a head to whoever names another head.
+    """
+    settings = own["method"]
+    kind: type[MethodConfig] = METHODS.get(settings.get("name", "baseline")).config_class
+    plan = kind.short_schedule(schedule)
+    variant = getattr(kind, "presets", {}).get(settings.get("variant"), {})
+    for name in variant:
+        plan.pop(f"method.{name}", None)
+    if settings.get("head", "largefov") != "largefov":
+        plan.pop("method.head_options", None)
+    left_open = "affinity" in kind.model_fields and "affinity" not in settings
+    if left_open and not _has_attention(own["encoder"], schedule.crop):
+        plan = {key: value for key, value in plan.items() if not key.startswith("method.affinity_")}
+        plan["method.affinity"] = ("none", "the encoder has no self-attention to learn affinities from")
+    return [Choice(key, value, why) for key, (value, why) in plan.items()]
+
+
+def _has_attention(settings: Mapping[str, Any], crop: int) -> bool:
+    """Whether the encoder has attention that can be read: found by building it, without its weights."""
+    config = load_config({"encoder": {**settings, "weights": "none"}}).encoder
+    return build_encoder(config, image_size=config.image_size or crop).has_attention
+
+
+def _is_set(given: Mapping[str, Any], key: str) -> bool:
+    section, name = key.split(".")
+    return name in (given.get(section) or {})
 
 
 def _optimiser(encoder: str) -> list[Choice]:

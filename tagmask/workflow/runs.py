@@ -35,7 +35,7 @@ def prepare(config: RunConfig, folder: RunFolder | None = None) -> tuple[Collect
     With a folder, saves fingerprint.json and data.json (classes and splits) there. Raises DataError when that folder
     lies among the photos: its masks would be taken for photos the next time.
     """
-    collection = open_data(config.data, config.seed)
+    collection = open_collection(config)
     if folder is not None and folder.path.resolve().is_relative_to(collection.root.resolve()):
         raise DataError(f"{folder.path}: lies in the data's folder {collection.root}; write the run elsewhere (--out).")
     found = fingerprint(collection)
@@ -47,12 +47,17 @@ def prepare(config: RunConfig, folder: RunFolder | None = None) -> tuple[Collect
     return collection, found
 
 
+def open_collection(config: RunConfig) -> Collection:
+    """The data that a configuration names, with its splits. Raises DataError."""
+    return open_data(config.data, config.seed if config.data.seed is None else config.data.seed)
+
+
 def reopen(folder: RunFolder, config: RunConfig) -> Collection:
     """The run's data with the classes and splits that it was trained on, whatever was added to the folder since.
 
     Raises DataError when the classes have changed or photos of a split are gone.
     """
-    collection = open_data(config.data, config.seed)
+    collection = open_collection(config)
     if not folder.data_file.is_file():
         raise DataError(f"{folder.data_file}: missing; it says which photos the run was trained on. Train again.")
     frozen = read_json(folder.data_file)

@@ -68,6 +68,7 @@ def evaluate(
             curve=scorer.curve if name == "cam" else None,
             bootstrap=config.evaluate.bootstrap,
             without=config.evaluate.without,
+            only=config.evaluate.only,
             seed=config.seed,
         )
         result["minutes"] = round(minutes, 2)

@@ -103,9 +103,10 @@ def check_use(method: Method, config: RunConfig, classes: Sequence[str]) -> None
     """Raise ConfigError for settings of labelling and scoring that would fail only after training."""
     if method.has_cams or method.has_segmenter:
         Inference(method, config)
-    for name in config.evaluate.without:
-        if name not in classes:
-            raise ConfigError(f"evaluate.without names the unknown class '{name}'.{nearest(name, classes)}")
+    for key in ("without", "only"):
+        for name in getattr(config.evaluate, key):
+            if name not in classes:
+                raise ConfigError(f"evaluate.{key} names the unknown class '{name}'.{nearest(name, classes)}")
 
 
 def training_items(config: RunConfig, collection: Collection) -> tuple[list[Item], int]:
@@ -134,7 +135,10 @@ def training_items(config: RunConfig, collection: Collection) -> tuple[list[Item
 
 
 def resumed(
-    folder: RunFolder, configs: Sequence[str | Path], values: Mapping[str, Any], overrides: Sequence[str]
+    folder: RunFolder,
+    configs: Sequence[str | Path | Mapping[str, Any]],
+    values: Mapping[str, Any],
+    overrides: Sequence[str],
 ) -> RunConfig:
     """The saved configuration of a run to go on with. Raises ConfigError for settings given now that differ from it.
 

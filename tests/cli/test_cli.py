@@ -28,8 +28,8 @@ TINY = [
 ]  # fmt: skip
 
 
-def call(*words: object, ok: bool = True) -> Result:
-    result = CliRunner().invoke(app, [str(w) for w in words])
+def call(*words: object, ok: bool = True, env: dict[str, str] | None = None) -> Result:
+    result = CliRunner().invoke(app, [str(w) for w in words], env=env)
     if ok:
         assert result.exit_code == 0, (result.output, result.exception)
     return result
@@ -101,8 +101,102 @@ def test_evaluate_again_gives_the_same_and_prints_the_protocol(run: Path) -> Non
 
 
 def test_with_tags_is_labelled_as_such(run: Path) -> None:
-    text = call("evaluate", run, "--split", "test", "--what", "segmenter+tags").output
-    assert "tags at test" in " ".join(text.split())
+    text = " ".join(call("evaluate", run, "--split", "test", "--with-tags").output.split())
+    assert "segmenter+tags, test" in text and "tags at test" in text and "no tags" not in text
+    (score,) = json.loads(call("evaluate", run, "--split", "test", "--what", "segmenter+tags", "--json").stdout)
+    assert (score["name"], score["protocol"]["tags_at_test"]) == ("segmenter+tags", True)
+
+
+def test_a_mean_over_chosen_classes(run: Path) -> None:
+    names = tagmask.load(run).classes[:2]
+    words = ("evaluate", run, "--split", "test", f"evaluate.only=[{', '.join(names)}]")
+    (score,) = json.loads(call(*words, "--json").stdout)
+    ious = [score["per_class"][name]["iou"] for name in names]
+    assert score["only"] == names and score["c_miou"] == pytest.approx(sum(ious) / 2) != score["miou"]
+    assert score["interval_c_miou"]["low"] <= score["interval_c_miou"]["high"]
+    assert f"C-mIoU of {', '.join(names)}" in call(*words, env={"COLUMNS": "200"}).output
+    call("report", run)
+    assert "C-mIoU of" in (run / "report.html").read_text()
+    with pytest.raises(ConfigError, match="evaluate.only.*nonsense"):
+        raise_error("evaluate", run, "evaluate.only=[nonsense]")
+
+
+def test_a_dense_crf_changes_masks_and_is_stamped(run: Path, scenes: Path, tmp_path: Path) -> None:
+    (plain,) = json.loads(call("evaluate", run, "--split", "test", "--json").stdout)
+    (sharp,) = json.loads(call("evaluate", run, "--split", "test", "--json", "label.crf=afa").stdout)
+    assert plain["protocol"]["crf"] is None and sharp["protocol"]["crf"].startswith("afa (")
+    assert "CRF afa" in " ".join(call("evaluate", run, "--split", "test", "label.crf=afa").output.split())
+    call("label", run, "--split", "test", "-o", tmp_path / "masks", "label.crf=afa")
+    assert json.loads((tmp_path / "masks" / "classes.json").read_text())["label"]["crf"] == "afa"
+    photo = next((scenes / "images").iterdir())
+    soft, hard = (tagmask.load(run, overrides={"crf": crf}).predict(photo).scores for crf in ("none", "afa"))
+    assert np.abs(soft - hard).max() > 0.01
+    call("predict", run, photo, "-o", tmp_path / "new", "-s", "label.crf=afa")
+    assert (tmp_path / "new" / f"{photo.stem}.png").is_file()
+
+
+METHODS = {
+    "afa": ["encoder.name=vit_tiny_patch16_224", "method.affinity_warmup=3"],
+    "tscd": ["encoder.name=resnet18"],
+    "cosa": ["encoder.name=resnet18"],
+    "supervised": ["encoder.name=resnet18"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_run_plans_for_any_method(name: str, scenes: Path, tmp_path: Path) -> None:
+    """Only what makes it tiny is set; everything that fits the method comes from the plan."""
+    tiny = [
+        "encoder.weights=none",
+        "views.crop=64",
+        "train.steps=4",
+        "train.batch_size=4",
+        "train.workers=0",
+        "train.accelerator=cpu",
+        "label.cam_scales=[1.0]",
+        "evaluate.bootstrap=0",
+    ]
+    words = [scenes, "--masks", scenes / "masks", "-m", name, "-o", tmp_path / "run", *SPLITS, *tiny, *METHODS[name]]
+    result = json.loads(call("run", *words, "--json").stdout)
+    assert ("segmenter", "test") in {(s["name"], s["protocol"]["split"]) for s in result["scores"]}
+    assert result["masks"]["written"] > 0 and Path(result["report"]).is_file()
+    config = tagmask.load_config(tmp_path / "run" / "config.yaml")
+    assert config.method.name == name and config.train.warmup < 4
+    if name != "supervised":
+        assert config.method.warmup == 1  # type: ignore[attr-defined]
+        last = RunFolder(tmp_path / "run").log()
+        assert set([r for r in last if "losses" in r][-1]["losses"]) > {"cls", "total"}, "the second phase was reached"
+
+
+def test_a_segmenter_learns_from_a_run_in_one_command(run: Path, scenes: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(run, first)
+    shutil.rmtree(first / "masks")
+    words = [w for w in TINY if not w.startswith("method.")]
+    dry = json.loads(call("run", "--labels-of", first, "--dry-run", "--json", "-o", tmp_path / "none").stdout)
+    assert dry["config"]["method"]["name"] == "supervised" and not (first / "masks").exists()
+    (tmp_path / "aspp.yaml").write_text("method: {name: supervised, head: aspp}\n")
+    call("train", "--labels-of", first, "-c", tmp_path / "aspp.yaml", "-o", tmp_path / "second", "--seed", 5, *words)
+    names = (scenes / "train.txt").read_text().split()
+    assert {p.stem for p in (first / "masks").glob("*.png")} == {Path(n).stem for n in names}, "masks are made"
+    made = tagmask.load_config(tmp_path / "second" / "config.yaml")
+    assert made.method.head == "aspp" and made.data.train_masks == first / "masks" and made.seed == 5  # type: ignore
+    assert (tmp_path / "second" / "data.json").read_text() == (first / "data.json").read_text()
+    (score,) = json.loads(call("evaluate", tmp_path / "second", "--split", "test", "--json").stdout)
+    assert score["protocol"]["supervision"] == f"masks of {first / 'masks'}"
+    result = json.loads(call("run", "--labels-of", first, "-o", tmp_path / "third", "--json", *words).stdout)
+    assert ("segmenter", "test") in {(s["name"], s["protocol"]["split"]) for s in result["scores"]}
+    with pytest.raises(DataError, match="not a run folder"):
+        raise_error("train", "--labels-of", tmp_path / "nowhere", "-o", tmp_path / "fourth")
+
+
+def test_photos_that_a_run_held_out_do_not_train_its_segmenter(scenes: Path, tmp_path: Path) -> None:
+    photos = [scenes / "images", "--tags", scenes / "tags.csv"]
+    call("train", *photos, "-o", tmp_path / "first", *TINY, "--seed", 1)
+    words = [w for w in TINY if not w.startswith("method.")]
+    call("train", "--labels-of", tmp_path / "first", "-o", tmp_path / "second", "--seed", 2, *words)
+    first, second = (json.loads((tmp_path / name / "data.json").read_text()) for name in ("first", "second"))
+    assert first == second and first["splits"]["val"]
 
 
 def test_predict_writes_masks_of_new_photos_and_lists_broken_ones(run: Path, scenes: Path, tmp_path: Path) -> None:

@@ -80,10 +80,30 @@ def test_the_score_is_complete_and_json_without_nan():
     assert Protocol(**result["protocol"]) == protocol()
 
 
+def test_c_miou_is_the_mean_over_the_classes_that_are_named():
+    one, matrices = stream()
+    result = one.result("segmenter", CLASSES, protocol(), bootstrap=50, without=["cat"], seed=3, only=["dog", "cat"])
+    ious = [result["per_class"][name]["iou"] for name in ("cat", "dog")]
+    assert result["c_miou"] == pytest.approx(sum(ious) / 2) and result["only"] == ["dog", "cat"]
+    low, high, std = bootstrap_miou(np.stack(matrices), 50, 3, without=[0, 3])
+    assert result["interval_c_miou"] == pytest.approx({"low": low, "high": high, "std": std, "resamples": 50})
+    assert result["miou_without"] == pytest.approx(one.confusion.miou(without=[1])), "the other mean is untouched"
+    absent = one.result("segmenter", CLASSES, protocol(), bootstrap=10, only=["boat"])
+    assert absent["c_miou"] is None and absent["interval_c_miou"]["low"] is None, "no pixel, no mean"
+    whole = one.result("x", CLASSES, protocol(), bootstrap=0, only=["background", *CLASSES])
+    assert whole["c_miou"] == pytest.approx(whole["miou"])
+    with pytest.raises(ConfigError, match="evaluate.only.*'boot'.*boat"):
+        one.result("x", CLASSES, protocol(), only=["boot"])
+    console = Console(file=io.StringIO(), width=300)
+    print_scores([result], console)
+    text = console.file.getvalue()
+    assert "without cat" in text and "C-mIoU of dog, cat" in text and f"{100 * result['c_miou']:.1f}" in text
+
+
 def test_what_was_not_asked_for_is_none():
     cm = ConfusionMatrix(4).update(np.zeros(4, int), np.zeros(4, int))
     result = score("masks", cm, ["background", *CLASSES], protocol(), bootstrap=0)
-    for key in ("interval", "interval_without", "miou_without", "images", "curve", "without"):
+    for key in ("interval", "interval_without", "miou_without", "images", "curve", "without", "only", "c_miou"):
         assert result[key] is None
     assert result["classes"] == ["background", *CLASSES]
 

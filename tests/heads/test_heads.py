@@ -7,10 +7,13 @@ import math
 import pytest
 import torch
 
+from tagmask.config import EncoderConfig
+from tagmask.encoders import build_encoder
 from tagmask.errors import ConfigError
-from tagmask.heads import Classifier, LargeFOV, SegFormer
+from tagmask.heads import ASPP, Classifier, LargeFOV, SegFormer, UPerNet
 from tagmask.registry import HEADS
 from tagmask.types import Features
+from tests.methods.contract import ENCODERS
 
 CHANNELS, STRIDES = [6, 8, 10, 12, 14], [2, 4, 8, 16, 16]
 
@@ -101,6 +104,61 @@ def test_segformer_matches_loops():
         torch.testing.assert_close(head(given)[0], x)
 
 
+def test_aspp_matches_loops():
+    head = randomise(ASPP(CHANNELS, STRIDES, 3, dilations=(2, 4, 12))).double().eval()
+    given = features(batch=1, size=96, dtype=torch.float64)
+    with torch.no_grad():
+        sums = torch.zeros(3, 6, 6, dtype=torch.float64)
+        for branch, dilation in zip(head.branches, (1, 2, 6), strict=True):  # the last map's stride is 16, not 8
+            sums += conv_loop(given.maps[-1][0], branch.weight, branch.bias, dilation)
+        torch.testing.assert_close(head(given)[0], sums)
+
+
+def pooled_loop(x, bins):
+    """Means of (D,h,w) over bins x bins cells; a cell begins at the floor and ends at the ceiling of its share."""
+    _, height, width = x.shape
+    out = torch.zeros(x.shape[0], bins, bins, dtype=x.dtype)
+    for i in range(bins):
+        for j in range(bins):
+            rows = range(math.floor(i * height / bins), math.ceil((i + 1) * height / bins))
+            columns = range(math.floor(j * width / bins), math.ceil((j + 1) * width / bins))
+            for y in rows:
+                for z in columns:
+                    out[:, i, j] += x[:, y, z] / (len(rows) * len(columns))
+    return out
+
+
+def test_upernet_matches_loops():
+    head = randomise(UPerNet(CHANNELS, STRIDES, 3, embed=16, bins=(1, 3))).double().eval()
+    given = features(batch=1, size=64, dtype=torch.float64)
+
+    def layer_loop(part, x):
+        x = conv_loop(x, part[0].weight, None)
+        return group_norm_loop(x, 2, part[1].weight, part[1].bias).clamp(min=0)
+
+    with torch.no_grad():
+        maps = [m[0] for m in given.maps[1:]]
+        parts = [maps[-1]]
+        for bins, project in zip((1, 3), head.pooled):
+            parts.append(bilinear_loop(layer_loop(project, pooled_loop(maps[-1], bins)), 4, 4))
+        level = layer_loop(head.context, torch.cat(parts))
+        joined = {3: level}
+        for i in (2, 1, 0):
+            _, height, width = maps[i].shape
+            level = layer_loop(head.lateral[i], maps[i]) + bilinear_loop(level, height, width)
+            joined[i] = layer_loop(head.smooth[i], level)
+        grid = maps[0].shape[1:]
+        x = layer_loop(head.fuse, torch.cat([bilinear_loop(joined[i], *grid) for i in range(4)]))
+        torch.testing.assert_close(head(given)[0], conv_loop(x, head.out.weight, head.out.bias))
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(ConfigError, match="dilations"):
+        ASPP(CHANNELS, STRIDES, 3, dilations=())
+    with pytest.raises(ConfigError, match="bins"):
+        UPerNet(CHANNELS, STRIDES, 3, bins=(0, 1))
+
+
 @pytest.mark.parametrize("pooling", ["max", "avg"])
 def test_classifier_matches_loops(pooling):
     head = randomise(Classifier(5, 3, pooling)).double()
@@ -139,7 +197,7 @@ def test_contract(name, count):
         head.train()
         logits = head(given)
         assert logits.shape[:2] == (batch, 7) and logits.isfinite().all()
-        expected = given.maps[-1] if name == "largefov" else given.maps[-4:][0]
+        expected = given.maps[-1] if name in ("largefov", "aspp") else given.maps[-4:][0]
         assert logits.shape[-2:] == expected.shape[-2:]
     logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
@@ -163,6 +221,18 @@ def test_channels_last_and_autocast(name):
         torch.testing.assert_close(head(plain), head(last), rtol=1e-4, atol=1e-5)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert head(plain).isfinite().all()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS.values())
+def test_every_head_on_any_encoder(encoder):
+    built = build_encoder(EncoderConfig(name=encoder, weights="none"), image_size=64).eval()
+    images = torch.rand(1, 3, 65, 49)
+    with torch.no_grad():
+        given = built(images)
+        for name in HEADS.names():
+            logits = HEADS.get(name)(built.channels, built.strides, 4).eval()(given)
+            grid = given.maps[-1] if name in ("largefov", "aspp") else given.maps[-4:][0]
+            assert logits.shape == (1, 4, *grid.shape[-2:]) and logits.isfinite().all(), name
 
 
 def test_dropout_is_active_in_training_only():

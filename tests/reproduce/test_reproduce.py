@@ -105,6 +105,25 @@ def test_broken_tables_are_refused_by_name(table: str, change: tuple[str, str], 
     assert "tiny.yaml" in str(caught.value)
 
 
+def test_a_column_of_chosen_classes(table: str, tmp_path: Path) -> None:
+    path = Path(table)
+    text = TABLE.replace("seeds: [0, 1]", "  - evaluate.only=[boat]\nseeds: [0]").replace(
+        "rows:", "  - {title: C, split: test, score: segmenter, key: c_miou}\nrows:"
+    )
+    path.write_text(text, encoding="utf-8")
+    parsed = read_table(table)
+    assert configure(parsed, parsed.rows[0], 0, None, tmp_path, []).evaluate.only == ["boat"]
+    protocol = {"threshold": None, "split": "test", "split_hash": "ab", "images": 1, "truth": "x",
+                "tags_at_test": False, "seed": 0, "weights": "none", "method": "m", "encoder": "e"}  # fmt: skip
+    score = {"name": "segmenter", "protocol": protocol, "miou": 0.5, "interval": None, "curve": None}
+    new = {"c_miou": 0.25, "interval_c_miou": {"low": 0.1, "high": 0.4}}
+    cells = []
+    for found in (score | new, score):  # the second is of a version that did not know the key
+        cells.append(render(parsed, {("first", 0): {"scores": [found], "minutes": 1.0}})["rows"][0]["cells"])
+    assert cells[0]["C"]["mean"] == 25 and cells[0]["C"]["interval"] == [10, 40]
+    assert cells[1]["C"] is None and cells[1]["test"]["mean"] == 50
+
+
 def test_unknown_row_names_the_nearest(table: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'first'"):
         reproduce(table, tmp_path, tmp_path, rows=["fist"])
