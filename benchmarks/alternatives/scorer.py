@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,11 @@ CLASSES = 21
 def cases() -> list[Case]:
     forms = {"ours": ours, "bincount": bincount, "bincount-masked": bincount_masked}
     chosen = with_optional(forms, {"scikit-learn": ("sklearn", scikit_learn)})
-    return [Case("scorer", "photo", f"500x375 uint8, {CLASSES} classes", target=">= 1x bincount", **chosen)]
+    wide = {"ours": partial(ours, dtype=np.int64), "bincount": partial(bincount, dtype=np.int64)}
+    return [
+        Case("scorer", "photo", f"500x375 uint8, {CLASSES} classes", target=">= 1x bincount", **chosen),
+        Case("scorer", "int64", f"500x375 int64, {CLASSES} classes", target=">= 1x bincount", forms=wide),
+    ]
 
 
 def pair() -> tuple[np.ndarray, np.ndarray]:
@@ -28,14 +33,14 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
     return np.where(wrong, rng.integers(0, CLASSES, target.shape), target).astype(np.uint8), target
 
 
-def ours(device: torch.device) -> Callable[[], Tensor]:
-    pred, target = (torch.from_numpy(x).to(device) for x in pair())
+def ours(device: torch.device, dtype: type = np.uint8) -> Callable[[], Tensor]:
+    pred, target = (torch.from_numpy(x.astype(dtype)).to(device) for x in pair())
     return lambda: torch.from_numpy(ConfusionMatrix(CLASSES).update(pred, target).matrix)
 
 
-def bincount(device: torch.device) -> Callable[[], Tensor]:
+def bincount(device: torch.device, dtype: type = np.uint8) -> Callable[[], Tensor]:
     """The least that counts pairs: no check of labels, none ignored."""
-    pred, target = pair()
+    pred, target = (x.astype(dtype) for x in pair())
 
     def run() -> Tensor:
         joint = target.ravel().astype(np.int64) * CLASSES + pred.ravel()

@@ -181,16 +181,12 @@ def _joint_histogram(pred: Any, target: Any) -> np.ndarray:
     if isinstance(pred, Tensor) and isinstance(target, Tensor) and pred.device.type != "cpu":
         joint = target.to(pred.device).flatten().int() * LABELS + pred.flatten().int()
     else:
-        wide = _bytes(target).astype(np.int32)
+        wide = to_numpy(target).ravel().astype(np.int32)
         wide *= LABELS
-        wide += _bytes(pred)
+        np.add(wide, to_numpy(pred).ravel(), out=wide, casting="unsafe")
         joint = torch.from_numpy(wide)
     # torch counts 32-bit numbers as they are; numpy would make 64-bit ones of them first.
     return torch.bincount(joint, minlength=LABELS**2).cpu().numpy().reshape(LABELS, LABELS)
-
-
-def _bytes(labels: Any) -> np.ndarray:
-    return to_numpy(labels).ravel().astype(np.uint8, copy=False)
 
 
 def _check(name: str, labels: Any) -> None:
@@ -200,6 +196,14 @@ def _check(name: str, labels: Any) -> None:
         raise LabelError(f"The {name} has type {labels.dtype}; label maps are integers (take the argmax first).")
     if kind in ("uint8", "bool") or 0 in labels.shape:
         return
-    low, high = int(labels.min()), int(labels.max())
+    low, high = _extremes(labels)
     if low < 0 or high >= LABELS:
         raise LabelError(f"The {name} holds label {low if low < 0 else high}; labels are 0 to {LABELS - 1}.")
+
+
+def _extremes(labels: Any) -> tuple[int, int]:
+    if isinstance(labels, Tensor) and labels.device.type != "cpu":
+        low, high = labels.aminmax()
+        return int(low), int(high)
+    values = to_numpy(labels)  # torch has no minimum of unsigned types
+    return int(values.min()), int(values.max())

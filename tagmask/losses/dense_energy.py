@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tagmask.errors import TagmaskError
 from tagmask.refine.lattice import PermutohedralLattice, positions
+from tagmask.refine.neighbours import check_colours
 from tagmask.types import IGNORE, inside
 
 
@@ -32,7 +33,8 @@ class DenseEnergy(nn.Module):
 
     Call: images float (B,3,H,W) in [0,1]; probs (B,K,h,w), softmax over K; boxes long (B,4), valid pixels
     (x0,y0,x1,y1) of the images; labels integers (B,H,W) or None → scalar ≤ 0, float32 (float64 for such probs),
-    differentiable in probs. Raises TagmaskError for shapes that do not fit and for NaN or infinite values.
+    differentiable in probs. Raises TagmaskError for shapes that do not fit, NaN or infinite values, and colours
+    outside of [0,1].
     """
 
     def __init__(
@@ -98,3 +100,8 @@ def _check(images: Tensor, probs: Tensor, boxes: Tensor, labels: Tensor | None) 
     for name, x in (("images", images), ("probabilities", probs)):
         if not torch.isfinite(x).all():
             raise TagmaskError(f"DenseEnergy: the {name} hold NaN or infinite values; look for where they came from.")
+    if not (images.is_floating_point() and probs.is_floating_point()):
+        raise TagmaskError(
+            f"DenseEnergy takes floating-point images and probabilities, got {images.dtype}, {probs.dtype}."
+        )
+    check_colours("DenseEnergy", images)

@@ -18,12 +18,14 @@ from tagmask.refine.threads import cut, for_each, worker_count
 
 try:
     from tagmask.refine import lattice_numba as compiled
-    from tagmask.refine.simd import LANES
+    from tagmask.refine.lattice_numba import LANES
 except ImportError:  # numba is an extra: without it the torch operations below do the same, slower
     compiled = None  # type: ignore[assignment]
 
 PARTIALS = 4
 """At most so many threads splat one image: each into a lattice of its own, which must be summed."""
+KEPT = 2**25
+"""Largest working array, in bytes, that a thread keeps for its next call: of the four there are, 134 MB in all."""
 CPU = torch.device("cpu")
 
 
@@ -36,15 +38,17 @@ class PermutohedralLattice:
     leaves the touched lattice points in the blur is lost.
 
     features: (B,N,d) floats, divided by the standard deviations that are wanted; float64 stays, all else is float32.
-    compiled: whether to use numba's kernels; default: on a CPU, where numba is installed.
+    use_compiled: whether to use numba's kernels; default: on a CPU, where numba is installed.
 
     Built once, used for any number of ``filter`` calls. Memory: N·(d+1)·16 bytes an image (18 MB for 375×500 pixels
-    and five features), and the lattice points' values twice in a call of ``filter``.
+    and five features), and the lattice points' values two to five times in a call of ``filter``. On a CPU with numba
+    each thread keeps its working arrays for the next call, four of at most 34 MB.
 
     Raises TagmaskError for features that are not (B,N,d) or not finite, that spread over too many lattice points
-    to number (standard deviations far too small), and for ``compiled=True`` without numba or off the CPU.
+    to number (standard deviations far too small), and for ``use_compiled=True`` without numba or off the CPU.
     """
 
+    @torch.compiler.disable
     def __init__(self, features: Tensor, use_compiled: bool | None = None) -> None:
         if features.dim() != 3 or features.shape[2] < 1:
             raise TagmaskError(f"The lattice takes features (B,N,d), got {tuple(features.shape)}.")
@@ -58,6 +62,7 @@ class PermutohedralLattice:
         self.count, self.points, self.dimensions = features.shape
         self.device = features.device
         self.images: list[Any] = [None] * self.count
+        self.normalized = False
 
         def build(part: slice) -> None:
             for i in range(part.start, part.stop):
@@ -65,6 +70,7 @@ class PermutohedralLattice:
 
         self._each_image(build)
 
+    @torch.compiler.disable
     def filter(self, values: Tensor) -> Tensor:
         """The Gaussian sums of values (B,K,N), any K → (B,K,N) in their dtype; differentiable in the values.
 
@@ -74,10 +80,16 @@ class PermutohedralLattice:
             raise TagmaskError(
                 f"This lattice was built for values ({self.count},K,{self.points}), got {tuple(values.shape)}."
             )
-        return _Filter.apply(values, self)
+        if not values.is_floating_point():
+            raise TagmaskError(f"The lattice filters floating-point values, got {values.dtype}; take values.float().")
+        return _Filter.apply(values, self, False)
 
+    @torch.compiler.disable
     def normalize(self) -> PermutohedralLattice:
-        """Make ``filter`` symmetrically normalised, D^-½ K D^-½ with D = K·1; returns itself."""
+        """Make ``filter`` symmetrically normalised, D^-½ K D^-½ with D = K·1, for good; returns itself."""
+        if self.normalized:
+            return self
+        self.normalized = True
 
         def scale(part: slice) -> None:
             for lattice in self.images[part]:
@@ -92,6 +104,8 @@ class PermutohedralLattice:
 
     def _each_image(self, work: Any) -> None:
         """Images side by side where there are several; a single one is cut inside its operations."""
+        if self.points == 0:
+            return
         if self.count == 1:
             work(slice(0, 1))
         else:
@@ -120,13 +134,13 @@ class _Filter(torch.autograd.Function):
     """The filter is linear, so its gradient is the transposed filter: the blurs in reverse order."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, lattice: PermutohedralLattice) -> Tensor:
-        ctx.lattice = lattice
-        return lattice._filter(values, transposed=False)
+    def forward(ctx: Any, values: Tensor, lattice: PermutohedralLattice, transposed: bool) -> Tensor:
+        ctx.lattice, ctx.transposed = lattice, transposed
+        return lattice._filter(values, transposed)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.lattice._filter(grads[0].contiguous(), transposed=True), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Filter.apply(grads[0], ctx.lattice, not ctx.transposed), None, None
 
 
 def positions(height: int, width: int, device: torch.device) -> Tensor:
@@ -141,9 +155,11 @@ _kept = threading.local()
 def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """An array of this thread to compute in, uninitialised and valid until the next call with that name.
 
-    Its memory is kept: asking the system for it anew took a third of the time of a dense CRF.
+    Its memory is kept, up to ``KEPT`` bytes: asking the system for it anew took a third of the time of a dense CRF.
     """
     size = math.prod(shape)
+    if size * np.dtype(dtype).itemsize > KEPT:
+        return np.empty(shape, dtype)
     kept = getattr(_kept, name, None)
     if kept is None or kept.dtype != dtype or kept.size < size:
         kept = np.empty(size, dtype)
@@ -268,7 +284,7 @@ class _CompiledLattice:
         return -(-channels // LANES) * LANES
 
     def scale(self, factor: Tensor) -> None:
-        self.weights *= factor
+        self.weights = self.weights * factor
 
     def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
         """result (N,K) += factor · filtered values (N,K); K a multiple of ``LANES``."""

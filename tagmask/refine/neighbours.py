@@ -102,7 +102,7 @@ class LocalRefiner(nn.Module):
         weights = source.new_empty(len(self.offsets), count, height, width)
 
         def prepare(part: slice) -> None:
-            _check_finite(images[part], maps[part])
+            _check_values(images[part], maps[part])
             colours[:, part] = _pad(images[part].float(), r).transpose(0, 1)
             values = maps[part].float()
             if values.shape[-2:] != (height, width):
@@ -230,9 +230,22 @@ def _check(images: Tensor, maps: Tensor) -> None:
         raise TagmaskError(
             f"Refinement takes images (B,3,H,W) and maps (B,K,h,w), got {tuple(images.shape)} and {tuple(maps.shape)}."
         )
+    if not (images.is_floating_point() and maps.is_floating_point()):
+        raise TagmaskError(
+            f"Refinement takes floating-point images in [0,1] and maps, got {images.dtype} and {maps.dtype}; "
+            "from 0..255: images.float() / 255."
+        )
 
 
-def _check_finite(images: Tensor, maps: Tensor) -> None:
+def _check_values(images: Tensor, maps: Tensor) -> None:
     for name, x in (("images", images), ("maps", maps)):
         if not torch.isfinite(x).all():
             raise TagmaskError(f"Refinement: the {name} hold NaN or infinite values; look for where they came from.")
+    check_colours("Refinement", images)
+
+
+def check_colours(what: str, images: Tensor) -> None:
+    """Raise TagmaskError for images that cannot be RGB in [0,1]; what resizing overshoots passes."""
+    low, high = (float(x) for x in images.aminmax()) if images.numel() else (0.0, 0.0)
+    if low < -0.5 or high > 1.5:
+        raise TagmaskError(f"{what} takes images with colours in [0,1], got {low:g} to {high:g}; divide them by 255.")

@@ -106,7 +106,7 @@ def _check(maps: Tensor, edges: Tensor, weights: Tensor, steps: int, beta: float
             f"Random walk: maps lie on {maps.device}, edges on {edges.device}, weights on {weights.device}; "
             "move them to one device."
         )
-    if steps < 0 or steps != int(steps):
+    if not (isinstance(steps, int) and steps >= 0):
         raise TagmaskError(f"Random walk: steps is an integer from 0 up, got {steps}.")
     if not 0 <= beta < math.inf:
         raise TagmaskError(f"Random walk: beta is a number from 0 up, got {beta}.")

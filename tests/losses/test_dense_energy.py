@@ -131,6 +131,8 @@ def test_errors() -> None:
     images, probs, boxes = inputs()
     with pytest.raises(TagmaskError, match="NaN"):
         DenseEnergy()(images, probs * torch.nan, boxes)
+    with pytest.raises(TagmaskError, match="divide them by 255"):
+        DenseEnergy()(images * 255, probs, boxes)
     with pytest.raises(TagmaskError, match="boxes"):
         DenseEnergy()(images, probs, boxes[:1])
     with pytest.raises(TagmaskError, match="labels"):
@@ -139,3 +141,26 @@ def test_errors() -> None:
         DenseEnergy(sigma_xy=0)
     with pytest.raises(TagmaskError, match="exact"):
         DenseEnergy(gradient="other")  # type: ignore[arg-type]
+
+
+def test_inside_compiled_code() -> None:
+    images, probs, boxes = inputs()
+    energy = DenseEnergy(1.0)
+    compiled = torch.compile(lambda p: energy(images, p * 1.0, boxes), backend="eager")
+    assert compiled(probs).item() == pytest.approx(energy(images, probs, boxes).item())
+
+
+def test_threads_change_only_the_last_digits() -> None:
+    images, probs, boxes = inputs(20, 24)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            wanted = probs.clone().requires_grad_()
+            loss = DenseEnergy(1.0)(images, wanted, boxes)
+            loss.backward()
+            found.append((loss.detach(), wanted.grad))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[0], found[1])

@@ -1,6 +1,8 @@
 """Dense CRF: the exact form against loops, the lattice form against pydensecrf2, both on anything odd."""
 
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -116,6 +118,34 @@ def test_images_of_a_batch_do_not_meet() -> None:
         torch.testing.assert_close(together[i : i + 1], crf(images[i : i + 1], probs[i : i + 1]), atol=1e-5, rtol=1e-4)
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads_change_only_the_last_digits(threads: Callable[[int], None]) -> None:
+    """One image is cut into bands, several go side by side; each thread has working memory of its own."""
+    images, probs = noise(4, 5, 30, 40)
+    crf = DenseCRF(iterations=4, bilateral_srgb=40.0)
+    threads(1)
+    expected = crf(images, probs)
+    for count in (2, 3, 8):
+        threads(count)
+        torch.testing.assert_close(crf(images, probs), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(crf(images[:1], probs[:1]), expected[:1], atol=1e-5, rtol=1e-4)
+    with ThreadPoolExecutor(3) as pool:  # callers of their own
+        for i, found in enumerate(pool.map(lambda i: crf(images[i : i + 1], probs[i : i + 1]), range(4))):
+            torch.testing.assert_close(found, expected[i : i + 1], atol=1e-5, rtol=1e-4)
+
+
+def test_inside_compiled_code() -> None:
+    images, probs = noise(1, 3, 10, 12)
+    crf = DenseCRF(iterations=2)
+    torch.testing.assert_close(torch.compile(crf, backend="eager")(images, probs), crf(images, probs))
+
+
 def test_kernels_can_be_left_out() -> None:
     images, probs = noise(1, 3, 10, 10)
     torch.testing.assert_close(DenseCRF(gaussian_weight=0, bilateral_weight=0)(images, probs), probs)
@@ -166,5 +196,7 @@ def test_label_probabilities() -> None:
     torch.testing.assert_close(probs[0, :, 0].T, expected)
     with pytest.raises(TagmaskError, match="beyond the 2 classes"):
         label_probabilities(torch.tensor([[[2]]]), 2, 0.7)
+    with pytest.raises(TagmaskError, match="integer labels"):
+        label_probabilities(torch.zeros(4, 5, dtype=torch.long), 3, 0.7)
     with pytest.raises(TagmaskError, match="confidence"):
         label_probabilities(torch.tensor([[[0]]]), 2, 1.0)

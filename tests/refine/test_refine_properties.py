@@ -8,6 +8,8 @@ import refine_loops as reference
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tagmask.errors import TagmaskError
 from tagmask.refine import PAMR, PAR, VARM, neighbours
@@ -97,22 +99,29 @@ def test_what_is_not_finite_is_refused(build, height, width, in_image, bad, data
         build(dilations=(1,), iterations=1)(images, values)
 
 
-@pytest.mark.parametrize("build", [PAR, PAMR, VARM])
-def test_memory_does_not_grow_with_the_batch(build, monkeypatch) -> None:
-    """The largest tensor made is the documented one: the weights of one block of images."""
-    monkeypatch.setattr(neighbours, "CPU_BLOCK", 2 * 20 * 16)
-    sizes: list[int] = []
-    make = torch.Tensor.new_empty
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returns."""
 
-    def watch(self, *size, **settings):
-        result = make(self, *size, **settings)
-        sizes.append(result.numel())
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.elements = max([self.elements, *(x.untyped_storage().nbytes() // 4 for x in tensors)])
         return result
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", watch)
+
+@pytest.mark.parametrize("build", [PAR, PAMR, VARM])
+def test_memory_does_not_grow_with_the_batch(build, monkeypatch) -> None:
+    """The largest tensor made is the documented one, the weights of one block of images, or the result."""
+    monkeypatch.setattr(neighbours, "CPU_BLOCK", 2 * 20 * 16)
     images, values = draw(0, 9, 2, 20, 16, "noise")
-    build()(images, values)
-    assert max(sizes) == 48 * 2 * 20 * 16
+    with Largest() as largest:
+        build()(images, values)
+    assert largest.elements == 48 * 2 * 20 * 16
+    assert largest.elements < 9 * 2 * (20 + 48) * (16 + 48), "the whole batch's padded maps would be seen"
 
 
 @pytest.mark.parametrize("build", [PAR, PAMR, VARM])
@@ -148,3 +157,13 @@ def test_compiled_iteration_gives_the_same() -> None:
         source, weights = module._prepare(*draw(0, *shape, "photo"))
         expected = neighbours.weighted_sum(source, weights, module.offsets, module.radius)
         torch.testing.assert_close(compiled(source, weights, module.offsets, module.radius), expected)
+
+
+@pytest.mark.parametrize("build", [PAR, PAMR, VARM])
+def test_other_numbers_than_colours_and_scores_are_refused(build) -> None:
+    images, values = draw(0, 1, 2, 8, 8, "noise")
+    with pytest.raises(TagmaskError, match="divide them by 255"):
+        build()(images * 255, values)
+    for wrong in ((images, values.long()), (images, values > 0), ((images * 255).byte(), values)):
+        with pytest.raises(TagmaskError, match="floating-point"):
+            build()(*wrong)
