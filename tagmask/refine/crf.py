@@ -46,7 +46,7 @@ class DenseCRF(nn.Module):
     gaussian_sxy, bilateral_sxy: standard deviations in pixels. bilateral_srgb: in colours of 0..255. A weight of 0
     leaves its kernel out.
 
-    On a CPU each thread keeps working memory for the next call, 134 MB at most. Results of different thread counts
+    On a CPU each thread keeps working memory for the next call, 268 MB at most. Results of different thread counts
     differ in their last digits.
 
     Call: images uint8 (B,3,H,W) RGB; probs (B,K,H,W), clipped to 1e-5..1 → (B,K,H,W) float32 that sum to 1 over K.

@@ -24,8 +24,8 @@ except ImportError:  # numba is an extra: without it the torch operations below 
 
 PARTIALS = 4
 """At most so many threads splat one image: each into a lattice of its own, which must be summed."""
-KEPT = 2**25
-"""Largest working array, in bytes, that a thread keeps for its next call: of the four there are, 134 MB in all."""
+KEPT = 2**26
+"""Largest working array, in bytes, that a thread keeps for its next call: of the four there are, 268 MB in all."""
 CPU = torch.device("cpu")
 
 
@@ -42,7 +42,7 @@ class PermutohedralLattice:
 
     Built once, used for any number of ``filter`` calls. Memory: N·(d+1)·16 bytes an image (18 MB for 375×500 pixels
     and five features), and the lattice points' values two to five times in a call of ``filter``. On a CPU with numba
-    each thread keeps its working arrays for the next call, four of at most 34 MB.
+    each thread keeps its working arrays for the next call, four of at most 67 MB.
 
     Raises TagmaskError for features that are not (B,N,d) or not finite, that spread over too many lattice points
     to number (standard deviations far too small), and for ``use_compiled=True`` without numba or off the CPU.
@@ -294,23 +294,37 @@ class _CompiledLattice:
         # A part a thread, so that no two write the same lattice point.
         shape = (self.size + 1, source.shape[1])
         parts = scratch("parts", (len(bands), *shape), source.dtype)
+        spans = self.spans(bands)
 
         def splat(band: slice) -> None:
-            part = parts[bands.index(band)]
-            part[:] = 0
-            compiled.splat(source, self.index, weights, band.start, band.stop, part)
+            t = bands.index(band)
+            parts[t, spans[t, 0] : spans[t, 1]] = 0
+            compiled.splat(source, self.index, weights, band.start, band.stop, parts[t])
 
         for_each(splat, bands, CPU)
-        lattice = self.blur(parts, scratch("spare", shape, source.dtype), transposed)
+        lattice = self.blur(parts, spans, scratch("spare", shape, source.dtype), transposed)
         factors = np.full(weights.shape[1], factor * self.alpha, source.dtype)
         _spread(len(out), lambda p: compiled.slice_rows(lattice, self.index, weights, factors, p.start, p.stop, out))
 
-    def blur(self, parts: np.ndarray, spare: np.ndarray, transposed: bool = False) -> np.ndarray:
-        """``spare`` (M+1,K), filled with the sum of parts (T,M+1,K) blurred along all axes; parts are written over."""
+    def spans(self, bands: Sequence[slice]) -> np.ndarray:
+        """int64 (T,2): the rows of the lattice that each band of pixels touches."""
+        spans = np.zeros((len(bands), 2), np.int64)
+
+        def find(band: slice) -> None:
+            spans[bands.index(band)] = compiled.span(self.index, band.start, band.stop)
+
+        for_each(find, bands, CPU)
+        return spans
+
+    def blur(self, parts: np.ndarray, spans: np.ndarray, spare: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """``spare`` (M+1,K), filled with the sum of parts (T,M+1,K), the rows in ``spans``, blurred along all axes.
+
+        The parts are written over.
+        """
         axes = list(self.neighbours)
         # The blurs go to and fro between two arrays: start in the one from which they end in ``spare``.
         old, new = (parts[0], spare) if len(axes) % 2 else (spare, parts[0])
-        _spread(self.size, lambda p: compiled.merge(parts, p.start, p.stop, old))
+        _spread(self.size, lambda p: compiled.merge(parts, spans, p.start, p.stop, old))
         old[-1] = new[-1] = 0  # what a missing neighbour holds
         for pair in reversed(axes) if transposed else axes:
             _spread(self.size, partial(_blur_band, old, pair, new))
@@ -358,16 +372,21 @@ class StackedLattices:
         unary = rows.numpy()
         bands = cut(count, min(worker_count(CPU), PARTIALS))
         current = scratch("spare", (self.rows[-1].stop, rows.shape[1]))
-        current[:] = 0
         parts = scratch("parts", (len(bands), *current.shape))
 
-        def update(band: slice, splatted: np.ndarray) -> None:
-            splatted[:] = 0
-            compiled.mean_field(unary, current, self.index, self.weights, self.factors, band.start, band.stop, splatted)
+        spans = [lattice.spans(bands) for lattice in self.lattices]
 
-        for _ in range(iterations):
-            for_each(lambda band: update(band, parts[bands.index(band)]), bands, CPU)
-            for place, lattice in zip(self.rows, self.lattices):
-                lattice.blur(parts[:, place], current[place])
-        for_each(lambda band: update(band, current[:0]), bands, CPU)
+        def update(band: slice, splatted: np.ndarray, first: bool) -> None:
+            if len(splatted):
+                for place, touched in zip(self.rows, spans):
+                    splatted[place][slice(*touched[bands.index(band)])] = 0
+            compiled.mean_field(
+                unary, current, self.index, self.weights, self.factors, band.start, band.stop, splatted, first
+            )
+
+        for i in range(iterations):
+            for_each(lambda band, first=i == 0: update(band, parts[bands.index(band)], first), bands, CPU)  # type: ignore[misc]
+            for place, touched, lattice in zip(self.rows, spans, self.lattices):
+                lattice.blur(parts[:, place], touched, current[place])
+        for_each(lambda band: update(band, current[:0], iterations == 0), bands, CPU)
         return rows[:, :channels]

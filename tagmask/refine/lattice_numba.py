@@ -281,16 +281,31 @@ def splat(values: Any, index: Any, weights: Any, start: int, stop: int, lattice:
 
 
 @compiled(fastmath=True)
-def merge(parts: Any, start: int, stop: int, out: Any) -> None:
-    """out = the sum of parts (T,M,K), for rows start..stop; ``out`` may be parts[0]."""
+def merge(parts: Any, spans: Any, start: int, stop: int, out: Any) -> None:
+    """out = the sum of parts (T,M,K), for rows start..stop; ``out`` may be parts[0].
+
+    Of parts[t] only the rows spans[t,0]..spans[t,1] count, the others hold anything. spans: int64 (T,2).
+    """
     one = out.dtype.type(1)
     width = out.shape[1]
     for m in range(start, stop):
+        inside = spans[0, 0] <= m < spans[0, 1]
         for k in range(width):
-            out[m, k] = parts[0, m, k]
+            out[m, k] = parts[0, m, k] if inside else 0
         for t in range(1, parts.shape[0]):
-            for k in range(0, width, LANES):
-                add_scaled(out, m * width + k, parts[t], m * width + k, one)
+            if spans[t, 0] <= m < spans[t, 1]:
+                for k in range(0, width, LANES):
+                    add_scaled(out, m * width + k, parts[t], m * width + k, one)
+
+
+@compiled()
+def span(index: Any, start: int, stop: int) -> Any:
+    """The first and behind the last of the lattice points of the pixels start..stop; index int32 (N,d+1)."""
+    low, high = np.int32(2**31 - 1), np.int32(-1)
+    for n in range(start, stop):
+        for v in range(index.shape[1]):
+            low, high = min(low, index[n, v]), max(high, index[n, v])
+    return low, high + 1
 
 
 @compiled(fastmath=True)
@@ -319,12 +334,13 @@ def slice_rows(lattice: Any, index: Any, weights: Any, factors: Any, start: int,
 
 @compiled(fastmath=True)
 def mean_field(
-    unary: Any, lattice: Any, index: Any, weights: Any, factors: Any, start: int, stop: int, splatted: Any
+    unary: Any, lattice: Any, index: Any, weights: Any, factors: Any, start: int, stop: int, splatted: Any, first: bool
 ) -> None:
     """One update of the pixels start..stop, from the blurred lattice to the next one, in one pass.
 
     Q = softmax(unary + Σ_v factors[v] · weights[n,v] · lattice[index[n,v]]) goes, times the weights, into ``splatted``,
-    which has the lattice's shape, or, if that has no rows, into ``unary`` itself (N,K). float32 throughout.
+    which has the lattice's shape, or, if that has no rows, into ``unary`` itself (N,K). In the ``first`` update there
+    is no lattice to gather from: Q = softmax(unary). float32 throughout.
     """
     width = unary.shape[1]
     q = np.empty(width, np.float32)
@@ -334,12 +350,13 @@ def mean_field(
     for n in range(start, stop):
         if n + AHEAD < stop:
             for v in range(index.shape[1]):
-                prefetch(lattice, index[n + AHEAD, v] * width)
+                if not first:
+                    prefetch(lattice, index[n + AHEAD, v] * width)
                 if not keep:
                     prefetch(splatted, index[n + AHEAD, v] * width)
         for k in range(width):
             q[k] = unary[n, k]
-        for k in range(0, width, LANES):
+        for k in range(0, 0 if first else width, LANES):
             add_corners(q, k, lattice, k, index, weights, factors, n)
         top = q[0]
         for k in range(width):
