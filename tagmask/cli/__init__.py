@@ -6,13 +6,14 @@ import sys
 
 from rich.console import Console
 
-from tagmask.cli import check, demo, doctor, evaluate, label, methods, predict, report, reproduce, run, train
+from tagmask.cli import check, convert, demo, doctor, evaluate, label, methods, predict, report, reproduce, run, train
 from tagmask.cli.common import app
 from tagmask.errors import TagmaskError
 
 __all__ = [
     "app",
     "check",
+    "convert",
     "demo",
     "doctor",
     "evaluate",

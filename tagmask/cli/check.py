@@ -20,12 +20,13 @@ def check(
     json: common.Json = False,
 ) -> None:
     """Count, measure and open every file; list what is wrong with the data. Exits with 1 if no image can be read."""
-    from tagmask.data import clean, fingerprint, open_data, print_fingerprint
+    from tagmask.data import clean, fingerprint, print_fingerprint
     from tagmask.training import write_json
+    from tagmask.workflow.runs import open_collection
 
     values, overrides = common.settings(words, tags, masks)
     config = common.build(configs, values, overrides)
-    collection = open_data(config.data, config.seed)
+    collection = open_collection(config)
     found = fingerprint(collection)
     write_json(save, found)
     if json:

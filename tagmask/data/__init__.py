@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tagmask.data.collection import Collection, ColourMap, Item, Problem, tag_vector
+from tagmask.data.collection import Box, Collection, ColourMap, Item, Problem, tag_vector
 from tagmask.data.demo import write_demo
 from tagmask.data.fingerprint import clean, fingerprint, print_fingerprint
 from tagmask.data.loader import SampleSet, TrainLoader, read_ahead
@@ -11,6 +11,7 @@ from tagmask.data.reading import palette, read_colour_map, read_image, read_mask
 from tagmask.data.views import TrainViews, make_affine, warp
 
 __all__ = [
+    "Box",
     "Collection",
     "ColourMap",
     "Item",

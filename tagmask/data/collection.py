@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tagmask.data.benchmarks import missing
 from tagmask.errors import DataError, nearest
 
 ColourMap = dict[tuple[int, int, int], int]
 """Label of each colour of masks that were saved as RGB."""
+Box = tuple[float, float, float, float]
+OWN_LIST = "list:"
+"""Before the name of a list that a published data set comes with, where a split is meant."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,15 @@ class Item:
 
     id: the image's name without extension, unique in its collection (the path relative to the image folder where
     two names collide). tags: indices into the collection's classes, 0..C-1, ascending; ``()`` says that none of the
-    classes is there; None says that nobody looked (unlabelled). mask: the file of true labels, or None.
+    classes is there; None says that nobody looked (unlabelled). mask: the file of true labels, or None. boxes: true
+    boxes (x0,y0,x1,y1) in pixels of the photo, half-open; for localisation, empty where the source has none.
     """
 
     id: str
     image: Path
     tags: tuple[int, ...] | None
     mask: Path | None = None
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Collection:
     """A data set: C foreground class names, photos, and lists of ids by split name.
 
     ``splits`` holds any of 'train', 'val' and 'test'; 'all' is always there. ``colour_map`` is set where masks are
-    saved as RGB.
+    saved as RGB. ``benchmark`` names the published data set that this is (see ``benchmarks``), and ``lists`` has the
+    ids of all its own splits by their published names ('train_aug', 'val2014'), which data.train and the like take.
     """
 
     source: str
@@ -54,6 +61,8 @@ class Collection:
     splits: dict[str, list[str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     colour_map: ColourMap | None = None
+    benchmark: str | None = None
+    lists: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._by_id = {item.id: item for item in self.items}
@@ -75,16 +84,19 @@ class Collection:
     def split(self, name: str) -> list[Item]:
         """The photos of 'train', 'val', 'test' or 'all', in the order of their list.
 
-        'train' leaves out whatever is held out as 'val' or kept as 'test', and photos without tags. Raises DataError
-        that lists the splits there are.
+        'train' leaves out whatever is held out as 'val' or kept as 'test', and photos without tags. 'list:NAME' gives
+        one of the data set's own lists whole, whatever it is used for: papers score CAMs on VOC's 'list:train', and
+        train on 'train_aug'. Raises DataError that lists the splits there are.
         """
         if name == "all":
             return list(self.items)
+        own = name.removeprefix(OWN_LIST)
+        if name.startswith(OWN_LIST) and own in self.lists:
+            return [self.item(id) for id in self.lists[own]]
         if name not in self.splits:
-            there = ", ".join([*self.splits, "all"])
-            raise DataError(
-                f"{self.root}: there is no split '{name}'. There are: {there}. Set data.{name} to a list file."
-            )
+            there = ", ".join([*self.splits, "all", *(f"{OWN_LIST}{own}" for own in self.lists)])
+            hint = missing(self.benchmark, own) if own != name else f" Set data.{name} to a list file."
+            raise DataError(f"{self.root}: there is no split '{name}'. There are: {there}.{hint}")
         items = [self.item(id) for id in self.splits[name]]
         if name == "train":
             held = {id for other in ("val", "test") for id in self.splits.get(other, ())}

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tagmask.data.benchmarks import count_lists
 from tagmask.data.collection import Collection, ColourMap, Item, Problem
 from tagmask.data.reading import raw_mask, read_image
 from tagmask.errors import DataError
@@ -32,7 +33,8 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     labelled, masks, hash); sizes (width, height, each min, median, max; landscape, portrait, square as shares;
     distinct sizes); tags (images by class), tags_per_image (images by number of tags), cooccurrence (C×C, images that
     have both, the diagonal has the class alone or not); masks (pixels by value, warnings); unreadable, bad_masks and
-    problems (lists of {path, what}, unreadable ones with the id); unlabelled (ids); warnings.
+    problems (lists of {path, what}, unreadable ones with the id); unlabelled (ids); warnings; benchmark (name and
+    lists, as ``count_lists`` gives them; None where this is no published data set).
     """
     items = collection.items
     with ThreadPoolExecutor(threads) as pool:
@@ -48,8 +50,13 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         there = list(item.tags or ())
         together[np.ix_(there, there)] += 1
     tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
+    published = None
+    if collection.benchmark is not None:
+        rows = count_lists(collection.benchmark, collection.lists)
+        published = {"name": collection.benchmark, "lists": rows}
     return {
         "source": collection.source,
+        "benchmark": published,
         "root": str(collection.root),
         "classes": list(collection.classes),
         "digest": _digest(collection),
@@ -76,7 +83,7 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         "bad_masks": bad_masks,
         "unlabelled": [item.id for item in items if item.tags is None],
         "problems": [asdict(problem) for problem in collection.problems],
-        "warnings": _warnings(collection, tags, together),
+        "warnings": [*_warnings(collection, tags, together), *_miscounted(published)],
     }
 
 
@@ -90,9 +97,12 @@ def clean(collection: Collection, fingerprint: Mapping[str, Any]) -> Collection:
     items = [replace(i, mask=None) if i.id in masks else i for i in collection.items if i.id not in images]
     if not items:
         raise DataError(f"{collection.root}: none of the {len(images)} images can be read.")
-    splits = {name: [id for id in ids if id not in images] for name, ids in collection.splits.items()}
+    splits, lists = (
+        {name: [id for id in ids if id not in images] for name, ids in groups.items()}
+        for groups in (collection.splits, collection.lists)
+    )
     left_out = [Problem(e["path"], f"left out: {e['what']}") for e in (*images.values(), *masks.values())]
-    return replace(collection, items=items, splits=splits, problems=[*collection.problems, *left_out])
+    return replace(collection, items=items, splits=splits, lists=lists, problems=[*collection.problems, *left_out])
 
 
 def mask_warnings(histogram: Mapping[int, int], classes: int) -> list[str]:
@@ -136,6 +146,13 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
     for name, split in fp["splits"].items():
         table.add_row(name, str(split["images"]), str(split["labelled"]), str(split["masks"]), split["hash"])
     console.print(table)
+    if fp.get("benchmark"):
+        table = Table("list", "photos", "published", "", title=f"As published: {fp['benchmark']['name']}")
+        for row in fp["benchmark"]["lists"]:
+            found = "–" if row["found"] is None else str(row["found"])
+            what = escape(row["what"]) if row["found"] is None else "[yellow]differs[/yellow]" if row["what"] else "ok"
+            table.add_row(row["list"], found, str(row["expected"]), what)
+        console.print(table)
     table = Table("class", "images", "most often together with", title="Tags")
     for i, (name, count) in enumerate(fp["tags"].items()):
         row = [0 if j == i else n for j, n in enumerate(fp["cooccurrence"][i])]
@@ -169,6 +186,11 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
                 console.print(f"  {entry['path']}: {entry['what']}", markup=False, highlight=False)
             if len(fp[key]) > SHOWN:
                 console.print(f"  … and {len(fp[key]) - SHOWN} more; the saved fingerprint lists all.")
+
+
+def _miscounted(published: Mapping[str, Any] | None) -> list[str]:
+    rows = published["lists"] if published else []
+    return [f"List '{row['list']}': {row['what']}" for row in rows if row["found"] is not None and row["what"]]
 
 
 def _look(item: Item, colour_map: ColourMap | None) -> dict[str, Any]:

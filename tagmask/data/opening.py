@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tagmask.config import DataConfig
+from tagmask.data.coco import is_coco
 from tagmask.data.collection import Collection
+from tagmask.data.cub import is_cub
 from tagmask.data.files import data_root, find_images, image_folder, mask_folder, resolve
 from tagmask.data.folders import NO_CLASS, NO_TAGS, class_folders
 from tagmask.data.splits import assign_splits
@@ -18,7 +20,8 @@ from tagmask.registry import SOURCES
 def open_data(config: DataConfig, seed: int = 0) -> Collection:
     """Read the data set that a configuration names and fix its train, val and test lists.
 
-    ``source='auto'`` takes the VOC layout, then a table of tags, then class folders, whichever is there first.
+    ``source='auto'`` takes the layouts of VOC, COCO and CUB, then a table of tags, then class folders, whichever is
+    there first.
     ``seed`` decides which share is held out where there is no val list. Raises DataError.
     """
     source = detect(config, data_root(config)) if config.source == "auto" else config.source
@@ -33,6 +36,10 @@ def detect(config: DataConfig, root: Path) -> str:
     """Name of the source that fits a folder. Raises DataError that says what was looked for."""
     if is_voc(root):
         return "voc"
+    if config.tags is None and is_coco(root):
+        return "coco"
+    if config.tags is None and is_cub(root):
+        return "cub"
     if table_path(config, root) is not None:
         return "table"
     base = resolve(config.images, root, "images") if config.images is not None else root
@@ -42,5 +49,6 @@ def detect(config: DataConfig, root: Path) -> str:
     have = "There are images, but no tags" if find_images(root) else "There are no images"
     raise DataError(
         f"{root}: {have}. Looked for {' or '.join(TABLE_NAMES)} (columns image,tags), for one folder a class, and for "
-        "the VOC layout (JPEGImages with ImageSets/Segmentation or Annotations)."
+        "the layouts of VOC (JPEGImages with ImageSets/Segmentation or Annotations), COCO "
+        "(annotations/instances_train2014.json) and CUB-200-2011 (images.txt)."
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from scipy.io import loadmat
 from torch import Tensor
 
 from tagmask.data.collection import ColourMap
@@ -67,6 +68,8 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
 
 def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarray:
     """The values of a mask (H,W), int64, not checked against the classes. Raises DataError as ``read_mask``."""
+    if Path(path).suffix == ".mat":
+        return sbd_mask(path)
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -95,11 +98,25 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
     return np.array(labels, dtype=np.int64)[where].reshape(codes.shape)
 
 
+def sbd_mask(path: str | Path) -> np.ndarray:
+    """The label map (H,W), int64, of a file of SBD (Hariharan et al. 2011), ``cls/<id>.mat``. Raises DataError."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such mask.")
+    try:
+        record = loadmat(path, squeeze_me=True, struct_as_record=False)
+    except Exception as error:  # SciPy raises many types on broken files
+        raise DataError(f"{path}: cannot be read as a .mat file ({error}). Unpack SBD again.") from error
+    values = getattr(record.get("GTcls"), "Segmentation", None)
+    if not isinstance(values, np.ndarray) or values.ndim != 2:
+        raise DataError(f"{path}: there is no GTcls.Segmentation in it. SBD's class masks lie in 'cls', not in 'inst'.")
+    return values.astype(np.int64)
+
+
 def read_mask(path: str | Path, classes: int, colour_map: ColourMap | None = None) -> Tensor:
     """A mask as uint8 (H,W): 0 background, 1..``classes`` the foreground classes, 255 ignore.
 
-    Palette, grey, 1-bit and 16-bit masks are read as indices; RGB only through ``colour_map``. Raises DataError on
-    unreadable files, RGB without a map, colours that the map lacks, and values that are no class.
+    Palette, grey, 1-bit and 16-bit masks and SBD's .mat files are read as indices; RGB only through ``colour_map``.
+    Raises DataError on unreadable files, RGB without a map, colours that the map lacks, and values that are no class.
     """
     values = raw_mask(path, colour_map)
     wrong = np.unique(values[(values != IGNORE) & ((values > classes) | (values < 0))])

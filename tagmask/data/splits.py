@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tagmask.config import DataConfig
+from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Collection, Item, Problem
 from tagmask.data.files import NameIndex, read_lines
 from tagmask.errors import DataError
@@ -62,7 +63,8 @@ def own_splits(root: Path, items: Sequence[Item], bases: Sequence[Path]) -> tupl
 def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: Sequence[Path]) -> Collection:
     """The collection with its final train, val and test lists.
 
-    A list that the configuration names counts before the data set's own. Without a train list all tagged images
+    A list that the configuration names (a file, or one of the data set's own by name) counts before the data set's
+    choice. Without a train list all tagged images
     train; without a val list a share of the training images is held out, the same for the same seed. Images of val
     and test never train. 'train' may end up empty: such data can still be scored. Raises DataError on a list
     that cannot be found or names no image.
@@ -70,8 +72,10 @@ def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: 
     splits, problems = dict(collection.splits), list(collection.problems)
     for role in ROLES:
         name = getattr(config, role)
-        if name is not None:
-            path = _configured(collection.root, name, role)
+        if name in collection.lists:
+            splits[role] = collection.lists[name]
+        elif name is not None:
+            path = _configured(collection, name, role)
             splits[role], unknown = read_list(path, collection.items, bases)
             problems += unknown
     listed = "train" in splits
@@ -107,10 +111,12 @@ def _bare(collection: Collection, id: str) -> bool:
     return collection.item(id).tags is None
 
 
-def _configured(root: Path, name: str, role: str) -> Path:
+def _configured(collection: Collection, name: str, role: str) -> Path:
+    root = collection.root
     named = find_list(root, name.removesuffix(".txt"))
     for path in (Path(name), root / name, named):
         if path is not None and path.is_file():
             return path
     folders = ", ".join(str(root / f) for f in LIST_FOLDERS)
-    raise DataError(f"'{name}' (data.{role}): no such list file, and no list of that name in {folders}.")
+    hint = missing(collection.benchmark, name)
+    raise DataError(f"'{name}' (data.{role}): no such list file, and no list of that name in {folders}.{hint}")

@@ -218,8 +218,12 @@ def warp(maps: Tensor, affine: Tensor, size: tuple[int, int] | None = None) -> T
     """Look at maps (B,K,h,w) of the main view through views' affines (B,2,3) → (B,K,*size), size as given or (h,w).
 
     The output's pixel at point p is the bilinear value of ``maps`` at ``affine`` · (p,1), where −1 and 1 are the
-    corner pixels' centres; points outside give 0. Differentiable.
+    corner pixels' centres; points outside give 0. Differentiable. Half-precision maps, and those under autocast, are
+    looked at in float32: half-precision points are off by pixels.
     """
     height, width = size or maps.shape[-2:]
-    grid = nnf.affine_grid(affine.to(maps), [maps.shape[0], 1, height, width], align_corners=True)
-    return nnf.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    with torch.autocast(maps.device.type, enabled=False):
+        if maps.dtype in (torch.float16, torch.bfloat16):
+            maps = maps.float()
+        grid = nnf.affine_grid(affine.to(maps), [maps.shape[0], 1, height, width], align_corners=True)
+        return nnf.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=True)

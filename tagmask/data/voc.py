@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from tagmask.config import DataConfig
-from tagmask.data.collection import Collection, Problem
-from tagmask.data.files import check_classes, data_root, find_images, given_classes, resolve
+from tagmask.data.benchmarks import BENCHMARKS, missing
+from tagmask.data.collection import Collection, Item, Problem
+from tagmask.data.files import check_classes, data_root, find_images, given_classes, read_lines, resolve
+from tagmask.data.splits import find_list, read_list
 from tagmask.data.table import assemble, match_rows, read_table, table_path
 from tagmask.errors import DataError, nearest
 from tagmask.registry import SOURCES
@@ -16,6 +20,11 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+
+BENCHMARK = "voc2012"
+AUGMENTED = "SegmentationClassAug"
+SBD_FOLDERS = ("benchmark_RELEASE/dataset", "SBD/dataset", "SBD")
+"""Where SBD may lie, in the root or one or two folders above it; a folder with 'cls', train.txt and val.txt."""
 
 
 def is_voc(root: Path) -> bool:
@@ -30,13 +39,16 @@ def voc(config: DataConfig, seed: int = 0) -> Collection:
 
     Tags come from ``data.tags`` or tags.csv/tags.jsonl in the root, or else from ``Annotations/*.xml``. Classes are
     ``data.classes``, or else ``classes.txt``, or else VOC's twenty in its order when all names are among them, or
-    else the names sorted. Raises DataError when neither tags nor annotations are there, or a name is no class.
+    else the names sorted. With VOC's twenty classes photos that have no mask in ``SegmentationClass`` take that of
+    ``SegmentationClassAug``, or else that of SBD's ``cls/*.mat``, whose list is then known as 'train_aug', too.
+    Raises DataError when neither tags nor annotations are there, or a name is no class.
     """
     root = data_root(config)
     base = resolve(config.images, root, "images") if config.images is not None else root / "JPEGImages"
     if not base.is_dir():
         inner = sorted(root.glob("**/JPEGImages"))
-        raise DataError(f"{base}: no such folder." + (f" Did you mean data.root={inner[0].parent}?" if inner else ""))
+        hint = f" Did you mean data.root={inner[0].parent}?" if inner else missing(BENCHMARK, "train")
+        raise DataError(f"{base}: no such folder.{hint}")
     images = find_images(base)
     if not images:
         raise DataError(f"{base}: no images there.")
@@ -52,7 +64,63 @@ def voc(config: DataConfig, seed: int = 0) -> Collection:
         tags = [_indices(found, classes, annotations / f"{p.stem}.xml") for found, p in zip(names, images)]
     else:
         raise DataError(f"{root}: neither Annotations nor tags.csv is there. Set data.tags to a table of tags.")
-    return assemble("voc", config, root, base, images, tags, classes, problems)
+    collection = assemble("voc", config, root, base, images, tags, classes, problems)
+    return _as_published(collection, config) if tuple(classes) == VOC_CLASSES else collection
+
+
+def _as_published(collection: Collection, config: DataConfig) -> Collection:
+    """The collection with VOC 2012's own lists, and SBD's masks for photos without one."""
+    root, items = collection.root, collection.items
+    sbd = find_sbd(root)
+    lists, problems = {}, list(collection.problems)
+    for name in BENCHMARKS[BENCHMARK]:
+        path = find_list(root, name)
+        if path is not None:
+            lists[name], unknown = read_list(path, items, [root / "JPEGImages", root])
+            # The lists of train, val and test were read before, with the same problems.
+            problems += unknown if name not in collection.splits else []
+    if "train_aug" not in lists and sbd is not None and {"train", "val"} <= lists.keys():
+        there = {item.id for item in items}
+        ids = augmented_list(lists["train"], lists["val"], sbd)
+        lists["train_aug"] = [id for id in ids if id in there]
+        problems += [Problem(id, f"in {sbd}, but no such image") for id in ids if id not in there]
+    if config.masks is None:
+        folders = [(root / AUGMENTED, ".png"), *([(sbd / "cls", ".mat")] if sbd is not None else [])]
+        items = _fill_masks(items, folders)
+    return replace(collection, items=items, lists=lists, problems=problems, benchmark=BENCHMARK)
+
+
+def _fill_masks(items: Sequence[Item], folders: Sequence[tuple[Path, str]]) -> list[Item]:
+    for folder, suffix in folders:
+        names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        items = [
+            replace(item, mask=folder / f"{item.image.stem}{suffix}")
+            if item.mask is None and f"{item.image.stem}{suffix}" in names
+            else item
+            for item in items
+        ]
+    return list(items)
+
+
+def find_sbd(root: Path) -> Path | None:
+    """SBD's folder of cls, train.txt and val.txt, in a VOC root or up to two folders above; None where it is not."""
+    absolute = root.absolute()
+    for parent in (absolute, absolute.parent, absolute.parent.parent):
+        for name in SBD_FOLDERS:
+            if is_sbd(parent / name):
+                return parent / name
+    return None
+
+
+def is_sbd(folder: Path) -> bool:
+    """Whether a folder has SBD's cls, train.txt and val.txt."""
+    return (folder / "cls").is_dir() and all((folder / f"{part}.txt").is_file() for part in ("train", "val"))
+
+
+def augmented_list(train: Sequence[str], val: Sequence[str], sbd: Path) -> list[str]:
+    """'train_aug', sorted: VOC's train and all of SBD, without VOC's val (10,582 of the published lists)."""
+    both = {line for part in ("train", "val") for _, line in read_lines(sbd / f"{part}.txt", "list of images")}
+    return sorted((both | set(train)) - set(val))
 
 
 def order_classes(names: set[str], columns: list[str] | None, where: str) -> list[str]:

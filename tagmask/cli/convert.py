@@ -1,0 +1,122 @@
+"""``tagmask convert``: benchmarks' files to what tagmask reads, and masks to what test servers take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from tagmask.cli import common
+
+convert = typer.Typer(
+    help="Convert benchmarks to masks and tags, and masks to what test servers take.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+common.app.add_typer(convert, name="convert", epilog="Example: `tagmask convert sbd VOCdevkit/VOC2012`")
+
+Workers = Annotated[int, typer.Option(min=1, help="of the conversion, at once")]
+
+
+@convert.command(epilog="Example: `tagmask convert sbd VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset`")
+def sbd(
+    voc: Annotated[Path, typer.Argument(metavar="VOC", help="folder with JPEGImages", show_default=False)],
+    sbd: Annotated[Path | None, typer.Option(help="SBD's folder with cls; default: in VOC or above")] = None,
+    workers: Workers = 2,
+    json: common.Json = False,
+) -> None:
+    """SBD's .mat files to SegmentationClassAug/*.png, and the list train_aug."""
+    from tagmask.convert import sbd_masks
+
+    with _bar("masks", json) as progress:
+        _report(sbd_masks(voc, sbd, workers, progress), json)
+
+
+@convert.command(epilog="Example: `tagmask convert coco coco/annotations/instances_train2014.json`")
+def coco(
+    annotations: Annotated[Path, typer.Argument(metavar="JSON", help="instances_*.json", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="default: the folder above annotations")] = None,
+    workers: Workers = 2,
+    json: common.Json = False,
+) -> None:
+    """COCO's instance annotations to a mask a photo and a table of tags; goes on where it was cut off."""
+    from tagmask.convert import coco_masks
+
+    with _bar("parts", json) as progress:
+        _report(coco_masks(annotations, out, workers, progress), json)
+
+
+@convert.command(epilog="Example: `tagmask convert labels cls_labels.npy tags.jsonl --classes voc`")
+def labels(
+    file: Annotated[Path, typer.Argument(metavar="NPY", help="pickled dictionary of vectors", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="JSONL", help="table of tags to write", show_default=False)],
+    classes: Annotated[str, typer.Option(help="voc, coco, or a file with one class a line")],
+    json: common.Json = False,
+) -> None:
+    """Another project's label file to a table of tags, without running code that may be in it."""
+    from tagmask.convert import read_label_file, write_tags
+    from tagmask.data.coco import COCO_CATEGORIES
+    from tagmask.data.files import check_classes, read_lines
+    from tagmask.data.voc import VOC_CLASSES
+
+    known = {"voc": list(VOC_CLASSES), "coco": list(COCO_CATEGORIES.values())}
+    names = known.get(classes) or check_classes([n for _, n in read_lines(Path(classes), "class list")], classes)
+    _report({"rows": write_tags(read_label_file(file), names, out)}, json)
+
+
+@convert.command("voc-submission", epilog="Example: `tagmask convert voc-submission masks out --voc VOCdevkit/VOC2012`")
+def voc_submission(
+    masks: Annotated[Path, typer.Argument(metavar="MASKS", help="folder of predicted masks", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to write", show_default=False)],
+    voc: Annotated[Path, typer.Option(help="VOC folder with the test list and photos")],
+    competition: Annotated[str, typer.Option(help="comp5: VOC's own data only; comp6: any other")] = "comp6",
+    json: common.Json = False,
+) -> None:
+    """Masks of VOC's test photos to the folder tree and archive that its server takes."""
+    from tagmask.convert import voc_submission
+    from tagmask.data.benchmarks import missing
+    from tagmask.data.files import read_lines
+    from tagmask.data.splits import find_list
+    from tagmask.errors import DataError
+
+    path = find_list(voc, "test")
+    if path is None:
+        raise DataError(f"{voc}: there is no list 'test'.{missing('voc2012', 'test')}")
+    ids = [line for _, line in read_lines(path, "list of images")]
+    with _bar("masks", json) as progress:
+        archive = voc_submission(masks, out, ids, voc / "JPEGImages", competition, progress)
+    _report({"masks": len(ids), "archive": str(archive)}, json)
+
+
+@convert.command("coco-results", epilog="Example: `tagmask convert coco-results runs/first/masks results.json`")
+def coco_results(
+    masks: Annotated[Path, typer.Argument(metavar="MASKS", help="folder of masks", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="JSON", help="file to write", show_default=False)],
+    json: common.Json = False,
+) -> None:
+    """Masks to COCO's results format, run lengths for each photo and category."""
+    from tagmask.convert import coco_results
+
+    with _bar("masks", json) as progress:
+        _report(coco_results(masks, out, progress), json)
+
+
+@contextmanager
+def _bar(what: str, json: bool) -> Iterator[Callable[[int, int], None]]:
+    # On standard error: standard output is for what programs read.
+    with Progress(console=Console(stderr=True), disable=json, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _report(counts: dict[str, Any], json: bool) -> None:
+    if json:
+        common.print_json(counts)
+    else:
+        text = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in counts.items())
+        common.screen().print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,58 @@
+"""SBD's .mat files to PNG masks, and the list train_aug."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tagmask.data.files import read_lines
+from tagmask.data.reading import sbd_mask, write_mask
+from tagmask.data.voc import AUGMENTED, augmented_list, find_sbd, is_sbd
+from tagmask.errors import DataError
+
+
+def sbd_masks(
+    voc: str | Path,
+    sbd: str | Path | None = None,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, int]:
+    """Write SBD's class masks and the list train_aug into a VOC 2012 folder.
+
+    voc: the folder with JPEGImages. sbd: SBD's folder with cls, train.txt and val.txt; default: found in ``voc`` or
+    above. Masks go to ``SegmentationClassAug/<id>.png``, those that are there already are kept; the list to
+    ``ImageSets/Segmentation/train_aug.txt``: VOC's train and all of SBD without VOC's val. progress: called with the
+    number of masks that are done, and of all. Returns counts: written, kept, train_aug. Raises DataError.
+    """
+    voc = Path(voc)
+    folder = Path(sbd) if sbd is not None else find_sbd(voc)
+    if folder is None or not is_sbd(folder):
+        where = folder if folder is not None else f"{voc} and the two folders above"
+        raise DataError(
+            f"{where}: no folder of SBD, with cls, train.txt and val.txt, is there. Unpack benchmark.tgz (it holds "
+            "benchmark_RELEASE/dataset) and name the folder with --sbd."
+        )
+    lists = voc / "ImageSets" / "Segmentation"
+    own = {name: [line for _, line in read_lines(lists / f"{name}.txt", "list of images")] for name in ("train", "val")}
+    names = sorted(path.stem for path in (folder / "cls").glob("*.mat"))
+    if not names:
+        raise DataError(f"{folder / 'cls'}: there are no .mat files. Unpack benchmark.tgz again.")
+    augmented = augmented_list(own["train"], own["val"], folder)
+    absent = sorted(set(augmented) - set(own["train"]) - set(names))
+    if absent:
+        raise DataError(
+            f"{folder / 'cls'}: {len(absent)} listed masks are not there ({absent[0]}.mat). Unpack it again."
+        )
+    out = voc / AUGMENTED
+    todo = [name for name in names if not (out / f"{name}.png").is_file()]
+
+    def one(name: str) -> None:
+        write_mask(out / f"{name}.png", sbd_mask(folder / "cls" / f"{name}.mat"))
+
+    with ThreadPoolExecutor(workers) as pool:
+        for done, _ in enumerate(pool.map(one, todo), len(names) - len(todo) + 1):
+            if progress is not None:
+                progress(done, len(names))
+    (lists / "train_aug.txt").write_text("\n".join(augmented) + "\n", encoding="utf-8")
+    return {"written": len(todo), "kept": len(names) - len(todo), "train_aug": len(augmented)}
