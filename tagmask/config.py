@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
 
 from tagmask.errors import ConfigError, nearest
 from tagmask.registry import METHODS
-
-
-class Strict(BaseModel):
-    """Base of all configuration models: unknown keys are errors, values are checked on assignment."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+from tagmask.stage_config import StagesConfig, stage_mapping
+from tagmask.strict import Strict
 
 
 class DataConfig(Strict):
     """Where images, tags and (for evaluation only) masks are."""
 
     root: Path | None = Field(None, description="folder of the data set")
-    source: str = Field("auto", description="auto, table, folders, voc or demo")
+    source: str = Field("auto", description="auto, table, folders, voc, coco, cub or demo")
     tags: Path | None = Field(None, description="CSV or JSONL of tags; default: tags.csv or tags.jsonl in root")
     separator: str = Field(";", description="between tags in one CSV cell")
     images: Path | None = Field(None, description="folder that image names are relative to; default: found")
@@ -199,11 +195,17 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     label: LabelConfig = LabelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    stages: StagesConfig | None = Field(None, description="what 'tagmask run' does after training; default: masks")
 
     @field_validator("method", mode="before")
     @classmethod
     def _method(cls, value: Any) -> Any:
         return method_config(value) if isinstance(value, Mapping) else value
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _stages(cls, value: Any) -> Any:
+        return stage_mapping(value)
 
 
 def method_config(values: Mapping[str, Any]) -> MethodConfig:
@@ -212,14 +214,47 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
 
 
 def merge(base: dict, over: Mapping) -> dict:
-    """``base`` with the values of ``over``, nested mappings joined. Another method's name replaces its section."""
+    """``base`` with the values of ``over``, nested mappings joined. Another method's name replaces its section.
+
+    A variant that ``over`` names takes the place of what ``base`` says of that variant's own keys: whoever names it
+    after a configuration file that spells out its values means the variant's. What ``over`` sets itself stays.
+    """
+    return _join(_without_preset(base, over), over)
+
+
+def _join(base: Mapping, over: Mapping) -> dict:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
+        if key == "stages":
+            old, value = stage_mapping(old), stage_mapping(value)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             renamed = key == "method" and "name" in value and value["name"] != old.get("name")
-            result[key] = dict(value) if renamed else merge(dict(old), value)
+            result[key] = dict(value) if renamed else _join(old, value)
         else:
+            result[key] = value
+    return result
+
+
+def _without_preset(base: dict, over: Mapping) -> dict:
+    """``base`` without the method's keys that a variant named in ``over``, and not there before, has a preset for."""
+    old, new = base.get("method"), over.get("method")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or "variant" not in new:
+        return base
+    if new["variant"] == old.get("variant"):
+        return base
+    kind = METHODS.get(str(new.get("name", old.get("name", "baseline")))).config_class
+    preset = getattr(kind, "presets", {}).get(str(new["variant"]), {})
+    return base | {"method": _prune(old, preset)}
+
+
+def _prune(values: Mapping, keys: Mapping) -> dict:
+    """``values`` without the leaves that ``keys`` has."""
+    result = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(keys.get(key), Mapping):
+            result[key] = _prune(value, keys[key])
+        elif key not in keys:
             result[key] = value
     return result
 
@@ -240,7 +275,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict:
             raise ConfigError(f"Override '{item}': the value is not valid YAML ({error}).") from error
         for part in reversed(key.split(".")):
             value = {part: value}
-        result = merge(result, value)
+        result = _join(result, value)
     return result
 
 
@@ -310,6 +345,8 @@ def _known_keys(path: list[str], values: Mapping) -> list[str]:
             model = METHODS.get(str(section.get("name", "baseline"))).config_class
         else:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
+            # Of 'Model | None', the model.
+            annotation = next((a for a in get_args(annotation) if a is not type(None)), annotation)
             if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
                 return []
             model = annotation

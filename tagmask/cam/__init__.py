@@ -6,8 +6,9 @@ from tagmask.cam.affinity_region_maps import PrototypeCalibration, affinity_regi
 from tagmask.cam.cut_and_merge import cut_and_merge
 from tagmask.cam.labels import cam_labels, inside, pseudo_labels, refined_scores
 from tagmask.cam.maps import multi_scale, normalize
+from tagmask.cam.mixture import Mixture, crossing, fit_two_components
 from tagmask.cam.regions import class_prototypes, region_masks
-from tagmask.cam.threshold import DynamicThreshold, Mixture, crossing, fit_two_components
+from tagmask.cam.threshold import DynamicThreshold
 
 __all__ = [
     "DynamicThreshold",

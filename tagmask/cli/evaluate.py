@@ -16,7 +16,10 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test, else val")] = None,
     what: Annotated[
         list[str] | None,
-        typer.Option(help="cam, refined, masks, segmenter+tags (all use the tags) or segmenter; repeatable"),
+        typer.Option(
+            help="cam, refined, masks, segmenter+tags (all use the tags), segmenter, or localization, which compares "
+            "boxes of CAMs with true boxes; repeatable"
+        ),
     ] = None,
     with_tags: Annotated[
         bool, typer.Option("--with-tags", help="the segmenter limited to each photo's tags: --what segmenter+tags")
@@ -27,12 +30,19 @@ def evaluate(
     from tagmask import workflow
     from tagmask.evaluate import print_classes, print_scores
     from tagmask.training import RunFolder
+    from tagmask.workflow.localize import LOCALIZATION, print_localization
     from tagmask.workflow.pipeline import print_classification
 
     wanted = [*(what or ()), *(["segmenter+tags"] if with_tags else [])]
     scores = workflow.evaluate(run, split, wanted, overrides or ())
     if json:
         common.print_json(scores)
+        return
+    located = [score for score in scores if score["name"] == LOCALIZATION]
+    scores = [score for score in scores if score["name"] != LOCALIZATION]
+    for score in located:
+        print_localization(score, common.screen())
+    if located and not scores:
         return
     if scores:
         for score in scores:

@@ -47,6 +47,8 @@ STRIDES = {8: (4, 2, 1, 1), 16: (4, 2, 2, 1), 32: (4, 2, 2, 2)}
 
 BLOCK_EPS = 1e-6
 """Of the norms in blocks and behind stages, as the published weights were trained; the other norms have 1e-5."""
+UNIFORM_EPS = 1e-5
+"""Of all norms in the transformers library, and so of weights in its layout."""
 
 
 class MiT(Encoder):
@@ -58,10 +60,15 @@ class MiT(Encoder):
     (B, heads, M, d), and attention logits (B, heads, N, M), their products before the 1/sqrt(d) scale. The first three
     stages reduce keys by 8, 4 and 2 a side, so that only blocks of the last stage have M = N. Gradients flow through
     all of them; there is no class token and no prefix.
+    Norms have the eps of the network that the weights come from: weights in the layout of the transformers library
+    1e-5 throughout, all others 1e-6 in blocks and behind stages. The buffer ``uniform_eps`` says which, so that it is
+    saved and loaded with the weights.
     A stage smaller than its reduction is zero-padded for its keys; the published networks fail there.
     Raises ConfigError for settings of other families or another output stride, WeightsError where pretrained weights
     cannot be had or do not fit.
     """
+
+    uniform_eps: Tensor
 
     def __init__(self, config: EncoderConfig, image_size: int | None = None) -> None:
         strides = _strides(config)
@@ -69,9 +76,14 @@ class MiT(Encoder):
         variant = VARIANTS[config.name]
         self.model = MixTransformer(variant, strides, config.drop_path)
         weights = find_weights(config)
+        uniform = weights.state is not None and is_transformers(weights.state)
         if weights.state is not None:
             weights.state = from_published(weights.state)
         load_weights(self.model, weights, lambda: ())
+        self.register_buffer("uniform_eps", torch.tensor(uniform))
+        _set_eps(self)
+        self.register_load_state_dict_pre_hook(_without_eps)
+        self.register_load_state_dict_post_hook(_set_eps)
         self.channels = list(variant.channels)
         self.strides = list(accumulate(strides, mul))
         self.depth = sum(variant.depths)
@@ -230,6 +242,18 @@ TRANSFORMERS = [
     (r"^(?:segformer\.)?encoder\.patch_embeddings\.(\d)\.", r"stages.\1.embed."),
     (r"^(?:segformer\.)?encoder\.block\.(\d)\.", r"stages.\1.blocks."),
     (r"^(?:segformer\.)?encoder\.layer_norm\.(\d)\.", r"stages.\1.norm."),
+    (r"^(?:segformer\.)?stages\.(\d)\.patch_embeddings\.layer_norm\.", r"stages.\1.embed.norm."),
+    (r"^(?:segformer\.)?stages\.(\d)\.patch_embeddings\.", r"stages.\1.embed."),
+    (r"^(?:segformer\.)?stages\.(\d)\.layer_norm\.", r"stages.\1.norm."),
+    (r"^segformer\.stages\.", "stages."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.q_proj\.", ".attn.q."),
+    (r"\.attention\.k_proj\.", ".attention.self.key."),
+    (r"\.attention\.v_proj\.", ".attention.self.value."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.sequence_reduction\.sequence_reduction\.", ".attn.sr."),
+    (r"\.attention\.sequence_reduction\.layer_norm\.", ".attn.norm."),
     (r"\.layer_norm_([12])\.", r".norm\1."),
     (r"\.attention\.self\.query\.", ".attn.q."),
     (r"\.attention\.self\.sr\.", ".attn.sr."),
@@ -238,7 +262,11 @@ TRANSFORMERS = [
     (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
     (r"\.dwconv\.dwconv\.", ".dwconv."),
 ]
-"""Names in files of the transformers library (SegformerModel, SegformerForImageClassification) → names here."""
+"""Names in the transformers library (SegformerModel, SegformerForImageClassification) → names here.
+
+Those with 'encoder.block' are what it saves, those with 'stages' what its version 5 has in memory. Of both, keys and
+values go through the older name, from where they are joined.
+"""
 
 ORIGINAL = [
     (r"^patch_embed(\d)\.", "embed."),
@@ -246,6 +274,11 @@ ORIGINAL = [
     (r"^norm(\d)\.", "norm."),
 ]
 """Names in the authors' files, whose stages are counted from 1, → names within a stage here."""
+
+
+def is_transformers(state: State) -> bool:
+    """Whether weights are in a layout of the transformers library, the saved or the one in memory."""
+    return any(re.match(r"(?:segformer\.)?(?:encoder|stages\.\d)\.patch_embeddings\.", name) for name in state)
 
 
 def from_published(state: State) -> State:
@@ -270,6 +303,19 @@ def _renamed(name: str) -> str:
     for pattern, own in TRANSFORMERS:
         name = re.sub(pattern, own, name)
     return name
+
+
+def _set_eps(encoder: Any, _: Any = None) -> None:
+    """Give the norms in blocks and behind stages the eps that ``uniform_eps`` says."""
+    eps = UNIFORM_EPS if encoder.uniform_eps else BLOCK_EPS
+    for stage in encoder.model.stages:
+        for norm in (stage.norm, *(n for block in stage.blocks for n in (block.norm1, block.norm2))):
+            norm.eps = eps
+
+
+def _without_eps(encoder: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Models saved before there was a choice ran with BLOCK_EPS."""
+    state.setdefault(f"{prefix}uniform_eps", torch.tensor(False))
 
 
 def _strides(config: EncoderConfig) -> tuple[int, int, int, int]:

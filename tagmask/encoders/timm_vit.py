@@ -44,6 +44,7 @@ class TimmViT(Encoder):
         self.patch = int(model.patch_embed.patch_size[0])
         self.loops, self.add_last = 0, True
         self.has_class_token = model.cls_token is not None
+        self.default_blocks = config.blocks is None
         self.return_blocks(config.blocks)
         self.weights_origin = weights.origin
         self.checkpointing = config.checkpointing

@@ -10,6 +10,7 @@ from tagmask.losses.contrastive_separation import contrastive_separation
 from tagmask.losses.dense_energy import DenseEnergy
 from tagmask.losses.equivariance import equivariance
 from tagmask.losses.multi_scale_attention import multi_scale_attention
+from tagmask.losses.pair_affinity import pair_affinity_loss, pair_labels
 from tagmask.losses.perplexity import perplexity
 from tagmask.losses.regional_contrast import regional_contrast
 from tagmask.losses.seg_to_cam import seg_to_cam, segmentation_labels
@@ -26,6 +27,8 @@ __all__ = [
     "downsample_labels",
     "equivariance",
     "multi_scale_attention",
+    "pair_affinity_loss",
+    "pair_labels",
     "perplexity",
     "regional_contrast",
     "seg_to_cam",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
 from tagmask.types import IGNORE
@@ -12,8 +15,9 @@ from tagmask.types import IGNORE
 EPS = 1e-8
 """Smallest norm that a vector is divided by."""
 
-NOTHING = -1e9
-"""Logarithm of an empty sum; an infinite one would make gradients NaN."""
+CPU_PAIRS = 2**18
+GPU_PAIRS = 2**24
+"""Pairs of positions worked on at once; on CPUs what fits into the cache."""
 
 
 def contrastive_separation(
@@ -29,9 +33,10 @@ def contrastive_separation(
 
     cams: (B,C,h,w), class maps of any range. labels: integers (B,h,w), 0 background, 1..C, 255 never in Ω.
     perplexity: (B,h,w). epsilon: largest perplexity in Ω. temperature: above 0. Returns a scalar ≥ 0, float32 for
-    half-precision maps; 0 where there is no anchor. Memory is that of |Ω|² similarities an image, at most 784² (2.5 MB
-    a copy) for maps of 28×28, as a ViT of patch 16 has them at 448 pixels. Raises TagmaskError when shapes do not fit
-    and for a temperature that is not above 0.
+    half-precision maps; 0 where there is no anchor. Memory is bounded, whatever the maps' size: anchors are worked on
+    in strips, and their gradients are found on the way, not kept for later; second derivatives are therefore not
+    available. At its largest it is some eight matrices of 2^18 pairs, 1 MB each in float32 (on GPUs 2^24 and 64 MB).
+    Raises TagmaskError when shapes do not fit and for a temperature that is not above 0.
 
     Example:
         >>> labels = torch.tensor([[[0, 0], [1, 1]]])
@@ -56,14 +61,47 @@ def contrastive_separation(
 
 def _of_image(vectors: Tensor, labels: Tensor, temperature: float) -> Tensor | None:
     """Equation 10 for unit vectors (n,C) and their labels (n,); None where no position has a positive."""
-    same = labels[:, None] == labels
-    positives = (same.sum(1) - 1).to(vectors.dtype)  # all but itself
-    anchors = positives > 0
-    if not anchors.any():
-        return None
-    similarity = vectors @ vectors.mT / temperature
-    negatives = similarity.masked_fill(same, NOTHING).logsumexp(1, keepdim=True)
-    terms = F.softplus(negatives - similarity)  # −log L / (L + K)
-    others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    each = (terms * others).sum(1) / positives.clamp(min=1)
-    return each.sum() / anchors.sum()
+    _, which, members = labels.unique(return_inverse=True, return_counts=True)
+    positives = members[which] - 1  # all but itself
+    anchors = int((positives > 0).sum())
+    return _AnchorSum.apply(vectors, labels, positives, temperature) / anchors if anchors else None
+
+
+class _AnchorSum(torch.autograd.Function):
+    """Sum over anchors i of the mean over their positives p of softplus(N_i − s_ip).
+
+    s_ij is the product of vectors i and j over the temperature, N_i the logarithm of the sum of exp(s_in) over the
+    negatives n. vectors: (n,C); labels: (n,); positives: (n,), how many each position has.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, labels: Tensor, positives: Tensor, temperature: float) -> Tensor:
+        count = len(vectors)
+        budget = CPU_PAIRS if vectors.device.type == "cpu" else GPU_PAIRS
+        strip = max(1, budget // count)
+        grad = torch.zeros_like(vectors)
+        total = vectors.new_zeros(())
+        for start in range(0, count, strip):
+            rows = slice(start, min(start + strip, count))
+            similarity = vectors[rows] @ vectors.mT / temperature
+            same = labels[rows, None] == labels
+            negative = similarity.masked_fill(same, -torch.inf)
+            # An empty sum has an infinite logarithm, which would make NaN of 0: the least number does as well.
+            behind = negative.logsumexp(1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).min)
+            excess = behind - similarity
+            share = same.to(vectors.dtype) / positives[rows, None].clamp(min=1)
+            share[:, rows].fill_diagonal_(0)
+            total += (F.softplus(excess) * share).sum()
+            if ctx.needs_input_grad[0]:
+                pull = excess.sigmoid_().mul_(share)
+                push = negative.sub_(behind).exp_().mul_(pull.sum(1, keepdim=True))
+                by_pair = push.sub_(pull).div_(temperature)
+                grad[rows] += by_pair @ vectors
+                grad += by_pair.mT @ vectors[rows]
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad * ctx.saved_tensors[0], None, None, None

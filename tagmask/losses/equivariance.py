@@ -15,7 +15,7 @@ def equivariance(cam_warped: Tensor, cam_of_warped: Tensor) -> Tensor:
     classes and positions, so that it does not grow with the maps. Gradient flows into both arguments.
 
     cam_warped, cam_of_warped: (B,C,h,w), any range. Returns a scalar ≥ 0, float32 for half-precision maps. Raises
-    TagmaskError when the shapes differ.
+    TagmaskError when the shapes differ, and for maps without a value.
 
     Example:
         >>> equivariance(torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))
@@ -26,6 +26,8 @@ def equivariance(cam_warped: Tensor, cam_of_warped: Tensor) -> Tensor:
             "Equivariance compares two sets of maps (B,C,h,w) of one shape, "
             f"got {tuple(cam_warped.shape)} and {tuple(cam_of_warped.shape)}."
         )
+    if cam_warped.numel() == 0:
+        raise TagmaskError(f"Equivariance: the maps {tuple(cam_warped.shape)} are empty; give at least one image.")
     if cam_warped.dtype in (torch.float16, torch.bfloat16):
         cam_warped = cam_warped.float()
     return (cam_warped - cam_of_warped).abs().mean()

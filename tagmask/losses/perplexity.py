@@ -15,18 +15,19 @@ def perplexity(confidence: Tensor, threshold: float | Tensor, alpha: float = 0.8
     """[−log(α·d)]^β, where d is how far a confidence ν lies from the threshold ξ, relative to the farthest on its side.
 
     Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 4: d = (ν − ξ)/(1 − ξ) where ν ≥ ξ, and
-    (ξ − ν)/ξ below. It is infinite at the threshold, and (−log α)^β, the least, where ν is 0 or 1.
+    (ξ − ν)/ξ below. It is infinite at the threshold, and least, (−log α)^β, where ν is 0 or 1. With an
+    α above 1 the logarithm turns negative before that, at d = 1/α: from there on the perplexity is 0.
 
-    confidence: any shape, in [0,1]. threshold: a number, or a tensor that broadcasts, in [0,1]. alpha: above 0, up to
-    1. beta: above 0. Returns the confidence's shape, in [0,∞], float32 for half precision. Raises TagmaskError for
+    confidence: any shape, in [0,1]. threshold: a number, or a tensor that broadcasts, in [0,1]. alpha, beta:
+    above 0. Returns the confidence's shape, in [0,∞], float32 for half precision. Raises TagmaskError for
     alpha or beta out of range.
 
     Example:
         >>> perplexity(torch.tensor([0.0, 0.5, 1.0]), 0.5)
         tensor([0.2231,    inf, 0.2231])
     """
-    if not 0 < alpha <= 1 or not beta > 0:
-        raise TagmaskError(f"Perplexity: alpha is above 0 and up to 1, beta above 0; got {alpha} and {beta}.")
+    if not alpha > 0 or not beta > 0:
+        raise TagmaskError(f"Perplexity: alpha and beta are above 0; got {alpha} and {beta}.")
     if confidence.dtype in (torch.float16, torch.bfloat16):
         confidence = confidence.float()
     xi = torch.as_tensor(threshold, dtype=confidence.dtype, device=confidence.device)

@@ -38,9 +38,9 @@ def self_correspondence(
     cam_a (B,C,h,w) and cam_b (B,C,h',w'): class maps. seg_a, seg_b: (B,K,·,·) logits, resized to the class maps of
     their view where sizes differ (bilinear, align_corners=False). points_a (B,n,2), points_b (B,m,2): (x,y), −1/1
     being the corner pixels' centres; values between pixels are bilinear, points outside read the border.
-    Returns a scalar, in [−1,1] unless centered; float32 for half-precision maps. Memory besides the samples is
-    bounded: pairs are worked on in strips, and their gradients are found on the way, not kept for later; second
-    derivatives are therefore not available. Raises TagmaskError when shapes do not fit.
+    Returns a scalar, in [−1,1] unless centered; in the widest type of the maps, at least float32. Memory besides the
+    samples is bounded: pairs are worked on in strips, and their gradients are found on the way, not kept for later;
+    second derivatives are therefore not available. Raises TagmaskError when shapes do not fit and for an empty batch.
 
     Example:
         >>> points = torch.rand(2, 100, 2) * 2 - 1
@@ -49,6 +49,10 @@ def self_correspondence(
         torch.Size([])
     """
     _check(cam_a, cam_b, seg_a, seg_b, points_a, points_b)
+    dtype = torch.float32
+    for maps in (cam_a, cam_b, seg_a, seg_b):
+        dtype = torch.promote_types(dtype, maps.dtype)
+    cam_a, cam_b, seg_a, seg_b = (maps.to(dtype) for maps in (cam_a, cam_b, seg_a, seg_b))
     with torch.autocast(cam_a.device.type, enabled=False):
         a, b = _sample(cam_a, points_a), _sample(cam_b, points_b)
         s = _sample(_resize(seg_a, cam_a), points_a)
@@ -106,7 +110,6 @@ class _PairSum(torch.autograd.Function):
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:
     """Unit vectors (B,n,K) over the channels of maps (B,K,h,w) at points (B,n,2)."""
-    maps = _full(maps)
     values = F.grid_sample(maps, points[:, None].to(maps), padding_mode="border", align_corners=True)
     return F.normalize(values[:, :, 0], dim=1, eps=EPS).mT.contiguous()
 
@@ -114,14 +117,12 @@ def _sample(maps: Tensor, points: Tensor) -> Tensor:
 def _resize(seg: Tensor, cam: Tensor) -> Tensor:
     if seg.shape[-2:] == cam.shape[-2:]:
         return seg
-    return F.interpolate(_full(seg), size=cam.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return F.interpolate(seg, size=cam.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _check(cam_a: Tensor, cam_b: Tensor, seg_a: Tensor, seg_b: Tensor, points_a: Tensor, points_b: Tensor) -> None:
+    if len(cam_a) == 0:
+        raise TagmaskError("Self correspondence: the batch has no image; give at least one.")
     for what, x, y in (("class maps", cam_a, cam_b), ("segmentation maps", seg_a, seg_b)):
         if x.dim() != 4 or x.shape[:2] != y.shape[:2] or len(x) != len(cam_a):
             raise TagmaskError(

@@ -17,7 +17,7 @@ from tagmask.cam.maps import resize
 from tagmask.encoders import Encoder
 from tagmask.losses import balanced_cross_entropy
 from tagmask.methods.affinity import AffinitySettings, affinity_term, build_affinity, predict_affinity, propagate
-from tagmask.methods.baseline import Baseline, BaselineConfig
+from tagmask.methods.baseline import Baseline, BaselineConfig, full
 from tagmask.methods.regularize import EnergyConfig, build_energy, dense_energy
 from tagmask.registry import METHODS
 from tagmask.types import Batch, Features, Losses
@@ -59,7 +59,7 @@ class AFA(Baseline):
         features = self.encoder(batch.images, attention=recorded)
         maps = self.classifier.cam(features.maps[-1])
         scores = self.classifier.pool(maps)
-        terms = {"cls": F.multilabel_soft_margin_loss(scores.float(), batch.tags)}
+        terms = {"cls": F.multilabel_soft_margin_loss(full(scores), batch.tags)}
         if started:
             terms |= self._learned_from_cams(batch, step, features, maps.detach(), scores.detach())
         total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()

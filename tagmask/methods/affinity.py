@@ -15,6 +15,9 @@ from tagmask.heads import AffinityHead
 from tagmask.losses import affinity_labels, affinity_loss, downsample_labels
 from tagmask.types import Features
 
+PROBE = 64
+"""Side of the image that blocks are tried on: the last map has several positions, the reduced keys fewer."""
+
 
 class AffinitySettings(MethodConfig):
     """Where affinities come from."""
@@ -26,7 +29,10 @@ class AffinitySettings(MethodConfig):
 
 
 def build_affinity(config: AffinitySettings, encoder: Encoder) -> AffinityHead:
-    """The head for the attention of the blocks that ``config`` names. Raises ConfigError where there is none."""
+    """The head for the attention of the blocks that ``config`` names.
+
+    Raises ConfigError where there is none, and where it is not between the positions of the encoder's last map.
+    """
     blocks = config.affinity_blocks
     if not encoder.has_attention:
         raise ConfigError(
@@ -41,7 +47,20 @@ def build_affinity(config: AffinitySettings, encoder: Encoder) -> AffinityHead:
             f"method.affinity_blocks={blocks}: name one or more of the encoder's {encoder.depth} blocks, each "
             "once; negative numbers count from the last. To do without affinities set method.affinity=none."
         )
-    return AffinityHead([encoder.heads[i] for i in chosen], config.affinity_symmetric)
+    head = AffinityHead([encoder.heads[i] for i in chosen], config.affinity_symmetric)
+    _try(head, encoder, blocks)
+    return head
+
+
+@torch.no_grad()
+def _try(head: AffinityHead, encoder: Encoder, blocks: list[int]) -> None:
+    """Predict affinities of a black image: what does not fit shows now, and not when the warm-up is over."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        predict_affinity(head, encoder(encoder.mean.new_zeros(1, 3, PROBE, PROBE), attention=blocks))
+    finally:
+        encoder.train(training)
 
 
 def predict_affinity(head: AffinityHead, features: Features) -> Tensor:
@@ -77,6 +96,7 @@ def propagate(cams: Tensor, affinity: Tensor, radius: int, power: float = 2.0, s
     weights.diagonal(dim1=-2, dim2=-1).fill_(1)  # a position is alike to itself, and no row is empty
     weights = weights / weights.sum(-1, keepdim=True)
     values = cams.float().flatten(2).mT
-    for _ in range(steps):
-        values = weights @ values
+    with torch.autocast(cams.device.type, enabled=False):  # rounded weights no longer sum to 1
+        for _ in range(steps):
+            values = weights @ values
     return values.mT.reshape(cams.shape)

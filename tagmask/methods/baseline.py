@@ -57,6 +57,11 @@ class BaselineConfig(MethodConfig):
         return plan
 
 
+def full(x: Tensor) -> Tensor:
+    """float32 for half precision, anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 @METHODS.register("baseline")
 class Baseline(Method):
     """Classifier and segmentation head on one encoder, the first teaching the second."""
@@ -76,7 +81,7 @@ class Baseline(Method):
         features = self.encoder(batch.images)
         maps = self.classifier.cam(features.maps[-1])
         scores = self.classifier.pool(maps)
-        terms = {"cls": F.multilabel_soft_margin_loss(scores.float(), batch.tags)}
+        terms = {"cls": F.multilabel_soft_margin_loss(full(scores), batch.tags)}
         total = cfg.weight_cls * terms["cls"]
         if cfg.weight_seg > 0 and step >= cfg.warmup:
             labels = self.labels(batch, maps.detach(), scores.detach())

@@ -39,7 +39,7 @@ from tagmask.registry import METHODS
 from tagmask.types import Batch, Features, Losses
 
 AUXILIARY_BLOCKS = [-3, -1]
-"""Blocks that a ViT returns where encoder.blocks names only one: the auxiliary class maps' and the last."""
+"""Blocks that a ViT returns where encoder.blocks names none: the auxiliary class maps' and the last."""
 
 
 class CoSAConfig(MethodConfig):
@@ -59,6 +59,7 @@ class CoSAConfig(MethodConfig):
             "weight_c2s_aux": 0.05,
             "weight_csc": 0.0,
             "weight_reg": 0.05,
+            "energy": {"gradient": "release"},
         },
     }
 
@@ -88,7 +89,7 @@ class CoSAConfig(MethodConfig):
     weighting: Literal["raw", "none", "balanced"] = Field(
         "raw", description="of c2s: reliability, none, or halves of background and foreground"
     )
-    alpha: float = Field(0.8, gt=0, le=1, description="of the perplexity")
+    alpha: float = Field(0.8, gt=0, description="of the perplexity")
     beta: float = Field(1.0, gt=0, description="of the perplexity")
     temperature: float = Field(0.01, gt=0, description="of the segmentation that teaches the CAMs")
     rectify: bool = Field(False, description="cut the CAMs that it teaches at 0")
@@ -158,6 +159,11 @@ class CoSA(Method):
 
     def __init__(self, config: CoSAConfig, encoder: Encoder, classes: int) -> None:
         if isinstance(encoder, TimmViT) and len(encoder.channels) == 1:
+            if not encoder.default_blocks:
+                raise ConfigError(
+                    f"encoder.blocks names block {encoder.blocks[0]} alone, and method 'cosa' takes its auxiliary CAMs "
+                    f"from an earlier one than the last; name two, such as {AUXILIARY_BLOCKS}, or leave it out."
+                )
             encoder.return_blocks(AUXILIARY_BLOCKS)
         if len(encoder.channels) < -config.auxiliary_map:
             raise ConfigError(

@@ -20,7 +20,7 @@ from tagmask.data.views import make_affine, warp
 from tagmask.encoders import Encoder
 from tagmask.losses import balanced_cross_entropy, equivariance, self_correspondence
 from tagmask.methods.affinity import AffinitySettings, affinity_term, build_affinity, predict_affinity
-from tagmask.methods.baseline import Baseline, BaselineConfig
+from tagmask.methods.baseline import Baseline, BaselineConfig, full
 from tagmask.methods.regularize import EnergyConfig, build_energy, dense_energy
 from tagmask.registry import METHODS
 from tagmask.types import Batch, Features, Losses
@@ -108,7 +108,7 @@ class TSCD(Baseline):
         features = self.encoder(batch.images, attention=recorded)
         maps = self.classifier.cam(features.maps[-1])
         scores = self.classifier.pool(maps)
-        terms = {"cls": F.multilabel_soft_margin_loss(scores.float(), batch.tags)}
+        terms = {"cls": F.multilabel_soft_margin_loss(full(scores), batch.tags)}
         if started:
             needs_decoder = cfg.weight_seg > 0 or cfg.weight_scd > 0 or self.energy is not None
             logits = self.decoder(features) if needs_decoder else None
@@ -145,7 +145,7 @@ class TSCD(Baseline):
         affine = self._draw_affine(batch)
         second = self.encoder(look(batch.images, size, affine))
         # Class activation maps are rectified (equation 2).
-        cam_a, cam_b = maps.float().relu(), self.classifier.cam(second.maps[-1]).float().relu()
+        cam_a, cam_b = full(maps).relu(), full(self.classifier.cam(second.maps[-1])).relu()
         if logits is not None and cfg.weight_scd > 0:
             points_a, points_b = (self._draw_points(batch, cam_a.device) for _ in range(2))
             target_a, target_b = (cam_a.detach(), cam_b.detach()) if cfg.detach else (cam_a, cam_b)
@@ -154,9 +154,10 @@ class TSCD(Baseline):
             )
         if cfg.weight_equ > 0:
             grid = (cam_b.shape[-2], cam_b.shape[-1])
-            warped = look(cam_a, grid, affine)
+            moved = None if affine is None else on_grid(affine, size, grid)
+            warped = look(cam_a, grid, moved)
             if affine is not None:  # only where the second view shows a part of the image
-                seen = look(torch.ones_like(cam_a[:, :1]), grid, affine) > 0.999
+                seen = look(torch.ones_like(cam_a[:, :1]), grid, moved) > 0.999
                 warped, cam_b = warped * seen, cam_b * seen
             terms["equ"] = equivariance(warped, cam_b)
         return terms
@@ -191,3 +192,19 @@ def look(x: Tensor, size: tuple[int, int], affine: Tensor | None) -> Tensor:
     """
     x = resize(x, size)
     return x if affine is None else warp(x, affine)
+
+
+def on_grid(affine: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """The affine (B,2,3) of an image of ``size`` for a coarser ``grid`` (h,w) over the same image.
+
+    In an affine −1 and 1 are the centres of the corner pixels, 1 − 1/w of the way from the middle to the border. So on
+    another grid a shift by as much of the image is another number, and where a grid is not square, so is what a
+    rotation mixes of x and y. On one position an axis has no length: its shift is 0, and so is what it mixes.
+    """
+    # Half extent of the corner centres, in halves of the image: what 1 stands for.
+    was = [1 - 1 / n if n > 1 else 0.0 for n in (size[1], size[0])]
+    now = [1 - 1 / n if n > 1 else 0.0 for n in (grid[1], grid[0])]
+    out = affine.new_tensor([old / new if new else 0.0 for old, new in zip(was, now)])
+    into = affine.new_tensor([new / old if old else 0.0 for old, new in zip(was, now)])
+    matrix = out[:, None] * affine[..., :2] * into
+    return torch.cat([matrix, (out * affine[..., 2])[..., None]], -1)

@@ -243,7 +243,8 @@ def _memory_advice(config: RunConfig) -> Iterator[None]:
         raise TrainingError(
             f"Memory ran out with train.batch_size={train.batch_size}, views.crop={config.views.crop}, "
             f"train.precision={train.precision}. Lower views.crop, raise train.accumulate (now {train.accumulate}; "
-            "the result stays the same), use train.precision=bf16 or encoder.checkpointing=true."
+            "losses that are normalised over a batch then are so over its parts), use train.precision=bf16 or "
+            "encoder.checkpointing=true."
         ) from error
 
 

@@ -17,11 +17,12 @@ from tagmask.data import Collection, Item, print_fingerprint
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.registry import METHODS
-from tagmask.training import RunFolder, write_json
+from tagmask.training import RunFolder, Trained, write_json
 from tagmask.workflow.plan import Choice, as_mapping, choose
 from tagmask.workflow.report_run import report
 from tagmask.workflow.runs import default_device, prepare
 from tagmask.workflow.score_run import evaluate
+from tagmask.workflow.stages import disk_plan, print_disk_plan, run_stages, save_stages, saved_stages
 from tagmask.workflow.train_run import check_free, resumed, train
 from tagmask.workflow.use_run import label, predict
 
@@ -47,7 +48,9 @@ def run(
         check_free(folder, resume)
     going_on = resume and folder.config_file.is_file()
     base = (
-        resumed(folder, configs, values, overrides) if going_on else load_config(*configs, values, overrides=overrides)
+        resumed(folder, [*saved_stages(folder), *configs], values, overrides)
+        if going_on
+        else load_config(*configs, values, overrides=overrides)
     )
     with clock("check"):
         collection, found = prepare(base, None if dry_run else folder)
@@ -57,16 +60,24 @@ def run(
     # The method's name first: settings of a method go when another one's name comes over them.
     named = {"method": {"name": base.method.name}}
     config = base if going_on else load_config(named, as_mapping(choices), given)
+    stages = disk_plan(config, folder, found)
     if console is not None:
         print_fingerprint(found, console)
         _print_plan(config, choices, console)
+        if stages:
+            print_disk_plan(stages, console)
     if dry_run:
-        return {"plan": {c.key: c.value for c in choices}, "config": config.model_dump(mode="json")}
+        plan = {c.key: c.value for c in choices}
+        return {"plan": plan, "stages": stages, "config": config.model_dump(mode="json")}
+    save_stages(folder, config)
+    alone = config.model_copy(update={"stages": None})  # stages may change after the training, and guard themselves
     with clock("train"):
-        trained = train(config, out, resume=resume, prepared=(collection, found), console=console)
+        trained = train(alone, out, resume=resume, prepared=(collection, found), console=console)
     if comm.rank() > 0:  # of several processes, the first one does the rest
         return {"run": str(out)}
     splits = [s for s in ("train", "val") if collection.splits.get(s)]
+    if config.stages is not None:
+        return _staged(config, folder, (collection, found), minutes, trained, console)
     with clock("label"):
         labelled = [label(out, "+".join(splits), overwrite=not resume, console=console)]
         unlabelled = [item for item in collection.split("all") if item.tags is None]
@@ -76,10 +87,7 @@ def run(
             )
     scores: list[dict[str, Any]] = []
     with clock("evaluate"):
-        # val before the others: it gives the CAM threshold that they are also scored at.
-        for split in ("val", "train", "test"):
-            if any(i.tags is not None or i.mask is not None for i in _items(collection, split)):
-                scores += evaluate(out, split, console=console)
+        scores += _evaluate(folder, collection, console)
     with clock("report"):
         page = report(out)
     write_json(folder.path / "minutes.json", minutes)
@@ -93,6 +101,52 @@ def run(
         "classification": folder.metrics().get("classification"),
         "report": str(page),
         "model": str(folder.model),
+    }
+    if console is not None:
+        _print_summary(summary, console)
+    return summary
+
+
+def _evaluate(
+    folder: RunFolder, collection: Collection, console: Console | None, splits: Sequence[str] = ("val", "train", "test")
+) -> list[dict[str, Any]]:
+    # val before the others: it gives the CAM threshold that they are also scored at.
+    there = [s for s in splits if any(i.tags is not None or i.mask is not None for i in _items(collection, s))]
+    return [score for split in there for score in evaluate(folder.path, split, console=console)]
+
+
+def _staged(
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: tuple[Collection, dict[str, Any]],
+    minutes: dict[str, float],
+    trained: Trained,
+    console: Console | None,
+) -> dict[str, Any]:
+    """The rest of a run with stages. The classifier's scores are of CAMs and masks, the segmenter's of its own run."""
+    clock, collection = _Clock(minutes), prepared[0]
+    done = run_stages(config, folder.path, prepared, console, clock)
+    runs = [folder]
+    with clock("evaluate"):
+        scores = _evaluate(folder, collection, console)
+        if "segmenter" in done:
+            runs.append(RunFolder(done["segmenter"]["run"]))
+            scores += _evaluate(runs[-1], collection, console, ("val", "test"))
+    with clock("report"):
+        pages = [report(run.path) for run in runs]
+    write_json(folder.path / "minutes.json", minutes)
+    nothing = {"folder": str(folder.masks), "written": 0, "failed": []}
+    summary = {
+        "run": str(folder.path),
+        "minutes": minutes,
+        "data_share": trained.data_share,
+        "stages": done,
+        "masks": done.get("masks", nothing),
+        "predictions": None,
+        "scores": scores,
+        "classification": folder.metrics().get("classification"),
+        "report": str(pages[-1]),
+        "model": str(runs[-1].model),
     }
     if console is not None:
         _print_summary(summary, console)

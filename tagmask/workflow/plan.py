@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from tagmask.config import MethodConfig, ShortSchedule, load_config
 from tagmask.encoders import build_encoder
 from tagmask.registry import METHODS
+from tagmask.stage_config import StagesConfig
 
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
 """Thresholds of CAM labels by encoder, found on held-out photos (docs/results.md): some have broader CAMs."""
@@ -73,6 +75,8 @@ def choose(found: Mapping[str, Any], device: torch.device, given: Mapping[str, A
         choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
     planned = {choice.key: choice for choice in choices}
     planned.update({choice.key: choice for choice in _method(own, schedule)})
+    if user.stages is not None:
+        planned.update({choice.key: choice for choice in _stages(user.stages, own, schedule)})
     return [choice for choice in planned.values() if not _is_set(given, choice.key)]
 
 
@@ -96,6 +100,17 @@ def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> li
     return [Choice(key, value, why) for key, (value, why) in plan.items()]
 
 
+def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
+    """The same for a stage's segmenter, unless a configuration of its own is named for it."""
+    stage = stages.segmenter
+    if stage is None or stage.configs:
+        return []
+    method = {"name": "supervised", **stage.method}
+    name = Choice("method.name", method["name"], "learns from the masks")
+    planned = _method({**own, "method": method, "encoder": stage.encoder or own["encoder"]}, schedule)
+    return [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in [name, *planned]]
+
+
 def _has_attention(settings: Mapping[str, Any], crop: int) -> bool:
     """Whether the encoder has attention that can be read: found by building it, without its weights."""
     config = load_config({"encoder": {**settings, "weights": "none"}}).encoder
@@ -103,8 +118,11 @@ def _has_attention(settings: Mapping[str, Any], crop: int) -> bool:
 
 
 def _is_set(given: Mapping[str, Any], key: str) -> bool:
-    section, name = key.split(".")
-    return name in (given.get(section) or {})
+    for part in key.split("."):
+        if not isinstance(given, Mapping) or part not in given:
+            return False
+        given = given[part]
+    return True
 
 
 def _optimiser(encoder: str) -> list[Choice]:
@@ -125,6 +143,6 @@ def as_mapping(choices: list[Choice]) -> dict[str, Any]:
     """Choices as nested sections, to be merged under what the user sets."""
     result: dict[str, Any] = {}
     for choice in choices:
-        section, key = choice.key.split(".")
-        result.setdefault(section, {})[key] = choice.value
+        *sections, key = choice.key.split(".")
+        reduce(lambda place, section: place.setdefault(section, {}), sections, result)[key] = choice.value
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tagmask.evaluate import Protocol, average_precision
 from tagmask.methods import Method
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, read_json, write_json
+from tagmask.workflow.localize import LOCALIZATION, localize
 from tagmask.workflow.runs import open_run, reopen
 from tagmask.workflow.scoring import AT_VAL, SCORES, Scorer
 
@@ -34,7 +35,8 @@ def evaluate(
 
     split: 'test' where there is one, else 'val'. what: names of SCORES; by default the CAMs and masks, which use
     tags, on 'train', and the segmenter without tags elsewhere (on 'val' both). Splits other than 'val' are scored at
-    the CAM threshold that was found best on 'val', too, once 'val' has been scored in the same way.
+    the CAM threshold that was found best on 'val', too, once 'val' has been scored in the same way. 'localization'
+    compares boxes of CAMs with true boxes, see ``localize``; its entry has no mIoU.
     Where nothing has a true mask, only the classifier's mean average precision is entered, and the list is empty.
     Raises DataError when there is nothing to compare with.
     """
@@ -43,8 +45,14 @@ def evaluate(
     split = split or ("test" if collection.splits.get("test") else "val")
     items = collection.split(split)
     for name in what or ():
-        if name not in SCORES:
-            raise ConfigError(f"'{name}' is not a score. There are: {', '.join(SCORES)}.")
+        if name not in (*SCORES, LOCALIZATION):
+            raise ConfigError(f"'{name}' is not a score. There are: {', '.join((*SCORES, LOCALIZATION))}.")
+    located: list[dict[str, Any]] = []
+    if what and LOCALIZATION in what:
+        located = [localize(folder, config, method, collection, split, console)]
+        what = [name for name in what if name != LOCALIZATION]
+        if not what:
+            return located
     have_masks = any(item.mask is not None for item in items)
     if not have_masks and (what or not any(item.tags is not None for item in items)):
         raise DataError(f"{collection.root}: split '{split}' has no true masks to compare with; set data.masks.")
@@ -75,7 +83,7 @@ def evaluate(
         folder.add_score(result)
         results.append(result)
     _add_classification(folder, split, collection.classes, scorer)
-    return results
+    return [*results, *located]
 
 
 def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
@@ -111,12 +119,19 @@ def _protocol(
     folder: RunFolder,
 ) -> Protocol:
     cfg, source = config.label, scorer.inference.source
+    stage: dict[str, Any] = {}
     if name == "masks":
         # Of how the files were made, not of what the configuration says today.
         made = read_json(folder.masks / "classes.json")
         cfg, source = LabelConfig.model_validate(made["label"]), made["source"]
+        stage = made.get("stage", {})
+        cfg = cfg.model_copy(update={"crf": stage.get("crf", cfg.crf)})
+        if stage:
+            cfg.high = cfg.low = None
     from_cam = name in ("cam", AT_VAL, "refined") or (name == "masks" and source == "cam")
     threshold = scorer.val_threshold if name == AT_VAL else cfg.threshold
+    if "walk" in stage and "affinity" in stage:
+        threshold = stage["walk"].get("threshold")
     tile = max((side for size in scorer.sizes if (side := scorer.inference.tile_side(size))), default=None)
     delivered = name in ("masks", "segmenter", "segmenter+tags")
     first = collection.item(scored[0])
@@ -129,13 +144,17 @@ def _protocol(
         left_out=scorer.untagged if name != "segmenter" else 0,
         supervision=_supervision(config, method),
         threshold=threshold if from_cam else None,
-        threshold_source=("best on val" if name == AT_VAL else "fixed") if from_cam else "none",
+        threshold_source=("best on val" if name == AT_VAL else "fixed")
+        if from_cam and threshold is not None
+        else "none",
         unsure=_unsure(cfg, from_cam) if delivered else None,
         scales=cfg.cam_scales if from_cam else cfg.scales,
         flip=cfg.cam_flip if from_cam else cfg.flip,
         merge="sum" if from_cam else cfg.merge,
-        refine=_refinement(name, cfg, from_cam, tile),
-        crf=None if from_cam or cfg.crf == "none" else f"{cfg.crf} ({DenseCRF.preset(cfg.crf).extra_repr()})",
+        refine=_walk(stage) if "affinity" in stage else _refinement(name, cfg, from_cam, tile),
+        crf=None
+        if (from_cam and not stage) or cfg.crf == "none"
+        else f"{cfg.crf} ({DenseCRF.preset(cfg.crf).extra_repr()})",
         tile=None if from_cam else tile,
         seed=config.seed,
         weights=method.encoder.weights_origin,
@@ -152,6 +171,11 @@ def _refinement(name: str, cfg: LabelConfig, from_cam: bool, tile: int | None) -
             return cfg.refine if from_cam else "none"
         return f"{cfg.refine_masks}, tiled photos not" if tile else cfg.refine_masks
     return "none"
+
+
+def _walk(stage: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key} {value:g}" for key, value in stage["walk"].items())
+    return f"random walk ({stage['affinity']}, {settings})"
 
 
 def _unsure(cfg: LabelConfig, from_cam: bool) -> tuple[float, float] | float | None:

@@ -88,14 +88,25 @@ def check_free(folder: RunFolder, resume: bool) -> None:
 
 
 def check_schedule(config: RunConfig) -> None:
-    """Raise ConfigError when a warm-up is as long as the training: what it delays would never happen."""
+    """Raise ConfigError when a warm-up is as long as the training: what it delays would never happen.
+
+    Of the method these are its fields ``warmup``, ``*_warmup`` and ``start_*``, steps from which something is on, but
+    not those of what is switched off: ``affinity_warmup`` with affinity 'none', ``start_seg`` with a weight_seg of 0.
+    """
     steps = config.train.steps
-    phases = {"train.warmup": config.train.warmup, "method.warmup": getattr(config.method, "warmup", 0)}
+    phases = {"train.warmup": config.train.warmup}
+    for name, value in config.method:
+        off = (
+            getattr(config.method, name.removesuffix("_warmup"), None) == "none"
+            or getattr(config.method, name.replace("start_", "weight_", 1), None) == 0
+        )
+        if (name.endswith("warmup") or name.startswith("start_")) and not off:
+            phases[f"method.{name}"] = value
     for key, length in phases.items():
         if length and length >= steps:
             raise ConfigError(
-                f"{key} is {length}, but there are only {steps} steps: set {key}={max(1, steps // 5)}, "
-                "or raise train.steps."
+                f"{key} is {length}, but there are only {steps} steps: what begins then never would. Set "
+                f"{key}={max(1, steps // 5)}, or raise train.steps."
             )
 
 
@@ -121,6 +132,11 @@ def training_items(config: RunConfig, collection: Collection) -> tuple[list[Item
             raise DataError(f"{collection.root}: the split 'train' has no tagged image.")
         return items, 0
     folder = config.data.train_masks
+    if folder is None and getattr(METHODS.get(config.method.name), "labels_from_tags", False):
+        raise ConfigError(
+            f"Method '{config.method.name}' learns from labels that another stage made of tags, never from true masks; "
+            "run it as a stage (stages.affinity.method), or set data.train_masks to such labels."
+        )
     if folder is not None:
         named = folder / "classes.json"
         if named.is_file() and read_json(named)["classes"][1:] != collection.classes:

@@ -250,6 +250,17 @@ def test_warp_known_cases() -> None:
     assert torch.allclose(shifted[..., :5], maps[..., 1:], atol=1e-5)
 
 
+def test_warp_under_autocast_and_of_half_precision_is_float32() -> None:
+    maps = torch.rand(1, 2, 512, 512, generator=generator())
+    affine = make_affine(rotation=7, translation=(0.123, -0.07))[None]
+    expected = warp(maps, affine)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(warp(maps, affine), expected, atol=1e-4, rtol=0)
+        halves = warp(maps.bfloat16(), affine)
+    assert halves.dtype == torch.float32
+    torch.testing.assert_close(halves, warp(maps.bfloat16().float(), affine))
+
+
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown view 'weak'"):
         TrainViews(config(), frozenset(("weak",)))

@@ -89,3 +89,27 @@ def test_overlap_threshold_and_several_boxes():
         localization(cams, scores, labels[:2], boxes)
     with pytest.raises(TagmaskError):
         localization(cams, scores, np.array([0, 1, 2, 6]), boxes)
+
+
+def test_max_box_acc_equals_counting_at_every_threshold():
+    rng = np.random.default_rng(1)
+    cams = np.zeros((12, 3, 20, 20))
+    labels, boxes = rng.integers(0, 3, 12), np.zeros((12, 4))
+    for i in range(12):
+        x, y = rng.integers(1, 8, 2)
+        cams[i, labels[i]] = rng.random((20, 20)) * 0.3
+        cams[i, labels[i], y : y + 9, x : x + 9] += 0.3 + 0.1 * i / 12
+        cams[i, labels[i], y + 2 : y + 5, x + 2 : x + 5] += 0.4
+        boxes[i] = x, y, x + 9, y + 9
+    thresholds = [0.6, 0.0, 0.2, 0.4]
+    result = localization(cams, rng.random((12, 3)), labels, boxes, thresholds=thresholds)
+    expected = []
+    for threshold in sorted(thresholds):
+        found = [box_iou(flood_box(c[k], threshold), b) >= 0.5 for c, k, b in zip(cams, labels, boxes)]
+        expected.append(sum(found) / 12)
+    assert result["curve"] == {"thresholds": sorted(thresholds), "box_acc": pytest.approx(expected)}
+    assert result["max_box_acc"] == max(expected) > min(expected)
+    assert result["best_threshold"] == sorted(thresholds)[int(np.argmax(expected))]
+    assert result["gt_known"] == expected[1], "at its own threshold, 0.2"
+    with pytest.raises(TagmaskError, match="others as well"):
+        localization(cams, rng.random((12, 3)), labels, boxes, thresholds=[1.0])

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tagmask.errors import TagmaskError
 from tagmask.losses import contrastive_separation
+
+MODULE = sys.modules[contrastive_separation.__module__]  # the function has its module's name
 
 
 def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,15 +49,21 @@ def loop(cams: Tensor, labels: Tensor, doubt: Tensor, epsilon: float, temperatur
     return sum(images) / len(images)
 
 
+@pytest.mark.parametrize("pairs", [2**18, 25], ids=["one strip", "strips"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("epsilon", "temperature"), [(1.0, 0.1), (0.5, 1.0), (2.0, 0.3)])
-def test_equals_equations_9_and_10(seed: int, epsilon: float, temperature: float) -> None:
+def test_equals_equations_9_and_10(
+    monkeypatch: pytest.MonkeyPatch, pairs: int, seed: int, epsilon: float, temperature: float
+) -> None:
+    monkeypatch.setattr(MODULE, "CPU_PAIRS", pairs)
     cams, labels, doubt = example(seed)
     result = contrastive_separation(cams, labels, doubt, epsilon, temperature)
     assert result.item() == pytest.approx(loop(cams, labels, doubt, epsilon, temperature), rel=1e-10)
 
 
-def test_gradient() -> None:
+@pytest.mark.parametrize("pairs", [2**18, 25], ids=["one strip", "strips"])
+def test_gradient(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
+    monkeypatch.setattr(MODULE, "CPU_PAIRS", pairs)
     cams, labels, doubt = example()
     cams.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: contrastive_separation(x, labels, doubt, 1.0, 0.5), (cams,))
@@ -60,6 +71,30 @@ def test_gradient() -> None:
     assert cams.grad is not None
     grad = cams.grad.permute(0, 2, 3, 1)
     assert not grad[(doubt > 1) | (labels == 255)].any() and grad.any(), "only Ω learns"
+
+
+def test_no_matrix_of_all_pairs_is_made_or_kept() -> None:
+    """On a grid of 56 x 56, 9.8 million pairs an image: strips of 2^18 on the way, and none of them afterwards."""
+    generator = torch.Generator().manual_seed(0)
+    side, images = 56, 2
+    cams = torch.randn(images, 20, side, side, generator=generator).requires_grad_()
+    labels = torch.randint(0, 3, (images, side, side), generator=generator)
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))
+            return result
+
+    with Watch():
+        loss = contrastive_separation(cams, labels, torch.zeros(images, side, side))
+        loss.backward()
+    assert MODULE.CPU_PAIRS / 2 < max(sizes) <= MODULE.CPU_PAIRS < side**4
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        contrastive_separation(cams, labels, torch.zeros(images, side, side))
+    assert max(saved) <= cams.numel(), "what waits for the backward pass is as large as the maps"
 
 
 def test_separates_two_regions() -> None:

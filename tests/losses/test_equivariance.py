@@ -9,14 +9,14 @@ from tagmask.losses import equivariance
 
 def test_equals_loops() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 2, 3, 4, 5, generator=generator).unbind(0)
+    a, b = torch.randn(2, 2, 3, 4, 5, generator=generator, dtype=torch.float64).unbind(0)
     total = 0.0
     for i in range(2):
         for c in range(3):
             for y in range(4):
                 for x in range(5):
                     total += abs(float(a[i, c, y, x]) - float(b[i, c, y, x]))
-    assert equivariance(a, b).item() == pytest.approx(total / (2 * 3 * 4 * 5), abs=1e-6)
+    assert equivariance(a, b).item() == pytest.approx(total / (2 * 3 * 4 * 5), abs=1e-12)
 
 
 def test_gradient_reaches_both_sides() -> None:
@@ -37,3 +37,5 @@ def test_half_precision_is_summed_in_float32() -> None:
 def test_different_shapes_are_refused_not_broadcast() -> None:
     with pytest.raises(TagmaskError, match="one shape"):
         equivariance(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4))
+    with pytest.raises(TagmaskError, match="empty"):
+        equivariance(torch.zeros(0, 3, 4, 4), torch.zeros(0, 3, 4, 4))

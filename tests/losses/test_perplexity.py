@@ -16,12 +16,12 @@ def loop(confidence: list[float], xi: float, alpha: float, beta: float) -> list[
     result = []
     for nu in confidence:
         d = (nu - xi) / (1 - xi) if nu >= xi else (xi - nu) / xi
-        result.append(math.inf if d == 0 else (-math.log(alpha * d)) ** beta)
+        result.append(math.inf if d == 0 else max(-math.log(alpha * d), 0.0) ** beta)
     return result
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.floats(0.05, 0.95), st.floats(0.1, 1.0), st.floats(0.3, 3.0), st.integers(0, 1000))
+@given(st.floats(0.05, 0.95), st.floats(0.1, 3.0), st.floats(0.3, 3.0), st.integers(0, 1000))
 def test_equals_equation_4(xi: float, alpha: float, beta: float, seed: int) -> None:
     nu = torch.rand(3, 17, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     nu[0, :3] = torch.tensor([0.0, 1.0, xi])
@@ -47,6 +47,11 @@ def test_thresholds_at_the_ends_give_no_nan(xi: float) -> None:
     assert not result.isnan().any() and result[0 if xi == 0 else 2].isinf()
 
 
+def test_above_1_alpha_counts_what_is_far_enough_as_sure() -> None:
+    result = perplexity(torch.tensor([0.0, 0.1, 0.2, 0.3, 0.8, 1.0]), 0.4, alpha=2.0)
+    assert not result.isnan().any() and (result[:3] == 0).all() and result[3] > 0 and (result[4:] == 0).all()
+
+
 def test_gradient() -> None:
     nu = torch.tensor([0.05, 0.2, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: perplexity(x, 0.3, 0.7, 1.5), (nu,))
@@ -58,7 +63,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     assert torch.equal(perplexity(nu, 0.4), perplexity(nu.float(), 0.4))
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 1.0), (1.1, 1.0), (0.8, 0.0), (float("nan"), 1.0)])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 1.0), (-1.1, 1.0), (0.8, 0.0), (float("nan"), 1.0)])
 def test_settings_out_of_range_are_refused(alpha: float, beta: float) -> None:
-    with pytest.raises(TagmaskError, match="alpha is above 0"):
+    with pytest.raises(TagmaskError, match="alpha and beta are above 0"):
         perplexity(torch.rand(2), 0.5, alpha, beta)

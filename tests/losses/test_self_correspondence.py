@@ -159,6 +159,18 @@ def test_half_precision_and_autocast_are_computed_in_float32() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("wide", [0, 2, 4], ids=["class maps", "segmentations", "points"])
+def test_mixed_types_are_brought_to_the_widest(wide: int) -> None:
+    inputs = [x.detach() for x in case()]
+    inputs[wide : wide + 2] = [x.double() for x in inputs[wide : wide + 2]]
+    inputs[3] = inputs[3].requires_grad_()
+    loss = self_correspondence(*inputs)
+    loss.backward()
+    assert loss.dtype == (torch.float32 if wide == 4 else torch.float64)
+    assert loss.item() == pytest.approx(loops(*(x.detach() for x in inputs), False), abs=1e-6)
+    assert inputs[3].grad is not None and inputs[3].grad.dtype == inputs[3].dtype
+
+
 def test_no_tensor_of_all_pairs_is_made() -> None:
     """At 40 x 40 points a view, 2.56 million pairs an image."""
     generator = torch.Generator().manual_seed(0)
@@ -187,5 +199,7 @@ def test_errors() -> None:
         self_correspondence(cam_a, cam_b, seg_a[:1], seg_b[:1], points_a, points_b)
     with pytest.raises(TagmaskError, match=r"points are \(B,n,2\)"):
         self_correspondence(cam_a, cam_b, seg_a, seg_b, points_a[..., :1], points_b)
+    with pytest.raises(TagmaskError, match="no image"):
+        self_correspondence(*(x[:0] for x in (cam_a, cam_b, seg_a, seg_b, points_a, points_b)))
     with pytest.raises(TagmaskError, match="one or more"):
         self_correspondence(cam_a, cam_b, seg_a, seg_b, points_a[:, :0], points_b)

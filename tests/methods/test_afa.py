@@ -206,6 +206,21 @@ def test_propagation_equals_loops(radius: int, power: float, steps: int) -> None
     torch.testing.assert_close(result.double(), expected, atol=1e-6, rtol=0)
 
 
+def test_propagation_keeps_constant_maps_under_autocast() -> None:
+    constant = torch.full((1, 2, 8, 8), 0.55)
+    with torch.autocast("cpu", torch.bfloat16):
+        spread = propagate(constant, torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)), 8)
+    torch.testing.assert_close(spread, constant, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("blocks", [[-4, -3], [0], [-3, -1]])
+def test_blocks_that_do_not_attend_between_the_last_maps_positions_are_refused_at_once(blocks: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"method\.affinity_blocks"):
+        build("mit", affinity_blocks=blocks)
+    method = build("mit")
+    assert method.encoder.training, "trying them leaves the encoder as it was"
+
+
 def test_propagation_keeps_constant_maps_and_does_nothing_without_affinity() -> None:
     constant = torch.full((1, 2, 3, 3), 0.4)
     torch.testing.assert_close(propagate(constant, torch.rand(1, 9, 9), 8), constant)

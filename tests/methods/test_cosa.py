@@ -281,6 +281,14 @@ def test_a_vit_gives_its_third_block_from_last() -> None:
     assert chosen.encoder.blocks == [8, 11]  # type: ignore[comparison-overlap]
 
 
+def test_one_block_that_is_named_is_not_replaced() -> None:
+    for block in (-1, 5):
+        config = tiny(SETTINGS, ENCODERS["vit"])
+        config.encoder.blocks = [block]
+        with pytest.raises(ConfigError, match=rf"encoder\.blocks names block {block % 12} alone.*name two"):
+            build_method(config, CLASSES)
+
+
 def test_auxiliary_cams_keep_their_finer_grid() -> None:
     method, batch = build("swin"), two_views()
     weak = method._weak_view(batch, auxiliary=True, segments=True)
@@ -449,6 +457,7 @@ def test_release_is_a_set_of_ordinary_switches() -> None:
     release = tiny(SETTINGS | {"variant": "release"}).method.model_dump()
     assert (release["weighting"], release["threshold"], release["low"]) == ("balanced", 0.7, 0.25)
     assert (release["weight_csc"], release["start"], release["rectify"]) == (0.0, "independent", True)
+    assert release["energy"]["gradient"] == "release" and release["energy"]["weight"] == 1e-4
     spelled = {k: v for k, v in release.items() if k not in ("name", "variant")}
     values = [build(**changes).losses(two_views(), 5).terms for changes in ({"variant": "release"}, spelled)]
     assert set(values[0]) == set(WEIGHTS) - {"csc"}

@@ -135,7 +135,7 @@ def test_a_warm_up_as_long_as_the_training_is_refused(tmp_path: Path, section: s
 
 
 def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="batch_size=4.*views.crop=64.*accumulate"):
+    with pytest.raises(TrainingError, match="batch_size=4.*views.crop=64.*accumulate.*over its parts"):
         run(configure(tmp_path, {"fail": "memory"}), tmp_path / "run")
 
 

@@ -1,0 +1,73 @@
+"""Affinity of pairs of positions: which pairs teach it, and the loss of AffinityNet and IRN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tagmask.errors import TagmaskError
+from tagmask.losses.affinity import LABEL_TYPES
+from tagmask.types import IGNORE
+
+NEGATIVE, BACKGROUND, FOREGROUND = 0, 1, 2
+"""Kinds of a pair: of two classes, both background, both of one foreground class. ``IGNORE``: left out."""
+
+EPSILON = 1e-5
+"""Added inside the logarithms: an affinity of exactly 0 or 1 would cost infinitely much."""
+
+
+def pair_labels(labels: Tensor, edges: Tensor) -> Tensor:
+    """What each pair of positions teaches: 2 same foreground class, 1 both background, 0 different, 255 left out.
+
+    The sets P⁺_fg, P⁺_bg and P⁻ of AffinityNet (Ahn and Kwak, Learning Pixel-level Semantic Affinity with Image-level
+    Supervision, CVPR 2018, equations 4 and 5), which IRN (Ahn, Cho and Kwak, Weakly Supervised Learning of Instance
+    Segmentation with Inter-pixel Relations, CVPR 2019) shares. A pair with an ignored end is left out.
+
+    labels: integers (B,h,w), 0 background, 1..C, 255 ignored, on the grid of the affinity (``downsample_labels``).
+    edges: integers (2,E), flat positions y·w + x. Returns uint8 (B,E). Raises TagmaskError when shapes do not fit.
+
+    Example:
+        >>> pair_labels(torch.tensor([[[0, 0, 3, 3, 255]]]), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]))
+        tensor([[  1,   0,   2, 255]], dtype=torch.uint8)
+    """
+    if labels.dim() != 3 or labels.dtype not in LABEL_TYPES or edges.dim() != 2 or edges.shape[0] != 2:
+        raise TagmaskError(
+            f"Pair labels are made from integers (B,h,w) and edges (2,E), got {tuple(labels.shape)} {labels.dtype} "
+            f"and {tuple(edges.shape)}."
+        )
+    flat = labels.flatten(1).to(torch.uint8)  # one byte a pair: a batch of IRN has tens of millions
+    first, second = flat[:, edges[0]], flat[:, edges[1]]
+    kinds = torch.full_like(first, FOREGROUND).masked_fill_(first == 0, BACKGROUND)
+    kinds.masked_fill_(first != second, NEGATIVE)
+    return kinds.masked_fill_((first == IGNORE) | (second == IGNORE), IGNORE)
+
+
+def pair_affinity_loss(affinity: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy of affinities, each kind of pair by itself. AffinityNet, equations 6 to 8; IRN, equation 6.
+
+        fg  = −1/|P⁺_fg| Σ log(a + ε)      bg = −1/|P⁺_bg| Σ log(a + ε)      neg = −1/|P⁻| Σ log(1 − a + ε)
+
+    The papers' loss is fg + bg + 2·neg (AffinityNet, equation 9) and half of it (IRN): ``weighted`` takes ¼, ¼, ½.
+    ε = 1e-5. A kind without pairs costs 0.
+
+    affinity: floating point, any shape, in [0,1]. kinds: uint8 of the same shape, as ``pair_labels`` gives them; means
+    go over all entries together. Returns scalars 'fg', 'bg', 'neg'. Raises TagmaskError when shapes differ.
+    """
+    if affinity.shape != kinds.shape:
+        raise TagmaskError(f"Affinities {tuple(affinity.shape)} and kinds of pairs {tuple(kinds.shape)} do not fit.")
+    if affinity.dtype in (torch.float16, torch.bfloat16):
+        affinity = affinity.float()
+    known = kinds != IGNORE
+    affinity, kinds = affinity[known], kinds[known]
+    attract, repel = -(affinity + EPSILON).log(), -(1 - affinity + EPSILON).log()
+    chosen = {"fg": (FOREGROUND, attract), "bg": (BACKGROUND, attract), "neg": (NEGATIVE, repel)}
+    return {name: _mean(cost, kinds == kind) for name, (kind, cost) in chosen.items()}
+
+
+def weighted(terms: dict[str, Tensor]) -> Tensor:
+    """¼·fg + ¼·bg + ½·neg of ``pair_affinity_loss``: attraction and repulsion weigh the same."""
+    return 0.25 * terms["fg"] + 0.25 * terms["bg"] + 0.5 * terms["neg"]
+
+
+def _mean(cost: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where, cost, 0).sum() / where.sum().clamp(min=1)

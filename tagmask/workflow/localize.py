@@ -1,0 +1,104 @@
+"""``tagmask evaluate --what localization``: boxes of CAMs against true boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tagmask.config import RunConfig
+from tagmask.data import Collection, Item, read_ahead, tag_vector
+from tagmask.data.collection import hash_ids
+from tagmask.errors import ConfigError, DataError
+from tagmask.evaluate import Localization, Protocol
+from tagmask.evaluate.scores import percent
+from tagmask.label import Inference
+from tagmask.methods import Method
+from tagmask.training import RunFolder, write_json
+
+LOCALIZATION = "localization"
+COLUMNS = {"top1": "top-1", "top5": "top-5", "gt_known": "GT-known", "max_box_acc": "MaxBoxAcc"}
+
+
+def localize(
+    folder: RunFolder,
+    config: RunConfig,
+    method: Method,
+    collection: Collection,
+    split: str,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Top-1, top-5, GT-known and MaxBoxAcc at IoU 0.5 of a split's photos that show one class and have a true box.
+
+    The box is that of the true class's CAM at ``label.threshold`` of its maximum; MaxBoxAcc goes over
+    ``evaluate.bins`` thresholds. The result (see ``Localization``, with 'name', 'protocol' and 'left_out', the photos
+    of several classes or none) enters metrics.json under 'localization', by split. Raises DataError where no photo
+    has one class and a box, and ConfigError for a method without CAMs or classifier.
+    """
+    if not method.has_cams:
+        raise ConfigError(f"Method '{config.method.name}' has no CAMs, whose boxes could be compared with true ones.")
+    boxed = [item for item in collection.split(split) if item.boxes]
+    items = [item for item in boxed if item.tags is not None and len(item.tags) == 1]
+    if not items:
+        raise DataError(
+            f"{collection.root}: no photo of split '{split}' shows one class and has a true box; localisation needs a "
+            "data set such as CUB-200-2011 (source 'cub')."
+        )
+    inference = Inference(method, config)
+    bins = config.evaluate.bins
+    counts = Localization(threshold=config.label.threshold, thresholds=[i / bins for i in range(bins)])
+    console = console or Console(stderr=True)
+    shown = track(read_ahead(items), "boxes", len(items), console=console, disable=not console.is_terminal)
+    for item, photo in shown:
+        if isinstance(photo, DataError):
+            raise photo
+        add(counts, inference, item, photo)
+    result = {"name": LOCALIZATION, **counts.result(), "left_out": len(boxed) - len(items)}
+    label = config.label
+    result["protocol"] = Protocol(
+        split=split,
+        split_hash=hash_ids(item.id for item in items),
+        images=len(items),
+        truth=f"{collection.source}:boxes",
+        tags_at_test=False,
+        left_out=len(boxed) - len(items),
+        threshold=label.threshold,
+        threshold_source="fixed",
+        scales=label.cam_scales,
+        flip=label.cam_flip,
+        merge="sum",
+        seed=config.seed,
+        weights=method.encoder.weights_origin,
+        method=config.method.name,
+        encoder=config.encoder.name,
+    ).model_dump(mode="json")
+    metrics = folder.metrics()
+    metrics[LOCALIZATION] = metrics.get(LOCALIZATION, {}) | {split: result}
+    write_json(folder.metrics_file, metrics)
+    return result
+
+
+def add(counts: Localization, inference: Inference, item: Item, photo: torch.Tensor) -> None:
+    """One photo, uint8 (3,H,W), of one class: its boxes are brought to the grid of its CAMs."""
+    assert item.tags is not None
+    scores = inference.class_scores(photo)
+    if scores is None:
+        raise ConfigError(f"Method '{inference.method.config.name}' has no classifier to take the best classes from.")
+    cams = inference.cams(photo, tag_vector(item.tags, inference.method.classes))
+    down, across = (n / size for n, size in zip(cams.shape[-2:], photo.shape[-2:]))
+    boxes = torch.tensor(item.boxes, dtype=torch.float64) * torch.tensor([across, down, across, down])
+    counts.update(cams[None].cpu(), scores[None], [item.tags[0]], [boxes])
+
+
+def print_localization(result: Mapping[str, Any], console: Console) -> None:
+    """The four shares in per cent, and the protocol."""
+    protocol = Protocol(**result["protocol"])
+    table = Table("split", *COLUMNS.values(), "at threshold", box=None, pad_edge=False, header_style="bold")
+    cells = [percent(result[key]) for key in COLUMNS]
+    table.add_row(protocol.split, *cells, f"{result['best_threshold']:g} (best on this split)")
+    console.print(table)
+    console.print(f"{LOCALIZATION}: {protocol.describe()}", style="dim", markup=False, highlight=False)

@@ -1,0 +1,90 @@
+"""Variants over configurations that spell out their values, and phases that would never begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tagmask.config import load_config, named_configs
+from tagmask.errors import ConfigError
+from tagmask.registry import METHODS
+from tagmask.workflow.train_run import check_schedule
+from tests.methods.contract import tiny
+
+
+def presets(name: str) -> dict[str, dict[str, Any]]:
+    """Of the method of a packaged configuration."""
+    return getattr(METHODS.get(load_config(name).method.name).config_class, "presets", {})
+
+
+def has(values: Mapping[str, Any], preset: Mapping[str, Any]) -> bool:
+    return all(
+        has(values[key], wanted) if isinstance(wanted, Mapping) else values[key] == wanted
+        for key, wanted in preset.items()
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in named_configs() if "release" in presets(n)])
+def test_release_over_a_packaged_configuration_is_the_release(name: str) -> None:
+    preset = presets(name)["release"]
+    before = load_config(name).method.model_dump(mode="json")
+    after = load_config(name, overrides=["method.variant=release"]).method.model_dump(mode="json")
+    assert not has(before, preset) and has(after, preset)
+    differing = {key for key in before if before[key] != after[key]}
+    assert differing <= set(preset) | {"variant"}, "and nothing else changes"
+
+
+def test_the_configurations_of_all_three_methods_are_among_them() -> None:
+    assert {"cosa_voc", "cosa_coco", "msrc14_cosa", "tscd_voc", "tscd_coco", "msrc14_tscd"} <= {
+        n for n in named_configs() if "release" in presets(n)
+    }
+
+
+def test_what_is_set_with_the_variant_or_later_stays() -> None:
+    kept = ["method.weight_csc=0.3", "method.variant=release"]
+    for overrides in (kept, kept[::-1]):
+        method = load_config("cosa_voc", overrides=overrides).method
+        assert method.weight_csc == 0.3 and method.weighting == "balanced"  # type: ignore[attr-defined]
+    own = {"method": {"name": "cosa", "variant": "release", "weight_csc": 0.3, "energy": {"weight": 2e-7}}}
+    method = load_config(own, overrides=["method.variant=release"]).method
+    assert method.weight_csc == 0.3, "the same variant once more changes nothing"  # type: ignore[attr-defined]
+    later = load_config(own, {"method": {"weight_c2s": 0.7}}).method
+    assert later.weight_c2s == 0.7 and later.weight_c2s_aux == 0.05  # type: ignore[attr-defined]
+    spelled = {"method": {"name": "cosa", "energy": {"weight": 2e-7, "gradient": "exact"}}}
+    energy = load_config(spelled, overrides=["method.variant=release"]).method.energy  # type: ignore[attr-defined]
+    assert (energy.weight, energy.gradient) == (2e-7, "release"), "of a part, only what the variant has"
+    with pytest.raises(ConfigError, match=r"method\.variant"):
+        load_config("cosa_voc", overrides=["method.variant=relaese"])
+
+
+def test_small_protocols_keep_their_weights() -> None:
+    cosa, tscd = (load_config("msrc14", f"msrc14_{name}").method for name in ("cosa", "tscd"))
+    assert (cosa.weight_c2s, cosa.weight_c2s_aux, cosa.threshold) == (1, 1, "dynamic")  # type: ignore[attr-defined]
+    assert (cosa.cam_scales, cosa.weight_csc, tscd.weight_equ) == ([1.0], 0.1, 1)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [
+        ({"name": "baseline", "warmup": 9}, "method.warmup"),
+        ({"name": "afa", "warmup": 1, "affinity_warmup": 4}, "method.affinity_warmup"),
+        ({"name": "eca", "warmup": 1, "start_corr": 8}, "method.start_corr"),
+        ({"name": "rcm_mam", "attention_warmup": 4}, "method.attention_warmup"),
+    ],
+)
+def test_a_phase_that_never_begins_is_refused(method: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} is \d, but there are only 4 steps.*never would\. Set {key}=1"):
+        check_schedule(tiny(method))
+    name = key.removeprefix("method.")
+    check_schedule(tiny(method | {name: 3}))
+    check_schedule(tiny(method | {name: 0}))
+
+
+def test_fields_that_are_no_phases_are_left_alone() -> None:
+    check_schedule(tiny({"name": "cosa", "warmup": 1, "threshold_start": 0.5, "start": "copy"}))
+    check_schedule(tiny({"name": "eca", "warmup": 1, "affinity_warmup": None}))
+    check_schedule(tiny({"name": "eca", "warmup": 1, "start_seg": 9, "weight_seg": 0.0}))
+    check_schedule(tiny({"name": "afa", "warmup": 1, "affinity": "none"}))
+    check_schedule(tiny({"name": "rcm_mam", "attention": "none"}))
