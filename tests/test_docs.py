@@ -17,7 +17,8 @@ from tagmask.reproduce import read_table
 from tagmask.workflow.runs import open_collection
 from tagmask.workflow.train_run import check_schedule
 
-PAGES = sorted((Path(__file__).resolve().parent.parent / "docs" / "methods").glob("*.md"))
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 SHELL = {"", "bash", "sh", "console"}
 
 
@@ -90,3 +91,9 @@ def test_command_can_be_typed(line: str, places: Path, monkeypatch: pytest.Monke
             load_config(*table.configs, *row.configs, overrides=[*table.set, *row.set, *(given["overrides"] or ())])
     else:
         parse_overrides(w for w in given.get("words") or () if "=" in w)
+
+
+def test_no_placeholder_is_left() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        found = re.findall(r"\b[A-Z]{4,}(?:TABLE|SMALL|SEED)\b|TODO|FIXME", page.read_text(encoding="utf-8"))
+        assert not found, f"{page}: {found}"

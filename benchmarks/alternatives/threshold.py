@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from alternatives import Case, with_optional
-from tagmask.cam.threshold import Mixture, crossing, fit_two_components
+from tagmask.cam import Mixture, crossing, fit_two_components
 
 VALUES = 157_000
 

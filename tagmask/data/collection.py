@@ -95,7 +95,8 @@ class Collection:
             return [self.item(id) for id in self.lists[own]]
         if name not in self.splits:
             there = ", ".join([*self.splits, "all", *(f"{OWN_LIST}{own}" for own in self.lists)])
-            hint = missing(self.benchmark, own) if own != name else f" Set data.{name} to a list file."
+            settable = f" Set data.{name} to a list file." if name in ("train", "val", "test") else ""
+            hint = missing(self.benchmark, own) if own != name else settable
             raise DataError(f"{self.root}: there is no split '{name}'. There are: {there}.{hint}")
         items = [self.item(id) for id in self.splits[name]]
         if name == "train":

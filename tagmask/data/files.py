@@ -179,9 +179,15 @@ def given_classes(config: DataConfig, root: Path) -> list[str] | None:
 
 
 def check_classes(names: Sequence[str], where: str) -> list[str]:
-    """The foreground classes: a leading 'background' is dropped. Raises DataError on none, doubles or too many."""
+    """The foreground classes: a leading 'background' is dropped. Raises DataError on none, doubles, too many."""
     names = [name.strip() for name in names]
     names = names[1:] if names and names[0].lower() == "background" else names
+    ground = [name for name in names if name.lower() == "background"]
+    if ground:
+        raise DataError(
+            f"{where}: '{ground[0]}' is no class; it is what no class covers. For a photo with none of the classes "
+            "leave the tags empty."
+        )
     double = [name for name, count in Counter(names).items() if count > 1]
     if double:
         raise DataError(f"{where}: class '{double[0]}' is listed twice.")

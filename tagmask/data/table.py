@@ -86,7 +86,7 @@ def assemble(
     if config.colour_map is not None:
         colours = read_colour_map(resolve(config.colour_map, root, "colour_map"), classes)
     splits, unknown = own_splits(root, items, [base, root])
-    found = [*problems, *orphans, *unknown, *_twins(classes)]
+    found = [*problems, *orphans, *unknown, *_twins(classes), *_joined(classes, config.separator)]
     return Collection(source, root, classes, items, splits, found, colours)
 
 
@@ -226,6 +226,16 @@ def split_tags(cell: str, separator: str) -> tuple[str, ...]:
     """The tags in one cell; blanks around them and empty ones are dropped."""
     parts = cell.split(separator) if separator else [cell]
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def _joined(classes: list[str], separator: str) -> list[Problem]:
+    """Classes that look like several tags which were not taken apart."""
+    return [
+        Problem(name, f"class '{name}' holds a '{sign}'; if these are several tags, set data.separator='{sign}'")
+        for name in classes
+        for sign in ";,|"
+        if sign in name and sign != separator
+    ]
 
 
 def _twins(classes: list[str]) -> list[Problem]:

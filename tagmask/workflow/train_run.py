@@ -56,7 +56,7 @@ def train(
     torch.manual_seed(config.seed)
     method = build_method(config, len(collection.classes))
     check_use(method, config, collection.classes)
-    folder.create(config)
+    folder.create(_anchored(config))
     watched = [item for item in _split(collection, "val") if item.mask is not None]
     name = "segmenter" if method.has_segmenter else "cam" if method.has_cams else None
 
@@ -108,6 +108,14 @@ def check_schedule(config: RunConfig) -> None:
                 f"{key} is {length}, but there are only {steps} steps: what begins then never would. Set "
                 f"{key}={max(1, steps // 5)}, or raise train.steps."
             )
+
+
+def _anchored(config: RunConfig) -> RunConfig:
+    """The configuration with the data's place made absolute: a run is used from other folders than it was made in."""
+    if config.data.root is None or config.data.root.is_absolute():
+        return config
+    data = config.data.model_copy(update={"root": config.data.root.resolve()})
+    return config.model_copy(update={"data": data})
 
 
 def check_use(method: Method, config: RunConfig, classes: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tagmask.config import DataConfig
 from tagmask.data import Collection, Item, open_data
@@ -293,3 +294,18 @@ def test_real_photos(msrc: Path) -> None:
     assert {name: len(ids) for name, ids in collection.splits.items()} == {"train": 276, "val": 58, "test": 254}
     assert sum(i.tags == () for i in collection.split("train")) == 45
     assert json.loads(json.dumps(collection.splits)) == collection.splits
+
+
+def test_background_is_no_tag(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    (tmp_path / "tags.csv").write_text("image,tags\na.png,Dog\nb.png,background\n")
+    with pytest.raises(DataError, match="leave the tags empty"):
+        open_data(DataConfig(root=tmp_path))
+
+
+def test_a_class_that_looks_like_several_tags_is_pointed_out(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "tags.csv").write_text("image;tags\na.png;ball,tree\n")
+    found = open_data(DataConfig(root=tmp_path))
+    assert any("data.separator=','" in problem.what for problem in found.problems)
