@@ -46,8 +46,7 @@ class AFA(Baseline):
 
     def __init__(self, config: AFAConfig, encoder: Encoder, classes: int) -> None:
         super().__init__(config, encoder, classes)
-        used = config.affinity == "attention" and config.weight_aff > 0
-        self.affinity = build_affinity(config, encoder) if used else None
+        self.affinity = build_affinity(config, encoder, config.weight_aff)
         self.energy = build_energy(config.weight_reg, config.energy)
 
     def losses(self, batch: Batch, step: int) -> Losses:

@@ -28,11 +28,13 @@ class AffinitySettings(MethodConfig):
     affinity_symmetric: bool = Field(True, description="add the transposed attention")
 
 
-def build_affinity(config: AffinitySettings, encoder: Encoder) -> AffinityHead:
-    """The head for the attention of the blocks that ``config`` names.
+def build_affinity(config: AffinitySettings, encoder: Encoder, weight: float) -> AffinityHead | None:
+    """The head for the attention of the blocks that ``config`` names; None with ``affinity: none`` or weight 0.
 
     Raises ConfigError where there is none, and where it is not between the positions of the encoder's last map.
     """
+    if config.affinity == "none" or weight == 0:
+        return None
     blocks = config.affinity_blocks
     if not encoder.has_attention:
         raise ConfigError(

@@ -113,9 +113,8 @@ class ECA(Baseline):
     def __init__(self, config: ECAConfig, encoder: Encoder, classes: int) -> None:
         super().__init__(config, encoder, classes)
         self.wanted_views = frozenset(("local",)) if config.weight_corr > 0 else frozenset()
-        used = config.affinity == "attention" and config.weight_aff > 0
-        self.affinity = build_affinity(config, encoder) if used else None
-        guided = config.weight_region > 0 or (used and config.affinity_from != "cam")
+        self.affinity = build_affinity(config, encoder, config.weight_aff)
+        guided = config.weight_region > 0 or (self.affinity is not None and config.affinity_from != "cam")
         self.guide = Guide(config.guide) if guided else None
         self.calibration: PrototypeCalibration | None = None
         if guided and config.calibration.enabled:

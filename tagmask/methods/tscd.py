@@ -99,8 +99,7 @@ class TSCD(Baseline):
 
     def __init__(self, config: TSCDConfig, encoder: Encoder, classes: int) -> None:
         super().__init__(config, encoder, classes)
-        used = config.affinity == "attention" and config.weight_aux > 0
-        self.affinity = build_affinity(config, encoder) if used else None
+        self.affinity = build_affinity(config, encoder, config.weight_aux)
         self.energy = build_energy(config.weight_reg, config.energy)
 
     def losses(self, batch: Batch, step: int) -> Losses:

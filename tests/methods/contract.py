@@ -181,3 +181,15 @@ class MethodContract:
         except KeyboardInterrupt:
             assert stop is not None
         return {k: v.clone() for k, v in method.state_dict().items()}
+
+
+class SlowTraining(MethodContract):
+    """For a second set of settings of a method: the two contract tests that train are left to ``make test-slow``."""
+
+    @pytest.mark.slow
+    def test_loss_falls_when_overfitting_four_images(self) -> None:
+        super().test_loss_falls_when_overfitting_four_images()
+
+    @pytest.mark.slow
+    def test_resume_gives_the_numbers_of_an_uninterrupted_run(self, tmp_path: Path) -> None:
+        super().test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path)

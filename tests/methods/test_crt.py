@@ -17,7 +17,7 @@ from tagmask.methods.crt import CRT, class_attention
 from tagmask.training import load_model, save_model
 from tagmask.types import Features
 from tests.methods import contract
-from tests.methods.contract import CLASSES, ENCODERS, MethodContract, squares, tiny
+from tests.methods.contract import CLASSES, ENCODERS, MethodContract, SlowTraining, squares, tiny
 
 VIT = "test_vit"  # timm's own for tests: 6 blocks of 64 channels
 SETTINGS: dict[str, Any] = {
@@ -66,17 +66,9 @@ class TestCRT(MethodContract):
         assert any(trained) and not all(trained), "norm layers are frozen in the CNN, too"
 
 
-class TestCRTOnAnyPair(MethodContract):
+class TestCRTOnAnyPair(SlowTraining):
     settings = ANY
     terms = TERMS
-
-    @pytest.mark.slow
-    def test_loss_falls_when_overfitting_four_images(self) -> None:
-        super().test_loss_falls_when_overfitting_four_images()
-
-    @pytest.mark.slow
-    def test_resume_gives_the_numbers_of_an_uninterrupted_run(self, tmp_path: Path) -> None:
-        super().test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path)
 
 
 def tokens_of(method: CRT, tiles: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -25,7 +25,7 @@ from tagmask.methods.eca import local_labels
 from tagmask.training import load_model, save_model
 from tagmask.types import Batch, View
 from tests.methods import contract
-from tests.methods.contract import CLASSES, ENCODERS, SIZE, MethodContract
+from tests.methods.contract import CLASSES, ENCODERS, SIZE, MethodContract, SlowTraining
 
 LOCAL = 32
 GUIDE = {"encoder": {"name": "test_vit", "weights": "none"}}
@@ -77,7 +77,7 @@ class TestECA(MethodContract):
         monkeypatch.setattr(contract, "squares", squares)
 
 
-class TestECAWithAttention(MethodContract):
+class TestECAWithAttention(SlowTraining):
     settings = SETTINGS | {"affinity": "attention", "affinity_from": "both", "affinity_warmup": 3}
     terms = TERMS | {"aff": {"encoder", "affinity"}}
     encoders = ("vit", "mit")
@@ -89,14 +89,6 @@ class TestECAWithAttention(MethodContract):
 
     def build(self, encoder: str = ENCODERS["vit"]) -> Method:
         return super().build(encoder)
-
-    @pytest.mark.slow
-    def test_loss_falls_when_overfitting_four_images(self) -> None:
-        super().test_loss_falls_when_overfitting_four_images()
-
-    @pytest.mark.slow
-    def test_resume_gives_the_numbers_of_an_uninterrupted_run(self, tmp_path: Path) -> None:
-        super().test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path)
 
 
 def with_perfect_guide(method: Any) -> Any:

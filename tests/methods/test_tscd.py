@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from tagmask.methods import Method, build_method
 from tagmask.methods.tscd import look, on_grid
 from tagmask.types import Features
 from tests.methods import contract
-from tests.methods.contract import CLASSES, ENCODERS, MethodContract, squares, tiny
+from tests.methods.contract import CLASSES, ENCODERS, MethodContract, SlowTraining, squares, tiny
 
 SETTINGS: dict[str, Any] = {
     "name": "tscd", "warmup": 2, "head_options": {"embed": 16}, "cam_scales": [1.0], "high": 0.5, "low": 0.3,
@@ -58,7 +57,7 @@ class TestTSCD(MethodContract):
     terms = TERMS
 
 
-class TestTSCDWithAttention(MethodContract):
+class TestTSCDWithAttention(SlowTraining):
     settings = SETTINGS | {"affinity": "attention", "affine": {"scale": 0.5, "flip": 0.5}}
     terms = TERMS | {"aux": {"encoder", "affinity"}}
     encoders = ("vit", "mit")
@@ -72,14 +71,6 @@ class TestTSCDWithAttention(MethodContract):
 
     def build(self, encoder: str = ENCODERS["vit"]) -> Method:
         return super().build(encoder)
-
-    @pytest.mark.slow
-    def test_loss_falls_when_overfitting_four_images(self) -> None:
-        super().test_loss_falls_when_overfitting_four_images()
-
-    @pytest.mark.slow
-    def test_resume_gives_the_numbers_of_an_uninterrupted_run(self, tmp_path: Path) -> None:
-        super().test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path)
 
 
 @pytest.mark.parametrize(
