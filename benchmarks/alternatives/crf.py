@@ -18,6 +18,7 @@ from torch import Tensor
 from alternatives import Case, Form, with_optional
 from tagmask.data.scenes import scene
 from tagmask.refine import PRESETS, DenseCRF
+from tagmask.refine.crf import _spatial_kernels
 
 HEIGHT, WIDTH, CLASSES, BATCH = 375, 500, 21, 4
 
@@ -45,12 +46,20 @@ def inputs(count: int) -> tuple[Tensor, Tensor]:
     return photos(count), probs
 
 
-def ours(name: str, count: int = 1) -> Form:
+def ours(name: str, count: int = 1, new_size: bool = False) -> Form:
+    """``new_size``: as for the first image of its size, whose spatial kernel is not at hand."""
+
     def form(device: torch.device) -> Callable[[], Tensor]:
         images, probs = (x.to(device) for x in inputs(count))
         crf = DenseCRF.preset(name)
         crf(images[..., :8, :8], probs[..., :8, :8])
-        return lambda: crf(images, probs)
+
+        def run() -> Tensor:
+            if new_size:
+                _spatial_kernels.clear()
+            return crf(images, probs)
+
+        return run
 
     return form
 
@@ -90,7 +99,10 @@ def cases() -> list[Case]:
             shape=f"{count}x{CLASSES} {HEIGHT}x{WIDTH}",
             target=">= 1.5x pydensecrf2" if count == 1 else "scales with cores",
             **with_optional(
-                {"ours": ours("afa" if name == "batch" else name, count)},
+                {
+                    "ours": ours("afa" if name == "batch" else name, count),
+                    "new-size": ours("afa" if name == "batch" else name, count, new_size=True),
+                },
                 {"pydensecrf2": ("pydensecrf", pydensecrf("afa" if name == "batch" else name, count))},
             ),
         )

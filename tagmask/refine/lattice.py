@@ -54,10 +54,10 @@ class PermutohedralLattice:
             raise TagmaskError(f"The lattice takes features (B,N,d), got {tuple(features.shape)}.")
         if not torch.isfinite(features).all():
             raise TagmaskError("The lattice's features hold NaN or infinite values.")
-        on_cpu = features.device.type == "cpu"
-        if use_compiled and (compiled is None or not on_cpu):
+        if use_compiled and not compiles(features.device):
             raise TagmaskError("The compiled lattice needs a CPU and numba: pip install numba, or leave it out.")
-        kind: Any = _CompiledLattice if on_cpu and compiled is not None and use_compiled is not False else _TorchLattice
+        fast = compiles(features.device) and use_compiled is not False
+        kind: Any = _CompiledLattice if fast else _TorchLattice
         features = features.detach() if features.dtype == torch.float64 else features.detach().float()
         self.count, self.points, self.dimensions = features.shape
         self.device = features.device
@@ -141,6 +141,11 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _Filter.apply(grads[0], ctx.lattice, not ctx.transposed), None, None
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether numba's kernels are used on a device unless told otherwise: on a CPU, where numba is installed."""
+    return device.type == "cpu" and compiled is not None
 
 
 def positions(height: int, width: int, device: torch.device) -> Tensor:
@@ -233,6 +238,11 @@ class _TorchLattice:
         self.alpha = geometry.alpha
         self.neighbours = [tuple(self._find(numbers, numbers + sign * s) for sign in (1, -1)) for s in geometry.steps]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(part.nbytes for part in (self.weights, self.index, *itertools.chain(*self.neighbours)))
+
     def _find(self, numbers: Tensor, wanted: Tensor) -> Tensor:
         """Positions of ``wanted`` in the sorted ``numbers``; the row of zeros behind the last where it is missing."""
         place = torch.searchsorted(numbers, wanted).clamp_(max=max(0, self.size - 1))
@@ -279,6 +289,11 @@ class _CompiledLattice:
         _spread(self.size, lambda p: compiled.find(numbers, table, steps, p.start, p.stop, self.neighbours))
         self.weights = torch.from_numpy(weights)
         self.alpha = geometry.alpha
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.weights.nbytes + self.index.nbytes + self.neighbours.nbytes
 
     def lanes(self, channels: int) -> int:
         return -(-channels // LANES) * LANES

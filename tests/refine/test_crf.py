@@ -1,6 +1,7 @@
 """Dense CRF: the exact form against loops, the lattice form against pydensecrf2, both on anything odd."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ from tagmask.data import read_image
 from tagmask.data.scenes import scene
 from tagmask.errors import ConfigError, TagmaskError
 from tagmask.refine import PRESETS, DenseCRF, label_probabilities
+from tagmask.refine import crf as module
 
 
 def noise(count: int = 1, classes: int = 3, height: int = 6, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -200,3 +202,23 @@ def test_label_probabilities() -> None:
         label_probabilities(torch.zeros(4, 5, dtype=torch.long), 3, 0.7)
     with pytest.raises(TagmaskError, match="confidence"):
         label_probabilities(torch.tensor([[[0]]]), 2, 1.0)
+
+
+def test_spatial_kernels_are_kept_within_bounds_and_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: OrderedDict = OrderedDict()
+    monkeypatch.setattr(module, "_spatial_kernels", kept)
+    small, large = noise(1, 3, 8, 8), noise(1, 3, 16, 24, seed=1)
+    crf, wide = DenseCRF.preset("afa"), DenseCRF.preset("afa", gaussian_sxy=9.0)
+    before = [run(*data) for run in (crf, wide) for data in (small, large)]
+    assert len(kept) == 4, "one for each size and standard deviation"
+    sizes = [kernel.nbytes for kernel in kept.values()]
+    again = [run(*data) for run in (crf, wide) for data in (small, large)]
+    assert len(kept) == 4
+    monkeypatch.setattr(module, "KEPT_SPATIAL", max(sizes))
+    crowded = [run(*data) for run in (crf, wide) for data in (small, large)]
+    assert 1 <= len(kept) < 4 and sum(kernel.nbytes for kernel in kept.values()) <= max(sizes)
+    for first, second, third in zip(before, again, crowded):
+        assert torch.equal(first, second) and torch.equal(first, third)
+    monkeypatch.setattr(module, "KEPT_SPATIAL", 0)
+    crf(*small)
+    assert not kept
