@@ -13,7 +13,7 @@ LEAST = 1e-8
 """Smallest perplexity that is divided by."""
 
 
-def cam_to_seg(logits: Tensor, labels: Tensor, perplexity: Tensor | None = None) -> Tensor:
+def cam_to_seg(logits: Tensor, labels: Tensor, perplexity: Tensor | None = None, log_probs: bool = False) -> Tensor:
     """Mean cross-entropy over the batch's pixels R, each weighted by |R| · P⁻¹ / Σ P⁻¹, P being its perplexity.
 
     Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 5 ("reliability based adaptive weighting").
@@ -21,7 +21,8 @@ def cam_to_seg(logits: Tensor, labels: Tensor, perplexity: Tensor | None = None)
     perplexity, and that is done here. Without ``perplexity`` all pixels weigh the same. Weights take no gradient.
 
     logits: (B,C+1,h,w), background first, resized to the labels' size where it differs (bilinear,
-    align_corners=False). labels: integers (B,H,W), 0 background, 1..C, 255 ignored. perplexity: (B,H,W), 0 to ∞; a
+    align_corners=False). log_probs: they are a log_softmax already, of the labels' size, as it pays to make once for
+    several kinds of labels. labels: integers (B,H,W), 0 background, 1..C, 255 ignored. perplexity: (B,H,W), 0 to ∞; a
     pixel of infinite perplexity weighs nothing. Returns a scalar ≥ 0, float32 for half-precision logits; 0, with
     gradient 0, where nothing has weight. Raises TagmaskError when shapes do not fit.
 
@@ -43,9 +44,15 @@ def cam_to_seg(logits: Tensor, labels: Tensor, perplexity: Tensor | None = None)
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if logits.shape[-2:] != labels.shape[-2:]:
+        if log_probs:
+            raise TagmaskError(
+                f"CAM to segmentation: log-probabilities {tuple(logits.shape)} and labels {tuple(labels.shape)} differ "
+                "in size; resize the logits before their log_softmax."
+            )
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    # Ignored pixels come out of cross_entropy as 0, with gradient 0.
-    losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
+    # Ignored pixels come out as 0, with gradient 0.
+    known = logits if log_probs else logits.log_softmax(1)
+    losses = F.nll_loss(known, labels.long(), ignore_index=IGNORE, reduction="none")
     weights = (labels != IGNORE).to(losses.dtype)
     if perplexity is not None:
         weights = weights / perplexity.detach().to(losses.dtype).clamp(min=LEAST)

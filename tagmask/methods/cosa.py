@@ -246,7 +246,8 @@ class CoSA(Method):
         terms: dict[str, Tensor] = {}
         weak = self._weak_view(batch, auxiliary, cfg.weight_s2c > 0)
         logits = self.decoder(features) if main or cfg.weight_c2s_aux > 0 else None
-        large = None if logits is None else to_image_size(logits, batch.images)  # once for both kinds of labels
+        # Once for both kinds of labels.
+        large = None if logits is None else to_image_size(logits, batch.images).float().log_softmax(1)
         if main and logits is not None and large is not None:
             assigned = self._assign("main", batch, weak.cams, weak.scores)
             labels, confidence = self._labels(batch, assigned)
@@ -331,14 +332,14 @@ class CoSA(Method):
             labels = refined_assignment(assigned, batch, self.refiner, self.config.low)
         return without_doubt(labels, batch, assigned.trusted), confidence
 
-    def _c2s(self, logits: Tensor, labels: Tensor, confidence: Tensor, threshold: Tensor | float) -> Tensor:
-        """Cross-entropy of logits (B,C+1,H,W) against CAM labels (B,H,W), weighted as ``weighting`` says."""
+    def _c2s(self, log_probs: Tensor, labels: Tensor, confidence: Tensor, threshold: Tensor | float) -> Tensor:
+        """Cross-entropy of log-probabilities (B,C+1,H,W) against CAM labels (B,H,W), weighted as ``weighting`` says."""
         cfg = self.config
         if cfg.weighting == "balanced":
-            return balanced_cross_entropy(logits, labels)
+            return balanced_cross_entropy(log_probs, labels)  # which are logits as good as any
         if cfg.weighting == "none":
-            return cam_to_seg(logits, labels)
-        return cam_to_seg(logits, labels, perplexity(confidence, threshold, cfg.alpha, cfg.beta))
+            return cam_to_seg(log_probs, labels, log_probs=True)
+        return cam_to_seg(log_probs, labels, perplexity(confidence, threshold, cfg.alpha, cfg.beta), log_probs=True)
 
     def _separation(self, batch: Batch, maps: Tensor, assigned: Assigned) -> Tensor:
         """csc of the online class maps (B,C,h,w), on the auxiliary CAMs' grid and by their labels."""

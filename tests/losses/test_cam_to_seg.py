@@ -41,6 +41,19 @@ def test_equals_equation_5(seed: int) -> None:
     assert loop(logits, labels, doubt) != pytest.approx(loop(logits, labels, None), rel=1e-3)
 
 
+def test_log_probabilities_give_the_same_value_and_gradient() -> None:
+    logits, labels, doubt = example()
+    gradients = []
+    for log_probs in (False, True):
+        leaf = logits.clone().requires_grad_()
+        loss = cam_to_seg(leaf.log_softmax(1) if log_probs else leaf, labels, doubt, log_probs=log_probs)
+        assert loss.item() == pytest.approx(loop(logits, labels, doubt), rel=1e-12)
+        gradients.append(torch.autograd.grad(loss, leaf)[0])
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(TagmaskError, match="before their log_softmax"):
+        cam_to_seg(logits[..., :2].log_softmax(1), labels, log_probs=True)
+
+
 def test_sure_pixels_weigh_more() -> None:
     logits = torch.tensor([[[[2.0, 2.0]], [[0.0, 0.0]]]])
     labels = torch.tensor([[[0, 1]]])  # the second one is wrong
