@@ -9,9 +9,14 @@ The step is ``Method.losses`` after warm-up + backward + clip + optimiser + ``af
                equivariance loss and the dense energy; self correspondence itself is not in it
     cosa       forward and backward of encoder, both classifiers and head on the strong view; the same forward without
                gradient on the weak view and its mirror images; the running average is not in it
+    eca        as baseline, its maps refined together with those of the regions, and the guide's pass without gradient,
+               and forward and backward of encoder and classifier on two local views of half the side; spreading the
+               seeds and the correspondence are not in it
 
     python benchmarks/step.py                      # baseline, 512 px, batch 4, ResNet-50, bf16 where that is fast
     python benchmarks/step.py --method cosa --crop 224 --batch 16 --profile
+    python benchmarks/step.py --method eca --encoder mit_b1 --batch 8 --device cuda       # and what the cache saves:
+    python benchmarks/step.py ... --set method.guide.view=photo method.guide.cache=FOLDER # the guide's pass beside it
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.config import load_config
+from tagmask.data.views import crop_affine
 from tagmask.losses import balanced_cross_entropy, equivariance
 from tagmask.methods import build_method
 from tagmask.methods.regularize import dense_energy
@@ -99,6 +105,7 @@ def main() -> None:
         print(f"{name:12} {seconds:8.3f} s")
     print(f"{'floor':12} {floor:8.3f} s")
     print(f"{'step/floor':12} {times['step'] / floor:8.3f}")
+    print(f"{'steps/s':12} {1 / times['step']:8.3f}")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({**vars(args), "precision": precision, "seconds": times, "ratio": times["step"] / floor}, file)
@@ -169,12 +176,41 @@ def cosa_floor(method: Any, batch: Batch, autocast: Autocast) -> Passes:
     return {"train pass": lambda: train_pass(method, strong, batch, autocast, auxiliary=True), "weak pass": weak}
 
 
+def eca_floor(method: Any, batch: Batch, autocast: Autocast) -> Passes:
+    local = batch.views["local"].images.flatten(0, 1)
+    tags = batch.tags.repeat_interleave(len(local) // len(batch.tags), 0)
+    half = F.interpolate(batch.images, scale_factor=0.5, mode="bilinear")
+    stacks = 2 if method.config.high == method.config.low else 3
+    maps = torch.rand(len(half), stacks * (int(batch.tags.sum(1).max()) + 1), *half.shape[-2:], device=half.device)
+
+    def look() -> None:
+        with torch.no_grad(), autocast():
+            method.guide.see(batch.images, batch.boxes)
+
+    def local_pass() -> None:
+        with autocast():
+            scores = method.classifier(method.encoder(local).maps[-1])
+            loss = F.multilabel_soft_margin_loss(scores.float(), tags)
+        loss.backward()
+
+    passes = baseline_floor(method, batch, autocast)
+    if method.refiner is not None:
+        passes["refinement"] = lambda: method.refiner(half, maps)
+    return passes | {"guide": look, "local views": local_pass}
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "baseline": {"warmup": 0, "cam_scales": [1.0]},
     "tscd": {"warmup": 0, "cam_scales": [1.0], "affinity": "none"},
     "cosa": {"warmup": 0},
+    "eca": {
+        "warmup": 0,
+        "cam_scales": [1.0],
+        "affinity": "none",
+        "guide": {"encoder": {"name": "vit_small_patch8_224.dino", "weights": "none"}},
+    },
 }
-FLOORS = {"baseline": baseline_floor, "tscd": tscd_floor, "cosa": cosa_floor}
+FLOORS = {"baseline": baseline_floor, "tscd": tscd_floor, "cosa": cosa_floor, "eca": eca_floor}
 
 
 def make_batch(size: int, crop: int, device: torch.device) -> Batch:
@@ -186,7 +222,16 @@ def make_batch(size: int, crop: int, device: torch.device) -> Batch:
     boxes = torch.tensor([[0, 0, crop, crop]]).repeat(size, 1)
     images = torch.rand(size, 3, crop, crop, generator=generator).contiguous(memory_format=torch.channels_last)
     affine = torch.eye(2, 3).repeat(size, 1, 1)
-    views = {"strong": View(images.flip(1).contiguous(memory_format=torch.channels_last), boxes, affine)}
+    half = crop // 2
+    views = {
+        "strong": View(images.flip(1).contiguous(memory_format=torch.channels_last), boxes, affine),
+        "local": View(
+            torch.stack([images[:, :, :half, :half], images[:, :, -half:, -half:]], 1),
+            torch.tensor([0, 0, half, half]).repeat(size, 2, 1),
+            torch.stack([crop_affine(i, i, half, crop, False) for i in (0, crop - half)]).repeat(size, 1, 1, 1),
+        ),
+        "photo": View(images, boxes, affine),
+    }
     return Batch(images, tags, boxes, views, [str(i) for i in range(size)], generator).to(device)
 
 

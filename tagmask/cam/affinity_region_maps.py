@@ -107,7 +107,8 @@ def affinity_region_maps(
             _add_rows(keys_b, seeds_b, gamma, chunk, maps_b)
         if cue != "none":
             assert query is not None
-            similarity = F.cosine_similarity(query.float()[:, :, None, None], keys.float(), dim=1)[:, None]
+            # Image by image: norms and products over a batch would be copies of all its keys.
+            similarity = torch.stack([_cosine(q, k) for q, k in zip(query, keys)])[:, None]
             factor = (similarity > cut).float() if cue == "binary" else _min_max(similarity, valid)
             maps[:, 1:] *= factor
     return _min_max(maps, valid)
@@ -121,6 +122,12 @@ def _add_rows(keys: Tensor, seeds: Tensor, gamma: float, chunk: int, counts: Ten
         rows = slice(start, start + chunk)
         connected = unit[:, positions[rows]].T @ unit > gamma
         counts.index_add_(0, classes[rows], connected.float())
+
+
+def _cosine(query: Tensor, keys: Tensor) -> Tensor:
+    """(h,w): cosine of a query (D,) and keys (D,h,w) in one image."""
+    unit = F.normalize(keys.float().flatten(1), dim=0, eps=1e-8)
+    return (F.normalize(query.float(), dim=0, eps=1e-8) @ unit).view(keys.shape[1:])
 
 
 def region_labels(

@@ -19,7 +19,7 @@ from tagmask.config import ViewConfig
 from tagmask.errors import ConfigError
 from tagmask.types import IGNORE, Sample, View
 
-VIEWS = frozenset(("strong", "local"))
+VIEWS = frozenset(("strong", "local", "photo"))
 LOCAL_JITTER = (0.4, 0.4, 0.2, 0.1)
 LOCAL_GREY = 0.2
 BLUR_SIGMA = (0.1, 2.0)
@@ -38,7 +38,9 @@ class TrainViews:
     with a standard deviation of 0.1 to 2 pixels. 'strong' in ``wanted``: the main view's pixels after exactly one
     of the nine photometric operations of RandAugment (Cubuk et al. 2020); the main view is then the weak one.
     'local' in ``wanted``: square crops of the main view's geometry, flipped at random, with jitter .4/.4/.2/.1 and
-    grey at .2 of their own (ECA). Raises ConfigError on unknown views and on local crops larger than the main one.
+    grey at .2 of their own (ECA). 'photo': the whole photo, its long side brought to ``config.crop`` and zero padding
+    at the right or bottom, as it is in each step: unflipped, photometry left out (it draws no random number).
+    Raises ConfigError on unknown views and on local crops larger than the main one.
     """
 
     def __init__(self, config: ViewConfig, wanted: frozenset[str] = frozenset()) -> None:
@@ -58,7 +60,7 @@ class TrainViews:
         Every random number comes from ``generator``.
         """
         config, side = self.config, self.config.crop
-        photo, mask, box = self._geometry(sample, generator)
+        photo, mask, box, from_photo = self._geometry(sample, generator)
         main = blur(jitter(photo, config.jitter, generator), config.blur, generator)
         views = {}
         if "strong" in self.wanted:
@@ -68,10 +70,17 @@ class TrainViews:
             canvas = _place(photo, box, side)
             crops = [self._local(canvas, box, generator) for _ in range(config.local.count)]
             views["local"] = View(*(torch.stack(parts) for parts in zip(*crops)))
+        if "photo" in self.wanted:
+            views["photo"] = self._photo(sample.image, from_photo)
         return {"image": _place(main, box, side), "box": torch.tensor(box), "mask": mask, "views": views}
 
-    def _geometry(self, sample: Sample, generator: Generator) -> tuple[Tensor, Tensor | None, list[int]]:
-        """The photo's visible part, the mask on the canvas, and the box of that part on the canvas."""
+    def _geometry(
+        self, sample: Sample, generator: Generator
+    ) -> tuple[Tensor, Tensor | None, list[int], list[tuple[float, float]]]:
+        """The photo's visible part, the mask on the canvas, and the box of that part on the canvas.
+
+        Last, for x and y, (a,b): what lies at the fraction f of the photo's side lies at a·f + b pixels of the canvas.
+        """
         image, mask, side = sample.image, sample.mask, self.config.crop
         factor = _uniform(generator, *self.config.scale) * reduction(image.shape[-2:], self.config.short_side)
         height, width = (max(1, round(n * factor)) for n in image.shape[-2:])
@@ -86,7 +95,21 @@ class TrainViews:
             mask = F.resize(mask[None], [height, width], InterpolationMode.NEAREST_EXACT)
             mask = mask[:, top : top + y1 - y0, left : left + x1 - x0]
             mask = _place(mask.flip(-1) if flip else mask, [x0, y0, x1, y1], side, IGNORE)[0]
-        return image, mask, [x0, y0, x1, y1]
+        across = (-width, x1 + left) if flip else (width, x0 - left)
+        return image, mask, [x0, y0, x1, y1], [across, (height, y0 - top)]
+
+    def _photo(self, image: Tensor, from_photo: list[tuple[float, float]]) -> View:
+        """The whole photo; from_photo: as ``_geometry`` gives it."""
+        side = self.config.crop
+        height, width = (max(1, round(n * side / max(image.shape[-2:]))) for n in image.shape[-2:])
+        box = [0, 0, width, height]
+        whole = _place(F.resize(image, [height, width], antialias=True).clamp(0, 1), box, side)
+        affine = torch.zeros(2, 3, dtype=torch.float64)
+        for axis, ((a, b), length) in enumerate(zip(from_photo, (width, height))):
+            # What is at e pixels of this canvas is at a/length·e + b of the main one; points ±1 are at ½ and side - ½.
+            affine[axis, axis] = a / length
+            affine[axis, 2] = (a / length * side + 2 * b - side) / (side - 1)
+        return View(whole, torch.tensor(box), affine.float())
 
     def _local(self, canvas: Tensor, box: list[int], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         side, size = self.config.crop, self.config.local.size

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tagmask.config import EncoderConfig, Strict
 from tagmask.encoders import build_encoder
 from tagmask.encoders.base import Encoder
+from tagmask.encoders.guide_cache import GuideCache, content_key, weights_key
 from tagmask.encoders.timm_vit import TimmViT
-from tagmask.errors import ConfigError
-from tagmask.types import inside
+from tagmask.errors import ConfigError, WeightsError
+from tagmask.types import Batch, View, inside
 
 DINO = "vit_small_patch8_224.dino"
 
@@ -31,12 +33,25 @@ class GuideConfig(Strict):
         "minmax", description="foreground cue; none where the guide has no class token"
     )
     cut: float = Field(-0.5, description="of the binary cue")
-    graph: Literal["features", "random"] = Field(
-        "features", description="random: noise instead of what the guide sees (an ablation)"
+    graph: Literal["features", "shuffled", "noise"] = Field(
+        "features",
+        description="ablations: shuffled: what the guide sees, at places exchanged at random; noise: random numbers "
+        "instead, whose cosines in hundreds of channels are all near 0: a place is connected with itself alone",
     )
     precision: Literal["train", "fp32", "half"] = Field(
         "train", description="train: as the training step; half: float16 on GPUs, bfloat16 on CPUs"
     )
+    view: Literal["crop", "photo"] = Field(
+        "crop", description="photo: the guide sees the whole photo, and the crop's part is cut out of what it saw"
+    )
+    cache: Path | None = Field(None, description="folder in which what the guide saw of photos is kept")
+    cache_gb: float = Field(40.0, gt=0, description="bytes of it at most, in 10^9")
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> GuideConfig:
+        if self.cache is not None and self.view == "crop":
+            raise ValueError("a cache needs view: photo; crops are new in each step, no entry would be used twice")
+        return self
 
 
 class Guidance(NamedTuple):
@@ -56,6 +71,13 @@ class Guide:
     less its mean over the photo, over its standard deviation there, so that cosines are spread around 0 as those of
     keys are; they have no cue.
 
+    A ViT's images are brought to whole patches first, so that its grid covers them and nothing else.
+
+    ``view: photo`` (ours): the guide sees the batch's view 'photo', the whole photo at a size that never changes; its
+    keys, brought to length 1, are looked at through the crop's geometry (bilinear). So a photo needs one pass in a run
+    and, with ``cache``, in all runs: entries are found by the photo's pixels (8 bits a channel), size and box and by
+    the network, its weights, block, scales and precision, and hold keys and query in half precision.
+
     It is no ``nn.Module``: a method that holds one has no further parameters, and saves none. It is built at its first
     use and never where a model is only used, and a copy of it (that of a method whose weights are averaged) is
     unbuilt. Its random weights (``encoder.weights: none``) are always the same, so a resumed run has the same guide.
@@ -66,6 +88,9 @@ class Guide:
             raise ConfigError(f"method.guide.scales={config.scales}: scales are numbers above 0.")
         self.config = config
         self._encoder: Encoder | None = None
+        self._identity = ""
+        limit = round(config.cache_gb * 1e9)
+        self.cache = None if config.cache is None else GuideCache(config.cache.expanduser(), limit)
 
     def __deepcopy__(self, memo: object) -> Guide:
         return Guide(self.config)
@@ -74,31 +99,96 @@ class Guide:
         """The frozen encoder on ``device``. Raises ConfigError, WeightsError as ``build_encoder``, and ConfigError
         where the encoder lacks what ``config`` takes from it."""
         if self._encoder is None:
-            # Training draws from the global generator: what it draws must not depend on when the guide is built.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            # Training draws from the global generators, those of GPUs among them, and what it draws must not depend on
+            # when the guide is built: only the CPU's is set, and set back.
+            with torch.random.fork_rng(devices=[]), _named_as_guide():
+                torch.default_generator.manual_seed(0)
                 encoder = build_encoder(self.config.encoder, image_size=self.config.encoder.image_size)
             encoder.freeze()
             self._check(encoder)
+            if self.cache is not None:
+                said = self.config.model_dump_json(
+                    include={"encoder", "block", "scales"}, exclude={"encoder": {"weights", "weights_dir"}}
+                )
+                self._identity = content_key(said, weights_key(encoder))
             self._encoder = encoder
         if self._encoder.mean.device != device:
             self._encoder.to(device)
         return self._encoder
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, boxes: Tensor, generator: torch.Generator) -> Guidance:
-        """What the guide sees in images (B,3,H,W), RGB in [0,1], whose photos lie in boxes (B,4).
+    def __call__(self, batch: Batch) -> Guidance:
+        """What the guide sees in a batch's images, or for ``view: photo`` in its view 'photo'.
 
-        On the grid of the first scale; keys of further scales are resized to it (bilinear) and added. generator: for
-        ``graph: random``.
+        On the grid of the first scale; keys of further scales are resized to it (bilinear) and added. Raises
+        ConfigError where the batch has no such view.
         """
         cfg = self.config
+        if cfg.view == "photo":
+            if "photo" not in batch.views:
+                raise ConfigError("method.guide.view=photo needs the view 'photo'; load the batch with that view.")
+            keys, query = self._through(batch.views["photo"])
+        else:
+            keys, query = self.see(batch.images, batch.boxes)
+        valid = _photo(batch.boxes, (batch.images.shape[-2], batch.images.shape[-1]), keys)
+        if cfg.graph == "shuffled":
+            keys = _shuffle(keys, valid, batch.generator)
+        elif cfg.graph == "noise":
+            keys = _noise(keys, batch.generator)
+            query = None if query is None else _noise(query, batch.generator)
+        return Guidance(keys, query if cfg.cue != "none" else None, valid)
+
+    def _through(self, view: View) -> tuple[Tensor, Tensor | None]:
+        """Keys and query of whole photos, the keys as they lie in the main images."""
+        if self.cache is None:
+            keys, query = self._unit(*self.see(view.images, view.boxes))
+        else:
+            # One by one, so that an entry does not depend on what else is in the batch.
+            found = [self._kept(image[None], box[None]) for image, box in zip(view.images, view.boxes)]
+            keys = torch.cat([k for k, _ in found])
+            queries = [q for _, q in found if q is not None]
+            query = torch.cat(queries) if queries else None
+        # Points -1 and 1 are the corner pixels' centres in ``affine``, and the image's edges here: a cell covers many.
+        side = view.images.shape[-1]
+        with torch.autocast(keys.device.type, enabled=False):
+            to_view = torch.linalg.inv(view.affine[:, :, :2])
+            shift = to_view @ view.affine[:, :, 2:] * ((side - 1) / side)
+            grid = F.affine_grid(torch.cat([to_view, -shift], 2), list(keys.shape), align_corners=False)
+            keys = F.grid_sample(keys, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return keys, query
+
+    def _kept(self, image: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As ``_unit(see(image, box))`` in half precision, from the cache where it has it; image (1,3,H,W)."""
+        assert self.cache is not None
+        self.build(image.device)
+        with self._precision(image.device):
+            autocast = torch.is_autocast_enabled(image.device.type)
+            precision = str(torch.get_autocast_dtype(image.device.type) if autocast else image.dtype)
+        key = content_key(self._identity, precision, box, (image * 255).round().byte())
+        entry = self.cache.get(key)
+        if entry is None:
+            keys, query = self._unit(*self.see(image, box))
+            entry = {"keys": keys.half().cpu().contiguous()}
+            if query is not None:
+                entry["query"] = query.half().cpu().contiguous()
+            self.cache.put(key, entry)
+        keys, query = entry["keys"], entry.get("query")
+        return keys.to(image.device).float(), None if query is None else query.to(image.device).float()
+
+    @staticmethod
+    def _unit(keys: Tensor, query: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """At length 1, which half precision holds for sure; only directions matter."""
+        return F.normalize(keys, dim=1), None if query is None else F.normalize(query, dim=1)
+
+    def see(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Keys (B,D,h,w) and the class token's query (B,D) over all scales; images, boxes as in ``__call__``."""
         encoder = self.build(images.device)
         height, width = images.shape[-2:]
+        patch = encoder.patch if isinstance(encoder, TimmViT) else 1
         keys: Tensor | None = None
         query: Tensor | None = None
-        for scale in cfg.scales:
-            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        for scale in self.config.scales:
+            size = tuple(max(1, round(n * scale / patch)) * patch for n in (height, width))
             scaled = images if size == (height, width) else F.interpolate(images, size=size, mode="bilinear")
             with self._precision(images.device):
                 more_keys, more_query = self._look(encoder, scaled, boxes, (height, width))
@@ -108,10 +198,7 @@ class Guide:
                 keys = keys + F.interpolate(more_keys, size=keys.shape[-2:], mode="bilinear")
                 query = None if query is None or more_query is None else query + more_query
         assert keys is not None
-        if cfg.graph == "random":
-            keys, query = (None if x is None else _noise(x, generator) for x in (keys, query))
-            assert keys is not None
-        return Guidance(keys, query if cfg.cue != "none" else None, _photo(boxes, (height, width), keys))
+        return keys, query
 
     def _look(
         self, encoder: Encoder, images: Tensor, boxes: Tensor, size: tuple[int, int]
@@ -120,12 +207,9 @@ class Guide:
         if not isinstance(encoder, TimmViT):
             maps = encoder(images).maps[-1].float()
             return _standardize(maps, _photo(boxes, size, maps)), None
-        queries, keys = (
-            x.float().transpose(2, 3).flatten(1, 2) for x in encoder.queries_keys(images, self.config.block)
-        )
-        patches = keys[:, :, encoder.model.num_prefix_tokens :]
-        height = -(-images.shape[-2] // encoder.patch)
-        return patches.unflatten(2, (height, -1)), queries[:, :, 0]
+        queries, keys = encoder.queries_keys(images, self.config.block)  # (B,heads,N,d) each
+        patches = keys[:, :, encoder.model.num_prefix_tokens :].float().transpose(2, 3).flatten(1, 2)
+        return patches.unflatten(2, (images.shape[-2] // encoder.patch, -1)), queries[:, :, 0].float().flatten(1)
 
     def _check(self, encoder: Encoder) -> None:
         cfg = self.config
@@ -152,6 +236,25 @@ class Guide:
         dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
         with torch.autocast(device.type, dtype=dtype, enabled=wanted == "half"):
             yield
+
+
+@contextmanager
+def _named_as_guide() -> Iterator[None]:
+    """Errors of building an encoder speak of 'encoder.…', which is another section than the guide's."""
+    try:
+        yield
+    except (ConfigError, WeightsError) as error:
+        raise type(error)(f"The guide (for 'encoder.' read 'method.guide.encoder.'): {error}") from error
+
+
+def _shuffle(keys: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Keys (B,D,h,w) with their places in the photo exchanged at random, and those of the padding among themselves."""
+    places = valid.flatten(1)
+    drawn = torch.rand(places.shape, generator=generator, device=generator.device).to(keys.device)
+    source = (drawn - places.float()).argsort(1)  # the photo's places first, in random order
+    target = places.int().argsort(dim=1, descending=True, stable=True)  # and in reading order
+    index = torch.empty_like(source).scatter_(1, target, source)
+    return keys.flatten(2).gather(2, index[:, None].expand(-1, keys.shape[1], -1)).view_as(keys)
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -112,10 +112,11 @@ class ECA(Baseline):
 
     def __init__(self, config: ECAConfig, encoder: Encoder, classes: int) -> None:
         super().__init__(config, encoder, classes)
-        self.wanted_views = frozenset(("local",)) if config.weight_corr > 0 else frozenset()
         self.affinity = build_affinity(config, encoder, config.weight_aff)
         guided = config.weight_region > 0 or (self.affinity is not None and config.affinity_from != "cam")
         self.guide = Guide(config.guide) if guided else None
+        views = {"local": config.weight_corr > 0, "photo": guided and config.guide.view == "photo"}
+        self.wanted_views = frozenset(name for name, wanted in views.items() if wanted)
         self.calibration: PrototypeCalibration | None = None
         if guided and config.calibration.enabled:
             settings = config.calibration.model_dump(exclude={"enabled", "most_seeds"})
@@ -196,7 +197,7 @@ class ECA(Baseline):
         tags = trusted
         if labels is not None and cfg.region_classes == "labels":
             tags = trusted * torch.stack([(labels == c + 1).flatten(1).any(1) for c in range(self.classes)], 1)
-        seen = self.guide(batch.images, batch.boxes, batch.generator)
+        seen = self.guide(batch)
         grid = (seen.keys.shape[-2], seen.keys.shape[-1])
         coarse = resize(cams, grid)
         seeds = cam_seeds(coarse, tags, cfg.seeds, cfg.seed_background, valid=seen.valid)

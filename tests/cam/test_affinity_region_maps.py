@@ -168,14 +168,16 @@ def test_labels_are_refined_at_half_resolution_and_equal_loops() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returns, in bytes."""
+    """Remembers the largest tensor that any operation returns, in bytes; views of ``given`` do not count."""
 
-    bytes = 0
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self.bytes, self.given = 0, given.untyped_storage().data_ptr()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = function(*args, **(kwargs or {}))
         for x in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() != self.given:
                 self.bytes = max(self.bytes, x.numel() * x.element_size())
         return result
 
@@ -186,10 +188,19 @@ def test_only_a_chunk_of_rows_is_ever_made() -> None:
     keys = torch.randn(2, 8, 64, 64)
     seeds = torch.zeros(2, 3, 64, 64, dtype=torch.bool)
     seeds[:, 0, :20], seeds[:, 1, 40:45] = True, True
-    with Largest() as seen:
+    with Largest(keys) as seen:
         maps = affinity_region_maps(keys, None, seeds, cue="none", chunk=chunk)
     assert seen.bytes <= 4 * chunk * nodes < 4 * nodes * nodes / 50
     assert maps.max() > 0.9
+
+
+def test_the_cue_copies_no_more_than_one_images_keys() -> None:
+    keys, query = torch.randn(8, 32, 16, 16), torch.randn(8, 32)
+    seeds = torch.zeros(8, 3, 16, 16, dtype=torch.bool)
+    seeds[:, 1, 0, 0] = True
+    with Largest(keys) as seen:
+        affinity_region_maps(keys, query, seeds, cue="minmax")
+    assert seen.bytes <= keys[0].numel() * keys.element_size()
 
 
 def test_prototypes_and_calibration_equal_loops() -> None:

@@ -98,7 +98,7 @@ def with_perfect_guide(method: Any) -> Any:
     classes = resize(masks[:, None].float(), (8, 8)).round().long().clamp(max=CLASSES)[:, 0]
     keys = torch.nn.functional.one_hot(classes, CLASSES + 1).permute(0, 3, 1, 2).float()
     query = torch.tensor([-1.0, 1, 1, 1]).expand(4, 4)
-    method.guide = lambda images, boxes, generator: Guidance(keys, query, torch.ones(4, 8, 8, dtype=torch.bool))
+    method.guide = lambda batch: Guidance(keys, query, torch.ones(4, 8, 8, dtype=torch.bool))
     return method
 
 
@@ -307,6 +307,9 @@ def test_corr_can_be_taken_on_a_finer_grid() -> None:
 
 def test_local_views_are_asked_for_only_where_they_are_used() -> None:
     assert build().wanted_views == {"local"} and build(weight_corr=0).wanted_views == frozenset()
+    whole = {"guide": GUIDE | {"view": "photo"}, "weight_corr": 0}
+    assert build(**whole).wanted_views == {"photo"}
+    assert build(**whole, weight_region=0).wanted_views == frozenset(), "without a guide"
     with pytest.raises(ConfigError, match="view 'local'; the batch has none"):
         build().losses(squares_of_all(), 2)
 
@@ -344,13 +347,29 @@ def test_guide_is_left_out_of_checkpoints_saved_models_and_copies(
         assert torch.equal(getattr(loaded, name)(images), getattr(method.eval(), name)(images))
 
 
+def test_a_cached_run_gives_the_numbers_of_the_run_that_filled_the_cache(tmp_path: Path) -> None:
+    """Two runs and one that is resumed, on one folder: what was kept before does not show in the weights."""
+    settings = SETTINGS | {"guide": GUIDE | {"view": "photo", "cache": str(tmp_path / "kept")}}
+    config = tiny(settings, data={"source": "demo", "root": str(tmp_path / "scenes"), "demo_images": 12})
+    train = MethodContract().train
+    first = train(config, tmp_path / "first", stop=None)
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "kept").glob("??/*")}
+    assert kept
+    again = train(config, tmp_path / "again", stop=None)
+    train(config, tmp_path / "parts", stop=2)
+    parts = train(config, tmp_path / "parts", stop=None)
+    assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "kept").glob("??/*")}, "no entry was made twice"
+    for name, value in first.items():
+        assert torch.equal(value, again[name]) and torch.equal(value, parts[name]), name
+
+
 def test_what_is_wrong_with_the_guide_shows_at_the_first_step() -> None:
     with pytest.raises(ConfigError, match=r"method\.guide\.cue=none"):
         build(guide={"encoder": {"name": "resnet18", "weights": "none"}}).losses(squares(), 0)
 
 
-@pytest.mark.parametrize("graph", ["features", "random"])
-def test_cnn_guide_and_random_graph_train(graph: str) -> None:
+@pytest.mark.parametrize("graph", ["features", "shuffled", "noise"])
+def test_cnn_guide_and_meaningless_graphs_train(graph: str) -> None:
     settings = {"encoder": {"name": "resnet18", "weights": "none"}, "cue": "none", "graph": graph}
     terms = build(guide=settings).losses(squares(), 2).terms
     assert terms["region"].isfinite() and terms["region"] > 0
