@@ -21,14 +21,16 @@ class Method(nn.Module):
     """A way to learn masks. Subclasses add their heads in ``__init__`` and implement ``losses``.
 
     ``config_class``: pydantic model of its settings. ``reads_masks``: whether training may see masks.
-    ``wanted_views``: views of the batch that it needs ('strong', 'local'). ``segment(images)`` →
-    (B,C+1,H,W) logits is defined only by methods that have a segmenter; ``has_cams`` and ``has_segmenter`` follow
-    from what a subclass defines.
+    ``wanted_views``: views of the batch that it needs ('strong', 'local', 'photo'). ``training_only``: attributes,
+    parts of the method, that only ``losses`` and ``after_step`` read: a saved model leaves them out, and when it is
+    loaded they are None. ``segment(images)`` → (B,C+1,H,W) logits is defined only by methods that have a segmenter;
+    ``has_cams`` and ``has_segmenter`` follow from what a subclass defines.
     """
 
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     reads_masks: ClassVar[bool] = False
     wanted_views: frozenset[str] = frozenset()
+    training_only: ClassVar[tuple[str, ...]] = ()
     has_cams: ClassVar[bool] = False
     has_segmenter: ClassVar[bool] = False
 

@@ -63,6 +63,7 @@ class CRT(Method):
 
     config_class = CRTConfig
     config: CRTConfig
+    training_only = ("cnn", "cnn_classifier")
 
     def __init__(self, config: CRTConfig, encoder: Encoder, classes: int) -> None:
         _check_branch(config, encoder)

@@ -91,7 +91,8 @@ class Network(NamedTuple):
 class Guidance(NamedTuple):
     """What the support network says of a batch, on the grid of scale 1.
 
-    features (B,D,h,w) of scale 1; cams: (B,C,h,w) in [0,1] of each scale; trusted: bool (B,C), tags that count.
+    features (B,D,h,w) of scale 1; cams: (B,C,h,w) in [0,1] of each scale; trusted: bool (B,C), tags that count:
+    those of a class that scores ``gate`` in this crop and that a CAM of some scale is above 0 for.
     """
 
     features: Tensor
@@ -105,6 +106,7 @@ class RCMMAM(Method):
 
     config_class = RCMMAMConfig
     config: RCMMAMConfig
+    training_only = ("support", "prototypes")
     prototypes: Tensor
 
     def __init__(self, config: RCMMAMConfig, encoder: Encoder, classes: int) -> None:
@@ -154,9 +156,13 @@ class RCMMAM(Method):
     @torch.no_grad()
     def _guidance(self, support: Network, batch: Batch) -> Guidance:
         features, maps = support.maps(batch.images)
-        # Where a tagged class scores under ``gate`` in this crop its object was probably cropped out.
+        cams = self._scaled_cams(support, batch.images, maps)
+        # Where a tagged class scores under ``gate`` in this crop its object was probably cropped out. A CAM that is 0
+        # everywhere, as most are of a new classifier, has no maximum to be divided by: by equation 2 the object itself
+        # would be background.
         trusted = (batch.tags > 0) & (support.classifier.pool(maps).float().sigmoid() >= self.config.gate)
-        return Guidance(features.float(), self._scaled_cams(support, batch.images, maps), trusted)
+        trusted &= torch.stack(cams).amax((0, -2, -1)) > 0
+        return Guidance(features.float(), cams, trusted)
 
     def _scaled_cams(self, network: Network, images: Tensor, maps: Tensor) -> list[Tensor]:
         """CAMs (B,C,h,w) in [0,1] of each scale; maps: those of the images themselves, (B,C,h,w)."""

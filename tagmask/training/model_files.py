@@ -18,9 +18,10 @@ from tagmask.training.folder import read_json, write_json, write_text
 
 
 def save_model(folder: Path, method: Method, config: RunConfig, classes: list[str]) -> None:
-    """Write weights.safetensors, config.yaml, classes.json and README.md."""
+    """Write weights.safetensors, config.yaml, classes.json and README.md; without what only training reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in method.state_dict().items()}
+    state = {k: v for k, v in method.state_dict().items() if _in_use(method, k)}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     part = folder / "weights.safetensors.part"
     save_file(tensors, part, metadata={"format": "pt", "method": config.method.name, "encoder": config.encoder.name})
     part.replace(folder / "weights.safetensors")
@@ -50,6 +51,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method
     bare.encoder.weights = "none"
     method = build_method(bare, len(names["classes"]))
     method.encoder.weights_origin = names["weights_origin"]
+    for part in method.training_only:
+        setattr(method, part, None)
     try:
         method.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
@@ -57,8 +60,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method
     return method.eval().to(device), config, names["classes"]
 
 
+def _in_use(method: Method, key: str) -> bool:
+    return key.partition(".")[0] not in method.training_only
+
+
 def _card(config: RunConfig, classes: list[str], method: Method) -> str:
-    parameters = sum(p.numel() for p in method.parameters()) / 1e6
+    parameters = sum(p.numel() for name, p in method.named_parameters() if _in_use(method, name)) / 1e6
     supervision = "pixel masks" if method.reads_masks else "image tags only"
     return f"""# {config.method.name} on {config.encoder.name}
 

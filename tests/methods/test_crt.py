@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.errors import ConfigError
 from tagmask.methods import Method, build_method
 from tagmask.methods.crt import CRT, class_attention
+from tagmask.reproduce import read_table
+from tagmask.reproduce.configure import configure
 from tagmask.training import load_model, save_model
 from tagmask.types import Features
 from tests.methods import contract
@@ -269,6 +272,52 @@ def test_random_encoder_means_random_cnn_so_that_a_saved_model_needs_no_weights(
     image = torch.rand(1, 3, 48, 48)
     assert torch.equal(loaded.cams(image), method.cams(image))
     assert loaded.encoder.weights_origin == method.encoder.weights_origin
+
+
+def test_a_saved_model_is_the_transformer_alone(tmp_path: Path) -> None:
+    method, config = build().eval(), tiny(SETTINGS, VIT)
+    save_model(tmp_path, method, config, ["a", "b", "c"])
+    assert {name.split(".")[0] for name in load_file(tmp_path / "weights.safetensors")} == {"encoder", "classifier"}
+    millions = sum(p.numel() for part in (method.encoder, method.classifier) for p in part.parameters()) / 1e6
+    assert f"Parameters: {millions:.1f} M" in (tmp_path / "README.md").read_text()
+    loaded, _, _ = load_model(tmp_path)
+    assert isinstance(loaded, CRT) and loaded.cnn is None and loaded.cnn_classifier is None
+    images = torch.rand(1, 3, 64, 64)
+    for name in ("cams", "class_scores"):
+        assert torch.equal(getattr(loaded, name)(images), getattr(method, name)(images))
+    assert any(name.startswith("cnn.") for name in method.state_dict()), "of a checkpoint"
+
+
+def test_the_protocols_pair_of_cnns_learns_from_each_other() -> None:
+    """ResNet-50 in its first layout and EfficientNet-lite0, whose maps have other channels on the same grid."""
+    pair = {"cnn": {"name": "tf_efficientnet_lite0", "weights": "none"}, "warmup": 0}
+    config = tiny(ANY | pair, "resnet50")
+    config.encoder.layout = "v1"
+    method = build_method(config, CLASSES).train()
+    assert isinstance(method, CRT) and method.cnn is not None
+    assert method.encoder.channels[-1] != method.cnn.channels[-1]
+    losses = method.losses(squares(), 0)
+    assert set(losses.terms) == {"cls", "cls_cnn", "l1"}
+    losses.terms["l1"].backward()
+    for encoder in (method.encoder, method.cnn):
+        assert any(p.grad is not None and p.grad.any() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "values"),
+    [("msrc14/crt", "weight_l1", [0, 0.01, 0.1, 0.2, 0, 0.1]), ("msrc14/crt_loops", "loops", [0, 1, 2, 3, 4])],
+)
+def test_the_ladders_on_msrc(table: str, key: str, values: list[float], tmp_path: Path) -> None:
+    read = read_table(table)
+    configs = [configure(read, row, 0, None, tmp_path, []) for row in read.rows]
+    assert [getattr(config.method, key) for config in configs] == values
+    assert {config.train.steps for config in configs} == {150}
+    for config in configs:
+        same = config.method.model_copy(update={key: values[0]})
+        assert same == configs[0].method or config.encoder.name == "tf_efficientnet_lite0"
+    for config in configs:
+        branches: Any = config.method
+        assert branches.weight_l1 == 0 or config.encoder.name != branches.cnn.name, "two unlike branches"
 
 
 @pytest.mark.parametrize("kind", ["cnn", "swin", "mit"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +15,9 @@ from tagmask.config import load_config
 from tagmask.errors import ConfigError
 from tagmask.methods import build_method
 from tagmask.methods.rcm_mam import RCMMAM, Network, peak_normalize
+from tagmask.reproduce import read_table
+from tagmask.reproduce.configure import configure
+from tagmask.training import load_model, save_model
 from tests.methods.contract import CLASSES, ENCODERS, MethodContract, squares, tiny
 
 SETTINGS: dict[str, Any] = {
@@ -240,6 +245,62 @@ def test_a_tag_that_is_not_trusted_makes_no_region_and_no_background() -> None:
     batch.tags[2] = 0
     assert method.losses(batch, 0).terms["rcm"] == 0, "an image without tags is background, alone in the softmax"
     assert method.prototypes[0].any() and not method.prototypes[1:].any()
+
+
+def test_a_cam_that_is_zero_everywhere_makes_no_region_and_no_background() -> None:
+    method, batch = build(), squares()
+    batch.tags[:] = torch.tensor([1.0, 0.0, 0.0])
+    weight = support_of(method).classifier.conv.weight
+    seen = weight[0].clone()
+    with torch.no_grad():
+        weight[0] = 0
+    terms = method.losses(batch, 5).terms
+    assert terms["rcm"] == 0 and terms["mam"] == 0 and not method.prototypes.any()
+    batch.tags[0, 2] = 1  # what is seen beside it has its region
+    method.losses(batch, 5)
+    assert method.prototypes[3].any() and not method.prototypes[:3].any()
+    batch.tags[1] = 0  # an image without objects is background as ever
+    method.losses(batch, 5)
+    assert method.prototypes[0].any() and not method.prototypes[1].any()
+    with torch.no_grad():
+        weight[0] = seen
+    terms = method.losses(batch, 5).terms
+    assert terms["rcm"] > 0 and terms["mam"] > 0 and method.prototypes[1].any()
+
+
+def test_a_saved_model_is_the_main_network(tmp_path: Path) -> None:
+    method, config = apart(build()).eval(), tiny(SETTINGS)
+    method.losses(squares(), 0)
+    save_model(tmp_path, method, config, ["a", "b", "c"])
+    assert {name.split(".")[0] for name in load_file(tmp_path / "weights.safetensors")} == TRAINED
+    millions = sum(p.numel() for part in method.main for p in part.parameters()) / 1e6
+    assert f"Parameters: {millions:.1f} M" in (tmp_path / "README.md").read_text()
+    loaded, _, _ = load_model(tmp_path)
+    assert isinstance(loaded, RCMMAM) and loaded.support is None and loaded.prototypes is None
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(loaded.cams(images), method.cams(images))
+    assert {"prototypes", "support.encoder.body.conv1.weight"} <= method.state_dict().keys(), "of a checkpoint"
+
+
+def test_the_ladder_on_msrc_has_the_modules_of_tables_1_and_2(tmp_path: Path) -> None:
+    table = read_table("msrc14/rcm_mam")
+    made = {row.name: configure(table, row, 0, None, tmp_path, []) for row in table.rows}
+    modules = {
+        name: (config.method.weight_rcm > 0, config.method.attention, config.method.momentum)  # type: ignore[attr-defined]
+        for name, config in made.items()
+    }
+    assert modules == {
+        "baseline": (False, "none", 0.74),
+        "smm": (False, "smm", 0.74),
+        "mmm": (False, "mmm", 0.74),
+        "mam": (False, "mam", 0.74),
+        "rcm": (True, "none", 0.74),
+        "rcm-shared": (True, "none", 0.0),
+        "mmm+rcm": (True, "mmm", 0.74),
+        "mam+rcm": (True, "mam", 0.74),
+        "literal": (True, "mam", 0.74),
+    }
+    assert {config.train.steps for config in made.values()} == {150}
 
 
 def test_literal_is_a_set_of_ordinary_switches() -> None:
