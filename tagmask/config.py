@@ -180,6 +180,7 @@ class EvaluateConfig(Strict):
 
     bootstrap: int = Field(1000, ge=0, description="resamples of the interval over images; 0: none")
     bins: int = Field(100, ge=2, description="thresholds on the CAM curve")
+    boundary: float = Field(0.02, ge=0, le=1, description="rim of the boundary IoU, of the diagonal; 0: not counted")
     without: list[str] = Field([], description="classes left out of a second mean")
     only: list[str] = Field([], description="classes of a further mean, C-mIoU, such as those that occur together")
 

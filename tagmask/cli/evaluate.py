@@ -17,8 +17,8 @@ def evaluate(
     what: Annotated[
         list[str] | None,
         typer.Option(
-            help="cam, refined, masks, segmenter+tags (all use the tags), segmenter, or localization, which compares "
-            "boxes of CAMs with true boxes; repeatable"
+            help="cam, refined, seeds, masks, segmenter+tags (all use the tags), segmenter, or localization, which "
+            "compares boxes of CAMs with true boxes; repeatable"
         ),
     ] = None,
     with_tags: Annotated[
@@ -32,17 +32,19 @@ def evaluate(
     from tagmask.training import RunFolder
     from tagmask.workflow.localize import LOCALIZATION, print_localization
     from tagmask.workflow.pipeline import print_classification
+    from tagmask.workflow.spread import SPREAD, print_spread
 
     wanted = [*(what or ()), *(["segmenter+tags"] if with_tags else [])]
     scores = workflow.evaluate(run, split, wanted, overrides or ())
     if json:
         common.print_json(scores)
         return
-    located = [score for score in scores if score["name"] == LOCALIZATION]
-    scores = [score for score in scores if score["name"] != LOCALIZATION]
-    for score in located:
-        print_localization(score, common.screen())
-    if located and not scores:
+    special = {LOCALIZATION: print_localization, SPREAD: print_spread}
+    apart = [score for score in scores if score["name"] in special]
+    scores = [score for score in scores if score["name"] not in special]
+    for score in apart:
+        special[score["name"]](score, common.screen())
+    if apart and not scores:
         return
     if scores:
         for score in scores:

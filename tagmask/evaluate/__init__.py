@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tagmask.evaluate.bootstrap import bootstrap_miou
+from tagmask.evaluate.boundary import BoundaryIoU
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError
 from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.localization import Localization, localization
@@ -11,6 +12,7 @@ from tagmask.evaluate.ranking import average_precision, mean_average_precision
 from tagmask.evaluate.scores import ScoreStream, jsonable, print_classes, print_scores, score
 
 __all__ = [
+    "BoundaryIoU",
     "ConfusionMatrix",
     "LabelError",
     "Localization",

@@ -110,20 +110,20 @@ class ConfusionMatrix:
     def precision(self) -> np.ndarray:
         """float64 (K,): share of the pixels predicted as a class that are of it; NaN where it was not predicted."""
         hit, _, predicted = sums(self.matrix)
-        return _ratio(hit, predicted)
+        return ratio(hit, predicted)
 
     def recall(self) -> np.ndarray:
         """float64 (K,): share of a class's pixels that were predicted as it; NaN where it is not in the truth."""
         hit, true, _ = sums(self.matrix)
-        return _ratio(hit, true)
+        return ratio(hit, true)
 
     def accuracy(self) -> float:
         """Share of the covered pixels that were predicted right; NaN without pixels."""
-        return float(_ratio(np.trace(self.matrix), self.matrix.sum()))
+        return float(ratio(np.trace(self.matrix), self.matrix.sum()))
 
     def coverage(self) -> float:
         """Share of the pixels with a truth that were not predicted ``ignore``; NaN without pixels."""
-        return float(_ratio(self.matrix.sum(), self.counts.sum()))
+        return float(ratio(self.matrix.sum(), self.counts.sum()))
 
 
 def sums(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -135,7 +135,7 @@ def intersection_over_union(
     hit: np.ndarray, true: np.ndarray, predicted: np.ndarray, absent: Absent = "drop"
 ) -> np.ndarray:
     """hit / (true + predicted − hit) per class, (...,K); ``absent`` as in ``ConfusionMatrix.iou``."""
-    iou = _ratio(hit, true + predicted - hit)
+    iou = ratio(hit, true + predicted - hit)
     if absent == "truth":
         return np.where(true > 0, iou, np.nan)
     if absent == "zero":
@@ -157,7 +157,7 @@ def mean_over_classes(values: np.ndarray, without: Sequence[int] = ()) -> Any:
         keep[index] = False
     kept = values[..., keep]
     known = ~np.isnan(kept)
-    mean = _ratio(np.where(known, kept, 0.0).sum(axis=-1), known.sum(axis=-1))
+    mean = ratio(np.where(known, kept, 0.0).sum(axis=-1), known.sum(axis=-1))
     return float(mean) if values.ndim == 1 else mean
 
 
@@ -166,7 +166,8 @@ def to_numpy(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _ratio(part: Any, whole: Any) -> np.ndarray:
+def ratio(part: Any, whole: Any) -> np.ndarray:
+    """part / whole in float64; NaN where the whole is 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
 

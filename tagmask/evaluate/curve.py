@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import ConfigError
-from tagmask.evaluate.confusion import LabelError, intersection_over_union, mean_over_classes
+from tagmask.evaluate.confusion import LabelError, intersection_over_union, mean_over_classes, ratio, sums
 
 
 class ThresholdCurve:
@@ -101,13 +101,25 @@ class ThresholdCurve:
 
     def at(self, threshold: float) -> float:
         """mIoU at a threshold of the grid. Raises ConfigError for one between two grid points."""
+        return float(self.miou()[self._index(threshold)])
+
+    def precision_recall_at(self, threshold: float) -> tuple[float, float]:
+        """Means over classes of precision and recall at a threshold of the grid, each without its NaN classes.
+
+        Precision is NaN for a class that is not predicted, recall for one that is not in the truth. Raises
+        ConfigError for a threshold between two grid points.
+        """
+        hit, true, predicted = sums(self.matrices()[self._index(threshold)])
+        return mean_over_classes(ratio(hit, predicted)), mean_over_classes(ratio(hit, true))
+
+    def _index(self, threshold: float) -> int:
         index = round(threshold * self.bins)
         if not 0 <= index < self.bins or abs(self.thresholds[index] - threshold) > 1e-9:
             raise ConfigError(
                 f"Threshold {threshold} is not among the curve's multiples of 1/{self.bins} in [0,1); "
                 "choose one of those, or another number for evaluate.bins."
             )
-        return float(self.miou()[index])
+        return index
 
     def peak(self) -> tuple[float, float]:
         """The threshold with the largest mIoU (the lowest of equals) and that mIoU; (NaN, NaN) without images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import version as installed_version
 from typing import Literal
 
@@ -31,6 +32,7 @@ class Protocol(BaseModel):
     refine: str = Field("none", description="refinement of CAMs")
     crf: str | None = Field(None, description="preset of the dense CRF, if one was applied")
     tile: int | None = Field(None, description="side of the tiles that images were cut into")
+    crop: int | None = Field(None, description="side of the training crops; None: not recorded")
     seed: int = Field(description="of the training run")
     weights: str = Field(description="origin of the pretrained weights")
     method: str
@@ -58,11 +60,20 @@ class Protocol(BaseModel):
             parts.append(f"CRF {self.crf}")
         if self.tile is not None:
             parts.append(f"tiles of {self.tile}")
-        parts += [f"truth: {self.truth}", f"{self.method} on {self.encoder}, from {self.supervision}"]
+        trained = f"{self.method} on {self.encoder}, from {self.supervision}"
+        parts += [f"truth: {self.truth}", trained + (f", crops of {self.crop}" if self.crop is not None else "")]
         parts += [f"weights: {self.weights}"]
         return " · ".join([*parts, f"seed {self.seed}", f"tagmask {self.version}"])
 
-    def differs(self, other: Protocol) -> list[str]:
-        """One line 'field: mine / theirs' for each field in which the two were made differently."""
+    def differs(self, other: Protocol, but: Collection[str] = ()) -> list[str]:
+        """One line 'field: mine / theirs' for each field in which the two were made differently.
+
+        but: fields that are not looked at. A crop that one of the two did not record is no difference.
+        """
         mine, theirs = self.model_dump(), other.model_dump()
-        return [f"{name}: {mine[name]} / {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        ignored = {*but, *(["crop"] if None in (self.crop, other.crop) else [])}
+        return [
+            f"{name}: {mine[name]} / {theirs[name]}"
+            for name in mine
+            if name not in ignored and mine[name] != theirs[name]
+        ]

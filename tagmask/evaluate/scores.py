@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tagmask.errors import ConfigError, nearest
 from tagmask.evaluate.bootstrap import bootstrap_sums
+from tagmask.evaluate.boundary import BoundaryIoU
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError, intersection_over_union, mean_over_classes, sums
 from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.protocol import Protocol
@@ -51,11 +52,15 @@ class ImageMatrices(Mapping):
 
 
 class ScoreStream:
-    """Collects the counts of one score image by image, over all and per image."""
+    """Collects the counts of one score image by image, over all and per image.
 
-    def __init__(self, num_classes: int, ignore: int = 255) -> None:
+    boundary: width of the rims of the Boundary IoU as a share of the diagonal; 0: not counted.
+    """
+
+    def __init__(self, num_classes: int, ignore: int = 255, boundary: float = 0.0) -> None:
         self.confusion = ConfusionMatrix(num_classes, ignore)
         self.per_image = ImageMatrices(num_classes)
+        self.boundary = BoundaryIoU(num_classes, boundary, ignore) if boundary else None
 
     def update(self, image_id: str, pred: Any, target: Any) -> ScoreStream:
         """Add one image, label maps as in ``ConfusionMatrix.update``; returns itself. Errors name the image."""
@@ -66,6 +71,8 @@ class ScoreStream:
             raise LabelError(f"{image_id}: {error}") from error
         self.per_image.add(image_id, one.matrix)
         self.confusion.merge(one)
+        if self.boundary is not None:
+            self.boundary.update(pred, target)
         return self
 
     def result(
@@ -80,7 +87,19 @@ class ScoreStream:
         only: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The score of all images so far; see ``score``."""
-        return score(name, self.confusion, classes, protocol, self.per_image, curve, bootstrap, without, seed, only)
+        return score(
+            name,
+            self.confusion,
+            classes,
+            protocol,
+            self.per_image,
+            curve,
+            bootstrap,
+            without,
+            seed,
+            only,
+            self.boundary,
+        )
 
 
 def score(
@@ -94,6 +113,7 @@ def score(
     without: Sequence[str] = (),
     seed: int = 0,
     only: Sequence[str] = (),
+    boundary: BoundaryIoU | None = None,
 ) -> dict[str, Any]:
     """Everything that is known about one set of label maps, ready for JSON (NaN becomes None; shares in [0,1]).
 
@@ -101,10 +121,11 @@ def score(
     for the interval (``bootstrap`` resamples; 0 for none) and the images' own scores. without: names of classes
     left out of a second mean. only: names of classes of a third one, the C-mIoU of Co-training with Swapping
     Assignments (ECCV 2024, table 4b), there over classes that occur together. Keys: name, protocol, miou,
-    miou_strict, coverage, accuracy, without, miou_without, only, c_miou, interval, interval_without and
-    interval_c_miou {low, high, std, resamples}, classes, per_class {name: {iou, precision, recall, pixels}}, confusion
-    (rows are the truth), images {id: {miou, accuracy}}, curve {thresholds, miou, peak {threshold, miou}}. What was not
-    asked for is None. Raises ConfigError for an unknown class in ``without`` or ``only`` and LabelError for a list of
+    miou_strict, coverage, accuracy, precision, recall (means over the classes that have one), boundary_iou, without,
+    miou_without, only, c_miou, interval, interval_without and interval_c_miou {low, high, std, resamples}, classes,
+    per_class {name: {iou, precision, recall, boundary_iou, pixels}}, confusion (rows are the truth), images {id: {miou,
+    accuracy}}, curve {thresholds, miou, peak {threshold, miou, precision, recall}}. What was not asked for is None.
+    Raises ConfigError for an unknown class in ``without`` or ``only`` and LabelError for a list of
     classes that does not fit.
     """
     names = all_classes(classes, confusion.num_classes)
@@ -129,6 +150,7 @@ def score(
             interval_without = _interval(tables, bootstrap, seed, left_out) if left_out else None
             interval_only = _interval(tables, bootstrap, seed, others) if only else None
     iou, precision, recall = confusion.iou(), confusion.precision(), confusion.recall()
+    rims = np.full(len(names), np.nan) if boundary is None else boundary.iou()
     pixels = confusion.counts.sum(axis=1)
     result = {
         "name": name,
@@ -137,6 +159,9 @@ def score(
         "miou_strict": confusion.miou_strict(),
         "coverage": confusion.coverage(),
         "accuracy": confusion.accuracy(),
+        "precision": mean_over_classes(precision),
+        "recall": mean_over_classes(recall),
+        "boundary_iou": mean_over_classes(rims),
         "without": list(without) or None,
         "miou_without": confusion.miou(without=left_out) if left_out else None,
         "only": list(only) or None,
@@ -150,6 +175,7 @@ def score(
                 "iou": float(iou[i]),
                 "precision": float(precision[i]),
                 "recall": float(recall[i]),
+                "boundary_iou": float(rims[i]),
                 "pixels": int(pixels[i]),
             }
             for i, name in enumerate(names)
@@ -189,13 +215,15 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("score", overflow="fold")
     table.add_column("split", overflow="fold")
-    columns = ["mIoU", "95 %", "strict", "coverage"]
+    columns = ["mIoU", "95 %", "strict", "coverage", "precision", "recall"]
     further = {
         f"{title} {escape(', '.join(names))}": key
         for field, key, title in (("without", "miou_without", "without"), ("only", "c_miou", "C-mIoU of"))
         if (names := next((s[field] for s in scores if s.get(field)), None))
     }
     columns += further
+    if any(s.get("boundary_iou") is not None for s in scores):
+        columns.append("boundary IoU")
     if any(s.get("curve") for s in scores):
         columns.append("best on this split")
     for column in columns:
@@ -207,6 +235,9 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
             "95 %": f"{percent(interval['low'])}–{percent(interval['high'])}" if interval else "–",
             "strict": percent(s["miou_strict"]),
             "coverage": percent(s["coverage"]),
+            "precision": percent(s.get("precision")),
+            "recall": percent(s.get("recall")),
+            "boundary IoU": percent(s.get("boundary_iou")),
             "best on this split": f"{percent(curve['peak']['miou'])} at {curve['peak']['threshold']:g}"
             if curve
             else "–",
@@ -253,5 +284,6 @@ def _interval(tables: list[np.ndarray], resamples: int, seed: int, without: Sequ
 
 def _curve(curve: ThresholdCurve) -> dict[str, Any]:
     threshold, miou = curve.peak()
-    peak = {"threshold": threshold, "miou": miou}
+    precision, recall = curve.precision_recall_at(threshold) if threshold == threshold else (math.nan, math.nan)
+    peak = {"threshold": threshold, "miou": miou, "precision": precision, "recall": recall}
     return {"thresholds": curve.thresholds, "miou": curve.miou(), "peak": peak}

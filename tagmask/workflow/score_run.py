@@ -21,7 +21,11 @@ from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, read_json, write_json
 from tagmask.workflow.localize import LOCALIZATION, localize
 from tagmask.workflow.runs import open_run, reopen
-from tagmask.workflow.scoring import AT_VAL, SCORES, Scorer
+from tagmask.workflow.scoring import AT_VAL, FILES, SCORES, Scorer
+from tagmask.workflow.spread import SPREAD, spread
+
+SPECIAL = {LOCALIZATION: localize, SPREAD: spread}
+"""Scores that go over the photos by themselves, and whose entries are not like the others'."""
 
 
 def evaluate(
@@ -30,13 +34,15 @@ def evaluate(
     what: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
     console: Console | None = None,
+    record: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Score a run on a split and enter the scores into its metrics.json.
+    """Score a run on a split and enter the scores into its metrics.json, or that of the folder ``record``.
 
     split: 'test' where there is one, else 'val'. what: names of SCORES; by default the CAMs and masks, which use
     tags, on 'train', and the segmenter without tags elsewhere (on 'val' both). Splits other than 'val' are scored at
     the CAM threshold that was found best on 'val', too, once 'val' has been scored in the same way. 'localization'
-    compares boxes of CAMs with true boxes, see ``localize``; its entry has no mIoU.
+    compares boxes of CAMs with true boxes, see ``localize``, and 'spread' CAMs of single scales, see ``spread``; their
+    entries have no mIoU.
     Where nothing has a true mask, only the classifier's mean average precision is entered, and the list is empty.
     Raises DataError when there is nothing to compare with.
     """
@@ -45,21 +51,22 @@ def evaluate(
     split = split or ("test" if collection.splits.get("test") else "val")
     items = collection.split(split)
     for name in what or ():
-        if name not in (*SCORES, LOCALIZATION):
-            raise ConfigError(f"'{name}' is not a score. There are: {', '.join((*SCORES, LOCALIZATION))}.")
-    located: list[dict[str, Any]] = []
-    if what and LOCALIZATION in what:
-        located = [localize(folder, config, method, collection, split, console)]
-        what = [name for name in what if name != LOCALIZATION]
+        if name not in (*SCORES, *SPECIAL):
+            raise ConfigError(f"'{name}' is not a score. There are: {', '.join((*SCORES, *SPECIAL))}.")
+    kept = RunFolder(record) if record is not None else folder
+    kept.path.mkdir(parents=True, exist_ok=True)
+    special = [SPECIAL[n](kept, config, method, collection, split, console) for n in what or () if n in SPECIAL]
+    if what:
+        what = [name for name in what if name not in SPECIAL]
         if not what:
-            return located
+            return special
     have_masks = any(item.mask is not None for item in items)
     if not have_masks and (what or not any(item.tags is not None for item in items)):
         raise DataError(f"{collection.root}: split '{split}' has no true masks to compare with; set data.masks.")
     names = list(what) if what else default_scores(method, split, folder) if have_masks else []
-    val_threshold = None if split == "val" else _val_threshold(folder, config.label)
+    val_threshold = None if split == "val" else _val_threshold(kept, config.label)
     began = time.perf_counter()
-    scorer = Scorer(method, config, collection, names, val_threshold, folder.masks)
+    scorer = Scorer(method, config, collection, names, val_threshold, folder.path)
     console = console or Console(stderr=True)
     shown = track(read_ahead(items), "score", len(items), console=console, disable=not console.is_terminal)
     for item, photo in shown:
@@ -80,10 +87,10 @@ def evaluate(
             seed=config.seed,
         )
         result["minutes"] = round(minutes, 2)
-        folder.add_score(result)
+        kept.add_score(result)
         results.append(result)
-    _add_classification(folder, split, collection.classes, scorer)
-    return [*results, *located]
+    _add_classification(kept, split, collection.classes, scorer)
+    return [*results, *special]
 
 
 def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
@@ -91,8 +98,8 @@ def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
     names: list[str] = []
     if split in ("train", "val") and method.has_cams:
         names += ["cam", "refined"]
-    if split == "train" and (folder.masks / "classes.json").is_file():
-        names.append("masks")
+    if split == "train":
+        names += [name for name in FILES if (folder.path / name / "classes.json").is_file()]
     if split != "train" and method.has_segmenter:
         names.append("segmenter")
     return names or ["segmenter+tags" if method.has_segmenter else "cam"]
@@ -120,18 +127,18 @@ def _protocol(
 ) -> Protocol:
     cfg, source = config.label, scorer.inference.source
     stage: dict[str, Any] = {}
-    if name == "masks":
+    if name in FILES:
         # Of how the files were made, not of what the configuration says today.
-        made = read_json(folder.masks / "classes.json")
+        made = read_json(folder.path / name / "classes.json")
         cfg, source = LabelConfig.model_validate(made["label"]), made["source"]
         stage = made.get("stage", {})
         cfg = cfg.model_copy(update={"crf": stage.get("crf", cfg.crf)})
         if stage:
             cfg.high = cfg.low = None
-    from_cam = name in ("cam", AT_VAL, "refined") or (name == "masks" and source == "cam")
+    from_cam = name in ("cam", AT_VAL, "refined", "cam+crf") or (name in FILES and source == "cam")
     threshold = scorer.val_threshold if name == AT_VAL else cfg.threshold
-    if "walk" in stage and "affinity" in stage:
-        threshold = stage["walk"].get("threshold")
+    if _of_stage(stage):
+        threshold = stage.get("walk", {}).get("threshold")
     tile = max((side for size in scorer.sizes if (side := scorer.inference.tile_side(size))), default=None)
     delivered = name in ("masks", "segmenter", "segmenter+tags")
     first = collection.item(scored[0])
@@ -151,11 +158,12 @@ def _protocol(
         scales=cfg.cam_scales if from_cam else cfg.scales,
         flip=cfg.cam_flip if from_cam else cfg.flip,
         merge="sum" if from_cam else cfg.merge,
-        refine=_walk(stage) if "affinity" in stage else _refinement(name, cfg, from_cam, tile),
+        refine=_of_stage(stage) or _refinement(name, cfg, from_cam, tile),
         crf=None
-        if (from_cam and not stage) or cfg.crf == "none"
+        if (from_cam and not stage and name != "cam+crf") or cfg.crf == "none"
         else f"{cfg.crf} ({DenseCRF.preset(cfg.crf).extra_repr()})",
         tile=None if from_cam else tile,
+        crop=config.views.crop,
         seed=config.seed,
         weights=method.encoder.weights_origin,
         method=config.method.name,
@@ -173,9 +181,15 @@ def _refinement(name: str, cfg: LabelConfig, from_cam: bool, tile: int | None) -
     return "none"
 
 
-def _walk(stage: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{key} {value:g}" for key, value in stage["walk"].items())
-    return f"random walk ({stage['affinity']}, {settings})"
+def _of_stage(stage: Mapping[str, Any]) -> str | None:
+    """What a stage did to CAMs instead of refining them; None for masks that no stage made, or without a walk."""
+    if stage.get("name") == "cams":
+        keys = ("high", "low") if stage["rule"] == "constant" else ("power_high", "power_low")
+        return f"confident labels ({', '.join(f'{key} {stage[key]:g}' for key in keys)})"
+    if "affinity" in stage:
+        settings = ", ".join(f"{key} {value:g}" for key, value in stage["walk"].items())
+        return f"random walk ({stage['affinity']}, {settings})"
+    return None
 
 
 def _unsure(cfg: LabelConfig, from_cam: bool) -> tuple[float, float] | float | None:

@@ -11,15 +11,17 @@ from torch.nn import functional as F
 
 from tagmask.config import RunConfig
 from tagmask.data import Collection, Item, read_mask, tag_vector
-from tagmask.errors import DataError
+from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import ScoreStream, ThresholdCurve
 from tagmask.label import Inference
 from tagmask.label.infer import best_labels
 from tagmask.methods import Method
 
-TAGGED = ("cam", "refined", "masks", "segmenter+tags")
+TAGGED = ("cam", "refined", "cam+crf", "seeds", "masks", "segmenter+tags")
 """Scores that use the image's tags at test time; 'segmenter' is the one that does not."""
 SCORES = (*TAGGED, "segmenter")
+FILES = ("seeds", "masks")
+"""Those of label files that were written before: a run's folders of these names."""
 AT_VAL = "cam (val threshold)"
 
 
@@ -29,7 +31,8 @@ class Scorer:
     ``streams`` by name, the CAM ``curve``, ``class_scores`` and ``tags`` for mAP, ``sizes`` (h,w) of the working grids.
 
     names: of SCORES. val_threshold: with 'cam', adds 'cam (val threshold)' at this background score.
-    masks: folder of the label maps that 'masks' compares.
+    run: the run folder whose label files 'seeds' and 'masks' compare. 'refined' and 'cam+crf' take
+    ``label.threshold``. Raises ConfigError for 'cam+crf' without ``label.crf``.
     """
 
     def __init__(
@@ -39,15 +42,18 @@ class Scorer:
         collection: Collection,
         names: Sequence[str],
         val_threshold: float | None = None,
-        masks: Path | None = None,
+        run: Path | None = None,
     ) -> None:
         self.names = [*names, AT_VAL] if "cam" in names and val_threshold is not None else list(names)
         self.inference = Inference(method, config)
+        if "cam+crf" in self.names and self.inference.crf is None:
+            raise ConfigError("'cam+crf' is the CAMs after a dense CRF: set label.crf to a preset, as label.crf=psa.")
         self.collection = collection
         self.classes = len(collection.classes)
         self.val_threshold = val_threshold
-        self.masks = masks
-        self.streams = {name: ScoreStream(collection.num_classes) for name in self.names}
+        self.run = run or Path()
+        rims = config.evaluate.boundary
+        self.streams = {name: ScoreStream(collection.num_classes, boundary=rims) for name in self.names}
         self.curve = ThresholdCurve(collection.num_classes, config.evaluate.bins) if "cam" in names else None
         self.untagged = 0
         self.sizes: list[tuple[int, ...]] = []
@@ -83,7 +89,7 @@ class Scorer:
         self, item: Item, photo: Tensor, tags: Tensor, truth: Tensor, names: Sequence[str]
     ) -> Iterator[tuple[str, Tensor]]:
         inference = self.inference
-        if "cam" in names or "refined" in names:
+        if {"cam", "refined", "cam+crf"}.intersection(names):
             cams = inference.cams(photo, tags)
             if self.curve is not None:
                 full = F.interpolate(cams[None], size=truth.shape, mode="bilinear", align_corners=False)[0]
@@ -93,15 +99,32 @@ class Scorer:
                     yield AT_VAL, _cut(full, self.val_threshold)
             if "refined" in names:
                 yield "refined", best_labels(inference.refine(photo, cams, tags), photo)
-        if "masks" in names:
-            path = (self.masks or Path()) / f"{item.id}.png"
+            if "cam+crf" in names:
+                yield "cam+crf", best_labels(self._crf(photo, cams, tags), photo)
+        for name in (name for name in FILES if name in names):
+            path = self.run / name / f"{item.id}.png"
             if not path.is_file():
-                raise DataError(f"{path}: there is no such mask; 'tagmask label' writes the masks that are scored.")
-            yield "masks", read_mask(path, self.classes)
+                made = "'tagmask label'" if name == "masks" else "'tagmask run' with stages"
+                raise DataError(f"{path}: there is no such mask; {made} writes the {name} that are scored.")
+            yield name, read_mask(path, self.classes)
         if "segmenter+tags" in names:
             yield "segmenter+tags", best_labels(inference.probabilities(photo, tags), photo, inference.config.unsure)
         if "segmenter" in names:
             yield "segmenter", inference.predict(photo)[0]
+
+    def _crf(self, photo: Tensor, cams: Tensor, tags: Tensor) -> Tensor:
+        """(C+1,h,w) of CAMs (C,h,w) after the dense CRF, whose input are the CAMs and the background's score, over
+        their sum at each pixel."""
+        inference = self.inference
+        assert inference.crf is not None
+        background = torch.full_like(cams[:1], inference.config.threshold)
+        scores = torch.cat([background, cams * tags.to(cams.device)[:, None, None]])
+        probabilities = scores / scores.sum(0).clamp(min=1e-8)
+        images = inference.batch(photo, inference.config.max_side)
+        kept = probabilities.flatten(1).amax(1).nonzero().flatten()
+        result = torch.zeros_like(probabilities)
+        result[kept] = inference.crf((images * 255).round().byte(), probabilities[kept][None])[0]
+        return result
 
 
 def _cut(cams: Tensor, threshold: float) -> Tensor:

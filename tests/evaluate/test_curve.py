@@ -51,6 +51,8 @@ def test_every_threshold_equals_its_own_pass(bins):
         np.testing.assert_array_equal(curve.matrices()[i], cm.matrix)
         np.testing.assert_allclose(curve.iou()[i], cm.iou())
         assert curve.at(threshold) == pytest.approx(cm.miou())
+        found = [np.nanmean(values) for values in (cm.precision(), cm.recall())]
+        assert curve.precision_recall_at(threshold) == pytest.approx(found)
     threshold, best = curve.peak()
     assert best == pytest.approx(np.nanmax(curve.miou())) and curve.at(threshold) == best
 

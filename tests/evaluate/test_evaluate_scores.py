@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tagmask.errors import ConfigError, TagmaskError
 from tagmask.evaluate import (
+    BoundaryIoU,
     ConfusionMatrix,
     Protocol,
     ScoreStream,
@@ -64,7 +65,10 @@ def test_the_score_is_complete_and_json_without_nan():
     assert result["miou_without"] == pytest.approx(cm.miou(without=[2]))
     assert result["confusion"] == whole.tolist()
     assert list(result["per_class"]) == ["background", *CLASSES]
-    assert result["per_class"]["boat"] == {"iou": None, "precision": None, "recall": None, "pixels": 0}
+    nothing = {"iou": None, "precision": None, "recall": None, "boundary_iou": None, "pixels": 0}
+    assert result["per_class"]["boat"] == nothing
+    assert result["precision"] == pytest.approx(np.nanmean(cm.precision()))
+    assert result["recall"] == pytest.approx(np.nanmean(cm.recall())) and result["boundary_iou"] is None
     assert result["per_class"]["cat"]["iou"] == pytest.approx(cm.iou()[1])
     assert sum(row["pixels"] for row in result["per_class"].values()) == 6 * 64
     assert result["images"]["photo2"]["miou"] == pytest.approx(
@@ -76,7 +80,8 @@ def test_the_score_is_complete_and_json_without_nan():
     low, high, std = bootstrap_miou(np.stack(matrices), 50, seed=3)
     assert result["interval"] == pytest.approx({"low": low, "high": high, "std": std, "resamples": 50})
     assert result["interval_without"]["low"] == pytest.approx(bootstrap_miou(np.stack(matrices), 50, 3, [2])[0])
-    assert result["curve"]["peak"] == {"threshold": 0.0, "miou": 1.0} and len(result["curve"]["miou"]) == 10
+    peak = {"threshold": 0.0, "miou": 1.0, "precision": 1.0, "recall": 1.0}
+    assert result["curve"]["peak"] == peak and len(result["curve"]["miou"]) == 10
     assert Protocol(**result["protocol"]) == protocol()
 
 
@@ -98,6 +103,29 @@ def test_c_miou_is_the_mean_over_the_classes_that_are_named():
     print_scores([result], console)
     text = console.file.getvalue()
     assert "without cat" in text and "C-mIoU of dog, cat" in text and f"{100 * result['c_miou']:.1f}" in text
+
+
+def test_rims_are_counted_when_asked_for():
+    one = ScoreStream(4, boundary=0.1)
+    target = np.zeros((12, 12), int)
+    target[3:9, 3:9] = 1
+    pred = np.roll(target, 1, axis=1)
+    one.update("a", pred, target)
+    result = one.result("segmenter", CLASSES, protocol(), bootstrap=0)
+    by_class = BoundaryIoU(4, 0.1).update(pred, target).iou()
+    assert result["per_class"]["cat"]["boundary_iou"] == pytest.approx(by_class[1])
+    assert result["boundary_iou"] == pytest.approx(np.nanmean(by_class)) and result["boundary_iou"] < result["miou"]
+    console = Console(file=io.StringIO(), width=300)
+    print_scores([result], console)
+    assert f"{100 * result['boundary_iou']:.1f}" in console.file.getvalue()
+
+
+def test_a_stamp_says_what_differs():
+    mine, theirs = protocol(crop=224, scales=[1.0, 0.5]), protocol(seed=1)
+    assert mine.differs(theirs) == ["scales: [1.0, 0.5] / [1.0]", "seed: 0 / 1"], "no crop was recorded of theirs"
+    assert mine.differs(theirs, but=["seed", "scales"]) == []
+    assert mine.differs(protocol(crop=512, seed=1), ["seed", "scales"]) == ["crop: 224 / 512"]
+    assert "crops of 224" in mine.describe() and "crops" not in theirs.describe()
 
 
 def test_what_was_not_asked_for_is_none():
