@@ -14,3 +14,10 @@ def test_every_operator_has_its_cases() -> None:
     assert done.returncode == 0, done.stderr
     operators = {line.split()[0] for line in done.stdout.splitlines()}
     assert operators >= {"crf", "energy", "par", "varm", "walk", "scorer", "threshold"}
+
+
+def test_generated_annotations_are_converted() -> None:
+    command = [sys.executable, BENCHMARKS / "prepare.py", "--images", "5", "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "5 photos" in done.stdout and "photos/s" in done.stdout

@@ -1,20 +1,27 @@
-"""Masks of many photos, written as they are made: palette PNG, resumable, failures listed."""
+"""Label files of many photos, written as they are made: palette PNG, resumable, failures listed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from tagmask.data import Item, read_ahead, tag_vector, write_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.label.infer import Inference
 from tagmask.training.folder import read_json, write_json
+from tagmask.types import IGNORE
+
+Make = Callable[[Item, Tensor], "tuple[Tensor, Tensor | None, Sequence[str]]"]
+"""An item and its photo, uint8 (3,H,W) → label map uint8 (H,W), and the scores (n,h,w) to save where soft maps are
+asked for, with the names of the n classes; None where there are no scores."""
 
 
 @dataclass
@@ -51,58 +58,89 @@ def write_masks(
     soft: bool = False,
     console: Console | None = None,
 ) -> Labelled:
-    """Write ``<id>.png`` for each item into ``folder``, and classes.json, which says how they were made, beside them.
+    """Masks of a trained method, written by ``write_label_files``, with the model and settings as their note.
 
     with_tags: use each item's tags (it must have them); otherwise the segmenter alone decides. soft: also save
-    ``<id>.npz`` with half-precision scores (C+1,H,W). Existing masks are kept unless ``overwrite``.
-    model: the model/ folder, for the record. A photo that cannot be read is counted in ``failed`` and does not stop
-    the others. Raises ConfigError when the folder holds masks that were made in another way, and DataError when a
-    mask would be written over its photo.
+    the scores (C+1,H,W). model: the model/ folder, for the record. Raises as ``write_label_files``.
     """
-    items = list(items)
     names = ["background", *classes]
-    made = {
+    note = {
         "classes": names,
-        "ignore": 255,
+        "ignore": IGNORE,
         "tags_used": with_tags,
         "source": inference.source if with_tags else "segmenter",
         "label": inference.config.model_dump(mode="json"),
         "model": read_json(model / "classes.json")["digest"],
     }
-    note = folder / "classes.json"
-    if note.is_file() and not overwrite and read_json(note) != made:
-        raise ConfigError(
-            f"{folder}: holds masks of another model or other settings; use --overwrite or another --out."
-        )
+
+    def make(item: Item, photo: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        if not with_tags:
+            return *inference.predict(photo), names
+        if item.tags is None:
+            raise DataError(f"{item.image}: has no row of tags; 'tagmask predict' labels photos without tags.")
+        return *inference.labels(photo, tag_vector(item.tags, len(classes))), names
+
+    return write_label_files(folder, items, make, note, overwrite, soft, console)
+
+
+def write_label_files(
+    folder: Path,
+    items: Iterable[Item],
+    make: Make,
+    note: dict[str, Any],
+    overwrite: bool = False,
+    soft: bool = False,
+    console: Console | None = None,
+) -> Labelled:
+    """Write ``<id>.png`` for each item into ``folder``, and ``note``, which says how they were made, as classes.json.
+
+    Files that are there are kept unless ``overwrite``, which removes those of ``items`` before it begins: a run that
+    is killed and goes on never mixes old and new ones. soft: also save ``<id>.npz``, compressed, with 'scores' in half
+    precision and the names of their 'classes'; it is written before the PNG, so that a PNG says that all is there.
+    A photo that cannot be read is counted in ``failed`` and does not stop the others. Raises ConfigError when the
+    folder holds labels that were made in another way, and DataError when one would be written over its photo.
+    """
+    items = list(items)
+    paths = {item.id: folder / f"{item.id}.png" for item in items}
     for item in items:
-        if (folder / f"{item.id}.png").resolve() == item.image.resolve():
+        if paths[item.id].resolve() == item.image.resolve():
             raise DataError(f"{item.image}: its mask would be written over it; choose another folder (--out).")
+    about = folder / "classes.json"
+    if about.is_file() and read_json(about) != note:
+        if not overwrite:
+            raise ConfigError(
+                f"{folder}: holds masks of another model or other settings; delete the folder to make them again, or "
+                "use --overwrite or another --out."
+            )
+        own = set(paths.values())
+        if any(path not in own for path in folder.rglob("*.png")):
+            raise ConfigError(
+                f"{folder}: holds masks of further photos, too, which another model or other settings made; label "
+                "these photos with them, delete the folder, or use another --out."
+            )
+    if overwrite:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(note, made)
-    result = Labelled(folder)
+    write_json(about, note)
+    todo = [item for item in items if not paths[item.id].is_file()]
+    result = Labelled(folder, skipped=len(items) - len(todo))
     pixels = unsure = 0
-    todo = [item for item in items if overwrite or not (folder / f"{item.id}.png").is_file()]
-    result.skipped = len(items) - len(todo)
     console = console or Console(stderr=True)
-    shown = track(read_ahead(todo), "masks", len(todo), console=console, disable=not console.is_terminal)
+    shown = track(read_ahead(todo), folder.name, len(todo), console=console, disable=not console.is_terminal)
     for item, photo in shown:
-        path = folder / f"{item.id}.png"
         if isinstance(photo, DataError):
             result.failed.append((str(item.image), str(photo)))
             continue
-        if with_tags:
-            if item.tags is None:
-                raise DataError(f"{item.image}: has no row of tags; 'tagmask predict' labels photos without tags.")
-            labels, scores = inference.labels(photo, tag_vector(item.tags, len(classes)))
-        else:
-            labels, scores = inference.predict(photo)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        array = labels.cpu().numpy()
-        if soft:
-            np.savez_compressed(path.with_suffix(".npz"), scores=scores.half().cpu().numpy(), classes=json.dumps(names))
-        write_mask(path, array)
+        labels, scores, names = make(item, photo)
+        path = paths[item.id]
+        if soft and scores is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            half = scores.half().cpu().numpy()
+            np.savez_compressed(path.with_suffix(".npz"), scores=half, classes=json.dumps(list(names)))
+        write_mask(path, labels)
         result.written += 1
-        pixels += array.size
-        unsure += int((array == 255).sum())
+        pixels += labels.numel()
+        unsure += int((labels == IGNORE).sum())
     result.unsure = unsure / pixels if pixels else 0.0
     return result

@@ -8,6 +8,7 @@ from tagmask.workflow.pipeline import demo, run
 from tagmask.workflow.report_run import report
 from tagmask.workflow.runs import open_run, prepare, reopen
 from tagmask.workflow.score_run import evaluate
+from tagmask.workflow.staged_run import staged_run
 from tagmask.workflow.stages import run_stages
 from tagmask.workflow.train_run import resumed, train, training_items
 from tagmask.workflow.use_run import label, predict
@@ -32,6 +33,7 @@ __all__ = [
     "resumed",
     "run",
     "run_stages",
+    "staged_run",
     "train",
     "training_items",
 ]

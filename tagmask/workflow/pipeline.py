@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -16,8 +15,10 @@ from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_
 from tagmask.data import Collection, Item, print_fingerprint
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
+from tagmask.methods import build_method
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, Trained, write_json
+from tagmask.workflow.clock import Clock
 from tagmask.workflow.plan import Choice, as_mapping, choose
 from tagmask.workflow.report_run import report
 from tagmask.workflow.runs import default_device, prepare
@@ -40,10 +41,11 @@ def run(
 
     configs, values, overrides: as in ``load_config``; what they leave open is chosen from the data and the machine.
     Returns a JSON-able summary: plan, minutes of each stage, scores, files. console: where progress is printed.
+    dry_run: build the network with its weights, so that what is missing or does not fit is said, and stop there.
     """
     folder = RunFolder(out)
     minutes: dict[str, float] = {}
-    clock = _Clock(minutes)
+    clock = Clock(minutes)
     if not dry_run:
         check_free(folder, resume)
     going_on = resume and folder.config_file.is_file()
@@ -67,6 +69,7 @@ def run(
         if stages:
             print_disk_plan(stages, console)
     if dry_run:
+        build_method(config, len(collection.classes))  # weights that are not there, or a method that does not fit
         plan = {c.key: c.value for c in choices}
         return {"plan": plan, "stages": stages, "config": config.model_dump(mode="json")}
     save_stages(folder, config)
@@ -124,7 +127,7 @@ def _staged(
     console: Console | None,
 ) -> dict[str, Any]:
     """The rest of a run with stages. The classifier's scores are of CAMs and masks, the segmenter's of its own run."""
-    clock, collection = _Clock(minutes), prepared[0]
+    clock, collection = Clock(minutes), prepared[0]
     done = run_stages(config, folder.path, prepared, console, clock)
     runs = [folder]
     with clock("evaluate"):
@@ -177,24 +180,6 @@ def demo(out: str | Path, overrides: Sequence[str] = (), console: Console | None
     if console is not None:
         console.print(table)
     return {**result, "table": rows}
-
-
-class _Clock:
-    """``with clock("train"):`` adds the minutes of a stage."""
-
-    def __init__(self, minutes: dict[str, float]) -> None:
-        self.minutes = minutes
-        self.name, self.began = "", 0.0
-
-    def __call__(self, name: str) -> _Clock:
-        self.name = name
-        return self
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.minutes[self.name] = round((time.perf_counter() - self.began) / 60, 3)
 
 
 def _items(collection: Collection, split: str) -> list[Item]:

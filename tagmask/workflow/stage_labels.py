@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagmask.data import Item, read_ahead, tag_vector, write_mask
-from tagmask.errors import ConfigError, DataError
-from tagmask.label import Inference, Labelled
+from tagmask.data import Item, tag_vector
+from tagmask.label import Inference, Labelled, write_label_files
 from tagmask.label.infer import best_labels
 from tagmask.methods.walking import WalkMethod
 from tagmask.refine import DenseCRF, label_probabilities
 from tagmask.stage_config import CamsStage, MasksStage
-from tagmask.training import read_json, write_json
 from tagmask.types import IGNORE
 
 Make = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
@@ -107,51 +102,20 @@ def write_labels(
     soft: bool = False,
     console: Console | None = None,
 ) -> Labelled:
-    """Write ``<id>.png`` of each tagged item into ``folder``, and ``note`` as classes.json; what is there is kept.
+    """Label files of tagged items by ``write_label_files``: kept where they are there, refused where others made them.
 
-    A photo whose tags say that nothing is in it is background. soft: ``<id>.npz`` with 'scores' in half precision,
-    compressed, and their 'classes'. A photo that cannot be read is counted in ``failed``. Raises ConfigError when the
-    folder holds labels that were made in another way.
+    A photo whose tags say that nothing is in it is background. soft: the tagged classes' scores, too, with the
+    background's where ``make`` gives it.
     """
-    about = folder / "classes.json"
-    if about.is_file() and read_json(about) != note:
-        raise ConfigError(
-            f"{folder}: holds labels of another model or other settings; delete the folder to make them again."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(about, note)
-    result = Labelled(folder)
-    todo = [item for item in items if not _made(folder, item, soft)]
-    result.skipped = len(items) - len(todo)
-    console = console or Console(stderr=True)
-    pixels = unsure = 0
-    shown = track(read_ahead(todo), folder.name, len(todo), console=console, disable=not console.is_terminal)
-    for item, photo in shown:
-        if isinstance(photo, DataError):
-            result.failed.append((str(item.image), str(photo)))
-            continue
-        present = torch.tensor(item.tags or (), dtype=torch.long)
-        labels = torch.zeros(photo.shape[-2:], dtype=torch.uint8)
-        path = folder / f"{item.id}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if len(present):
-            places, scores = make(photo, present)
-            table = torch.full((256,), IGNORE, dtype=torch.uint8)
-            table[: len(present) + 1] = torch.cat([torch.zeros(1), present + 1]).byte()
-            labels = table[places.cpu().long()]
-            if soft:
-                names = ["background", *classes] if len(scores) > len(present) else list(classes)
-                kept = [*([0] if len(scores) > len(present) else []), *(present + len(names) - len(classes)).tolist()]
-                about_scores = json.dumps([names[i] for i in kept])
-                np.savez_compressed(path.with_suffix(".npz"), scores=scores.half().cpu().numpy(), classes=about_scores)
-        write_mask(path, labels)  # last: a label map that is there says that all of its photo's files are
-        result.written += 1
-        pixels += labels.numel()
-        unsure += int((labels == IGNORE).sum())
-    result.unsure = unsure / pixels if pixels else 0.0
-    return result
 
+    def one(item: Item, photo: Tensor) -> tuple[Tensor, Tensor | None, list[str]]:
+        present = torch.tensor(item.tags, dtype=torch.long)
+        if not len(present):
+            return torch.zeros(photo.shape[-2:], dtype=torch.uint8), None, []
+        places, scores = make(photo, present)
+        values = torch.full((256,), IGNORE, dtype=torch.uint8)
+        values[: len(present) + 1] = torch.cat([torch.zeros(1), present + 1]).byte()
+        background = ["background"] if len(scores) > len(present) else []
+        return values[places.cpu().long()], scores, [*background, *(classes[i] for i in present.tolist())]
 
-def _made(folder: Path, item: Item, soft: bool) -> bool:
-    path = folder / f"{item.id}.png"
-    return path.is_file() and (not soft or not item.tags or path.with_suffix(".npz").is_file())
+    return write_label_files(folder, items, one, note, soft=soft, console=console)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tagmask.refine import DenseCRF
 from tagmask.registry import METHODS
 from tagmask.stage_config import MasksStage, NetworkStage
 from tagmask.training import RunFolder, load_model, read_json, write_json, write_text
+from tagmask.workflow.clock import Clock
 from tagmask.workflow.runs import default_device
 from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, write_labels
 from tagmask.workflow.train_run import check_schedule, resumed, train
@@ -115,12 +115,12 @@ def run_stages(
     out: str | Path,
     prepared: tuple[Collection, dict[str, Any]],
     console: Console | None = None,
-    clock: Callable[[str], AbstractContextManager] | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Any]:
     """All stages after the classifier, which is trained in ``out``. What is there already is kept.
 
-    prepared: the run's data. clock: ``with clock(name):`` is put around each stage. Returns, by stage, what was
-    written. Raises ConfigError where a stage's folder holds what other settings or another model made.
+    prepared: the run's data. clock: enters the minutes of each stage. Returns, by stage, what was written. Raises
+    ConfigError where a stage's folder holds what other settings or another model made.
     """
     folder, stages = RunFolder(out), config.stages
     configs = check_stages(config, folder)
@@ -130,7 +130,7 @@ def run_stages(
     items = collection.split("train")
     device = default_device(config)
     inference = Inference(load_model(folder.model, device)[0], config)
-    timed = clock or (lambda _: _Untimed())
+    timed = clock or Clock()
     done: dict[str, Any] = {}
     if stages.cams is not None:
         with timed("cams"):
@@ -161,6 +161,11 @@ def run_stages(
         with timed("segmenter"):
             done["segmenter"] = _train(configs["segmenter"], folder, "segmenter", prepared, console)
     return done
+
+
+def is_trained(folder: RunFolder) -> bool:
+    """Whether a training ended: its model's card is the last file that it writes."""
+    return (folder.model / "README.md").is_file()
 
 
 def save_stages(folder: RunFolder, config: RunConfig) -> None:
@@ -214,17 +219,11 @@ def _train(
     collection, found = prepared
     write_json(own.fingerprint_file, found)
     write_json(own.data_file, {"classes": collection.classes, "splits": collection.splits})
-    if not (own.model / "README.md").is_file():  # the last file of a finished training
+    if not is_trained(own):
         if console is not None:
             console.print(f"{name}: {config.method.name} on {config.encoder.name}, {config.train.steps} steps")
         train(config, own.path, resume=True, prepared=prepared, console=console)
     return {"run": str(own.path), "model": str(own.model)}
-
-
-class _Untimed:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 def _shown(made: Labelled, console: Console | None) -> dict[str, Any]:
@@ -239,26 +238,28 @@ def disk_plan(config: RunConfig, folder: RunFolder, found: Mapping[str, Any]) ->
     """Disk that each stage takes at most, as {stage, makes, where, bytes}: bytes an image × training images.
 
     Label PNGs are counted uncompressed, soft maps before compression, networks by their parameters: model and
-    checkpoints with the optimiser's state. found: the data's fingerprint, for the number of photos and their sizes.
+    checkpoints with the optimiser's state, with the one that is being written before the oldest goes. found: the
+    data's fingerprint, for the number of photos and their sizes. An image stands for the mean of the data set's.
     """
     stages = config.stages
     if stages is None:
         return []
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
     sizes = found["sizes"]
-    width, height = (sizes["width"]["median"], sizes["height"]["median"]) if sizes else (0, 0)
+    width, height = (sizes[side]["median"] if sizes else 0 for side in ("width", "height"))
+    pixels, rows_of_one = (sizes["pixels"], sizes["height"]["max"]) if sizes else (0, 0)
     tags = sum(found["tags"].values()) / max(1, found["counts"]["labelled"])
     short = config.views.short_side or min(width, height)
     factor = min(1.0, short / max(1, min(width, height)), config.label.max_side / max(1, width, height))
-    png = width * height + height + PNG_EXTRA
-    half = 2 * width * height * factor**2
+    png = pixels + rows_of_one + PNG_EXTRA
+    half = 2 * pixels * factor**2
     classes = len(found["classes"])
     configs = check_stages(config, folder)
-    rows = [_network_row("classifier", config, folder.path, classes)]
+    rows = [network_row("classifier", config, folder.path, classes)]
     for name in stages.named()[1:]:
         stage = getattr(stages, name)
         if name in configs:
-            rows.append(_network_row(name, configs[name], folder.path / name, classes))
+            rows.append(network_row(name, configs[name], folder.path / name, classes))
             continue
         where = folder.path / "seeds" if name == "cams" else folder.masks
         makes = f"{images} label maps of up to {human(png)}"
@@ -271,19 +272,23 @@ def disk_plan(config: RunConfig, folder: RunFolder, found: Mapping[str, Any]) ->
     return rows
 
 
-def _network_row(name: str, config: RunConfig, where: Path, classes: int) -> dict[str, Any]:
+def network_row(name: str, config: RunConfig, where: Path, classes: int) -> dict[str, Any]:
+    """Disk that a network takes at most in the run folder ``where``, as an entry of ``disk_plan``."""
     bare = config.model_copy(deep=True)
     bare.encoder.weights = "none"
     method = build_method(bare, classes)
     method.param_groups(config.train.lr, config.train.head_lr, config.train.freeze_norm)  # says what is trained
-    weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
+    sizes = {key: t.numel() * t.element_size() for key, t in method.state_dict().items()}
+    weights = sum(sizes.values())
+    model = sum(size for key, size in sizes.items() if key.partition(".")[0] not in method.training_only)
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     train = config.train
     moments = 2 if train.optimizer == "adamw" else 1 if train.momentum else 0
     checkpoint = weights * (2 if train.ema else 1) + trained * moments
-    count = min(train.keep, -(-train.steps // train.checkpoint_every))
-    makes = f"model of {human(weights)}, {count} checkpoint{'s' if count > 1 else ''} of {human(checkpoint)}"
-    return {"stage": name, "makes": makes, "where": str(where), "bytes": weights + count * checkpoint}
+    written = -(-train.steps // train.checkpoint_every)
+    count = min(train.keep + 1, written)
+    makes = f"model of {human(model)}, up to {count} checkpoint{'s' if count > 1 else ''} of {human(checkpoint)}"
+    return {"stage": name, "makes": makes, "where": str(where), "bytes": model + count * checkpoint}
 
 
 def print_disk_plan(rows: list[dict[str, Any]], console: Console) -> None:

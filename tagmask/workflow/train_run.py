@@ -166,7 +166,8 @@ def resumed(
 ) -> RunConfig:
     """The saved configuration of a run to go on with. Raises ConfigError for settings given now that differ from it.
 
-    Settings that do not change the result (devices, workers, logging) may differ and are taken.
+    Settings that do not change the result (devices, workers, logging) may differ and are taken, and so may stages: they
+    come after the training, and each guards what it made.
     """
     saved = folder.config().model_dump(mode="json")
     wanted = load_config(saved, *configs, values, overrides=overrides)
@@ -174,7 +175,7 @@ def resumed(
     differing = [
         f"{section}.{key}"
         for section, fields in saved.items()
-        if isinstance(fields, dict)
+        if isinstance(fields, dict) and section != "stages"
         for key, value in fields.items()
         if now[section].get(key) != value
         and not (section == "train" and key in FREE)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +24,13 @@ from tagmask.cli import app
 from tagmask.config import RunConfig, load_config
 from tagmask.data import open_data, write_demo
 from tagmask.errors import ConfigError
+from tagmask.label import write_label_files
 from tagmask.refine import DenseCRF, label_probabilities
 from tagmask.stage_config import CamsStage, MasksStage
 from tagmask.training import RunFolder, read_json
-from tagmask.workflow import evaluate, prepare, run_stages, stage_labels, train, training_items
+from tagmask.workflow import evaluate, prepare, resumed, run_stages, staged_run, train, training_items
 from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, write_labels
-from tagmask.workflow.stages import check_stages, disk_plan, network_config, walk_settings
+from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, network_config, walk_settings
 
 STAGES = [
     "classifier",
@@ -105,43 +111,171 @@ def test_every_stage_leaves_its_outputs(staged: Path, config: RunConfig) -> None
     assert {s["name"] for s in evaluate(staged / "segmenter", "test")} == {"segmenter"}
 
 
-@pytest.mark.parametrize("where", ["cams", "affinity", "masks", "segmenter"])
-def test_a_killed_run_goes_on_and_gives_the_same_masks(
-    where: str, config: RunConfig, classifier: Path, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(classifier, out)
-    count = len(prepare(config)[0].split("train"))
-    # Label files are written one a photo, checkpoints one a step (two steps a network).
-    name, after = {
-        "cams": ("write_mask", 2),
-        "affinity": ("save_checkpoint", 1),
-        "masks": ("write_mask", count + 2),
-        "segmenter": ("save_checkpoint", 3),
-    }[where]
-    room: Any = stage_labels if name == "write_mask" else __import__("tagmask.training.loop", fromlist=["loop"])
-    original, calls = getattr(room, name), []
+def kill_at(patch: pytest.MonkeyPatch, what: str, times: int) -> None:
+    """Make the ``times``-th call of a function die: of ``write_json`` before it writes, of others afterwards."""
+    room, name = what.rsplit(".", 1)
+    original, calls = getattr(import_module(room), name), []
 
     def killing(*args: Any, **options: Any) -> Any:
-        result = original(*args, **options)
         calls.append(1)
-        if len(calls) == after:
+        if len(calls) == times and name == "write_json":
+            raise KeyboardInterrupt
+        result = original(*args, **options)
+        if len(calls) == times:
             raise KeyboardInterrupt
         return result
 
+    patch.setattr(import_module(room), name, killing)
+
+
+LABEL = "tagmask.label.engine.write_mask"
+CHECKPOINT = "tagmask.training.loop.save_checkpoint"
+MODEL = "tagmask.training.model_files.write_json"
+"""Called once a photo, once a step (two steps a network), and once a model, whose weights are there already then."""
+DONE = {"seeds": "cams", "affinity": "affinity", "masks": "masks", "segmenter": "segmenter"}
+
+
+@pytest.mark.parametrize(
+    "where,what,times",
+    [
+        ("classifier", CHECKPOINT, 1),
+        ("classifier", MODEL, 1),
+        ("cams", LABEL, 2),
+        ("affinity", CHECKPOINT, 1),
+        ("affinity", MODEL, 1),
+        ("masks", LABEL, 2),
+        ("segmenter", CHECKPOINT, 3),
+        ("segmenter", MODEL, 2),
+    ],
+)
+def test_a_killed_run_goes_on_and_gives_the_same_masks(
+    where: str,
+    what: str,
+    times: int,
+    config: RunConfig,
+    classifier: Path,
+    staged: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    if where != "classifier":
+        shutil.copytree(classifier, out)
+    count = len(prepare(config)[0].split("train"))
     with monkeypatch.context() as patch:
-        patch.setattr(room, name, killing)
+        kill_at(patch, what, times + count * (where == "masks"))
         with pytest.raises(KeyboardInterrupt):
-            run_stages(config, out, prepare(config))
-    there = (out / "segmenter").is_dir(), (out / "masks").is_dir(), (out / "affinity").is_dir()
-    assert there == {
-        "cams": (False, False, False), "affinity": (False, False, True), "masks": (False, True, True),
-        "segmenter": (True, True, True),
-    }[where]  # fmt: skip
-    done = run_stages(config, out, prepare(config))
-    if name == "write_mask":
+            staged_run(config, out, ())
+    begun = [stage for folder, stage in DONE.items() if (out / folder).is_dir()]
+    assert begun == list(DONE.values())[: list(DONE.values()).index(where) + 1 if where in DONE.values() else 0]
+    done = staged_run(config, out, ())["stages"]
+    if what == LABEL:
         assert done[where]["skipped"] == 2 and done[where]["written"] == count - 2
     assert made(out) == made(staged)
+    assert read_json(out / "model" / "classes.json") == read_json(classifier / "model" / "classes.json")
+
+
+def test_soft_maps_that_were_cut_short_are_made_again(
+    config: RunConfig, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = load_config(config.model_dump(mode="json"), overrides=["stages.cams.soft=true", "stages.affinity=null"])
+    asked = load_config(asked.model_dump(mode="json"), overrides=["stages.masks=null", "stages.segmenter=null"])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for out in (whole, cut):
+        shutil.copytree(classifier, out)
+    staged_run(asked, whole, ())
+
+    def half(path: Path, **arrays: Any) -> None:
+        path.write_bytes(b"PK")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("numpy.savez_compressed", half)
+        with pytest.raises(KeyboardInterrupt):
+            staged_run(asked, cut, ())
+    assert len(list((cut / "seeds").glob("*.npz"))) == 1
+    staged_run(asked, cut, ())
+    files = [{p.name: p.read_bytes() for p in (out / "seeds").iterdir()} for out in (whole, cut)]
+    assert files[0] == files[1] and any(name.endswith(".npz") for name in files[0])
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_in_every_stage_gives_the_same_masks(scenes: Path, tmp_path: Path) -> None:
+    """SIGKILL, as a machine that goes down: nothing is cleaned up. Once a stage, each while it is half done."""
+    words = ["run", str(scenes), "--masks", str(scenes / "masks"), "-e", "resnet18", "--weights", "none", "--json"]
+    words += ["views.crop=64", "train.steps=12", "train.checkpoint_every=1", "train.batch_size=2", "train.workers=0"]
+    words += ["train.accelerator=cpu", "train.precision=fp32", "label.cam_scales=[1.0]", "evaluate.bootstrap=0"]
+    words += ["method.warmup=1", "train.warmup=0", "data.train=train.txt", "data.val=val.txt", "data.test=test.txt"]
+    words += ["stages=[classifier, cams, affinity, masks, segmenter]", "stages.cams.high=0.6", "stages.cams.low=0.3"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def start(words: list[str], out: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "tagmask", *words, "-o", str(out)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    process = start(words, whole)
+    assert process.wait(300) == 0, process.stderr.read()  # type: ignore[union-attr]
+    for sign in ("checkpoints/*.ckpt", "seeds/*.png", "affinity/checkpoints/*.ckpt", "masks/*.png",
+                 "segmenter/checkpoints/*.ckpt"):  # fmt: skip
+        process = start(words if not killed.exists() else ["run", "--resume", "--json"], killed)
+        while process.poll() is None and not any(killed.glob(sign)):
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, (sign, process.stderr.read())  # type: ignore[union-attr]
+    process = start(["run", "--resume", "--json"], killed)
+    assert process.wait(300) == 0, process.stderr.read()  # type: ignore[union-attr]
+    assert made(killed) == made(whole)
+
+
+def test_staged_run_scores_what_is_wanted(config: RunConfig, staged: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(staged, out)
+    for checkpoint in out.rglob("*.ckpt"):
+        checkpoint.unlink()  # what is finished needs none
+    wanted = [("masks", "train"), ("seeds", "train"), ("cam", "val"), ("cam", "train"), ("segmenter", "test")]
+    result = staged_run(config, out, wanted)
+    assert made(out) == made(staged) and result["stages"]["masks"]["written"] == 0
+    found = [(s["name"], s["protocol"]["split"], s["protocol"]["method"]) for s in result["scores"]]
+    assert found == [
+        ("cam", "val", "baseline"), ("segmenter", "test", "supervised"), ("masks", "train", "baseline"),
+        ("seeds", "train", "baseline"), ("cam", "train", "baseline"), ("cam (val threshold)", "train", "baseline"),
+    ]  # fmt: skip
+    scores = {s["name"]: s for s in result["scores"] if s["protocol"]["split"] == "train"}
+    assert scores["seeds"]["protocol"]["refine"] == "confident labels (high 0.6, low 0.3)"
+    assert scores["seeds"]["protocol"]["threshold"] is None and scores["seeds"]["protocol"]["crf"] is None
+    assert scores["seeds"]["coverage"] < scores["masks"]["coverage"] == 1
+    assert scores["masks"]["protocol"]["refine"].startswith("random walk")
+    assert set(result["minutes"]) == {"check", "train", "cams", "affinity", "masks", "segmenter", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    "stages,wanted,message",
+    [
+        (None, (), "no stages"),
+        (["classifier", "cams"], [("masks", "train")], "stage 'masks'"),
+        (["classifier", "cams"], [("seeds", "val")], "split 'train' only"),
+        (["classifier", "cams"], [("sedes", "train")], "not a score.*seeds"),
+    ],
+)
+def test_staged_run_refuses_before_it_trains(
+    stages: Any, wanted: Any, message: str, config: RunConfig, tmp_path: Path
+) -> None:
+    values = config.model_dump(mode="json") | {"stages": stages}
+    with pytest.raises(ConfigError, match=message):
+        staged_run(load_config(values), tmp_path / "run", wanted)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_may_change_after_a_training_that_saved_them(config: RunConfig, tmp_path: Path) -> None:
+    """As after ``tagmask train -c rcm_mam_voc``, whose config.yaml holds the stages of that file."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config)
+    changed = resumed(folder, [], {}, ["stages.masks.walk.walk_steps=2"])
+    assert changed.stages is not None and changed.stages.masks is not None
+    assert changed.stages.masks.walk == {"walk_steps": 2}
+    assert resumed(folder, [], {}, ["stages=null"]).stages is None
+    with pytest.raises(ConfigError, match="train.lr differ"):
+        resumed(folder, [], {}, ["train.lr=0.5", "stages=null"])
 
 
 def test_nothing_is_done_twice(config: RunConfig, staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +401,29 @@ def test_label_files_have_the_photos_size_and_the_data_sets_classes(tmp_path: Pa
         assert json.loads(str(saved["classes"])) == [collection.classes[t] for t in items[0].tags or ()]
 
 
+def test_overwriting_that_is_killed_leaves_no_old_labels(tmp_path: Path, scenes: Path) -> None:
+    items = open_data(load_config({"data": {"root": str(scenes)}}).data).items[:3]
+
+    def write(value: int, die_after: int = 9, **options: Any) -> Any:
+        def make(item: Any, photo: torch.Tensor) -> tuple[torch.Tensor, None, list[str]]:
+            if items.index(item) == die_after:
+                raise KeyboardInterrupt
+            return torch.full(photo.shape[-2:], value, dtype=torch.uint8), None, []
+
+        return write_label_files(tmp_path, items, make, {"value": value}, **options)
+
+    write(1)
+    with pytest.raises(ConfigError, match="other settings.*--overwrite"):
+        write(2)
+    with pytest.raises(KeyboardInterrupt):
+        write(2, die_after=1, overwrite=True)
+    assert write(2).skipped == 1
+    assert {int(np.array(Image.open(path)).max()) for path in tmp_path.glob("*.png")} == {2}
+    extra = replace(items[0], id="further")
+    with pytest.raises(ConfigError, match="further photos"):
+        write_label_files(tmp_path, [extra], None, {"value": 3}, overwrite=True)  # type: ignore[arg-type]
+
+
 def test_the_crf_of_masks_is_applied() -> None:
     cams = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(2))
     photo = torch.zeros(3, 9, 11, dtype=torch.uint8)
@@ -300,6 +457,23 @@ def test_disk_that_the_plan_names_is_enough_and_not_far_off(config: RunConfig, s
     for name in ("affinity", "segmenter"):
         written = sum(p.stat().st_size for p in (staged / name).rglob("*") if p.suffix in (".ckpt", ".safetensors"))
         assert rows[name]["bytes"] == pytest.approx(written, rel=0.02), name
+
+
+def test_the_plan_goes_by_the_mean_photo_and_the_checkpoint_that_is_being_written(
+    config: RunConfig, staged: Path
+) -> None:
+    found = prepare(config)[1]
+    images = found["splits"]["train"]["labelled"]
+    # As of photos most of which are small: the median says nothing about the few large ones, which fill the disk.
+    found["sizes"] |= {"pixels": 90000}
+    found["sizes"]["height"] |= {"max": 900}
+    rows = {row["stage"]: row for row in disk_plan(config, RunFolder(staged), found)}
+    assert rows["cams"]["bytes"] == rows["masks"]["bytes"] == images * (90000 + 900 + PNG_EXTRA)
+    longer = load_config(config.model_dump(mode="json"), overrides=["train.steps=9", "train.keep=2"])
+    (few, *_), (many, *_) = (disk_plan(c, RunFolder(staged), found) for c in (config, longer))
+    assert "up to 2 checkpoints" in few["makes"] and "up to 3 checkpoints" in many["makes"]
+    checkpoint = next((staged / "checkpoints").glob("*.ckpt")).stat().st_size
+    assert many["bytes"] - few["bytes"] == pytest.approx(checkpoint, rel=0.02)
 
 
 def test_soft_maps_are_announced(config: RunConfig, staged: Path) -> None:
