@@ -16,14 +16,30 @@ def check(
     tags: common.Tags = None,
     masks: common.Masks = None,
     configs: common.Configs = None,
+    archives: Annotated[
+        Path | None, typer.Option(help="folder of downloads: only compare known archives with their published MD5")
+    ] = None,
     save: Annotated[Path, typer.Option(help="JSON file that the fingerprint is saved in")] = Path("fingerprint.json"),
     json: common.Json = False,
 ) -> None:
-    """Count, measure and open every file; list what is wrong with the data. Exits with 1 if no image can be read."""
+    """Count, measure and open every file; list what is wrong with the data. Exits with 1 if no image can be read.
+
+    Pascal VOC 2012, COCO and CUB-200-2011 are recognised and their lists compared with the published numbers. With
+    --archives only the archives are looked at; exits with 1 if one is not as published.
+    """
     from tagmask.data import clean, fingerprint, print_fingerprint
+    from tagmask.data.benchmarks import check_archives
     from tagmask.training import write_json
     from tagmask.workflow.runs import open_collection
 
+    if archives is not None:
+        rows = check_archives(archives)
+        if json:
+            common.print_json(rows)
+        for row in rows if not json else ():
+            text = f"{row['archive']}: {row['what'] or 'as published'} ({row['md5']})"
+            common.screen().print(text, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(0 if all(row["whole"] for row in rows) else 1)
     values, overrides = common.settings(words, tags, masks)
     config = common.build(configs, values, overrides)
     collection = open_collection(config)

@@ -24,7 +24,9 @@ def run(
     out: common.Out = Path("runs/latest"),
     resume: Resume = False,
     labels_of: common.LabelsOf = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the plan, see that weights and parts fit, and stop")
+    ] = False,
     json: common.Json = False,
 ) -> None:
     """Check, train, label, evaluate and report in one go. What is not set is chosen from the data and the machine."""

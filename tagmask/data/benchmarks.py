@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from tagmask.errors import DataError
 
 VOC_PAGE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 COCO_PAGE = "https://cocodataset.org/#download"
@@ -58,11 +62,56 @@ def missing(benchmark: str | None, name: str) -> str:
     return listed.describe() if listed is not None else ""
 
 
-def count_lists(benchmark: str, lists: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Every published list with keys list, expected, found (None: the list is not there) and what (what to do)."""
+ARCHIVES = {
+    "VOCtrainval_11-May-2012.tar": "6cd6e144f989b92b3379bac3b3de84fd",
+    "benchmark.tgz": "82b4d87ceb2ed10f6038a1cba92111cb",
+    "annotations_trainval2014.zip": "0a379cfc70b0e71301e0f377548639bd",
+    "train2014.zip": "0da8c0bd3d6becc4dcb32757491aca88",
+    "val2014.zip": "a3d79f5ed8d289b7a7554ce06a5782b3",
+    "annotations_trainval2017.zip": "f4bbac642086de4f52a3fdda2de5fa2c",
+    "train2017.zip": "cced6f7f71b7629ddf16f17bbcfab6b2",
+    "val2017.zip": "442b8da7639aecaf257c1dceb8ba8c80",
+    "CUB_200_2011.tgz": "97eceeb196236b17998738112f37df78",
+}
+"""MD5 of the archives as published (VOC's test photos come without one)."""
+WITHOUT_MASKS = ("test", "cub200_2011")
+"""Lists and sets whose truth is no label map, or not public."""
+
+
+def check_archives(folder: Path) -> list[dict[str, Any]]:
+    """Archives of the published data sets in a folder, with keys archive, md5, whole (it is as published) and what.
+
+    Reads each file whole. Raises DataError where none of them lies there.
+    """
+    there = [name for name in ARCHIVES if (folder / name).is_file()]
+    if not there:
+        raise DataError(f"{folder}: none of the known archives is there: {', '.join(ARCHIVES)}.")
+    rows = []
+    for name in there:
+        md5 = hashlib.md5(usedforsecurity=False)
+        with (folder / name).open("rb") as file:
+            while part := file.read(1 << 22):
+                md5.update(part)
+        digest = md5.hexdigest()
+        whole = digest == ARCHIVES[name]
+        what = "" if whole else f"differs from the published {ARCHIVES[name]}: download it again"
+        rows.append({"archive": name, "md5": digest, "whole": whole, "what": what})
+    return rows
+
+
+def count_lists(
+    benchmark: str, lists: Mapping[str, Sequence[str]], masked: Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """Every published list with keys list, expected, found (None: the list is not there), masks and what (what to do).
+
+    masked: ids of the photos that have a mask; None where nobody looked. masks: how many of a list have one; None for
+    lists whose truth is no label map.
+    """
     rows = []
     for name, listed in BENCHMARKS[benchmark].items():
         found = len(lists[name]) if name in lists else None
+        counted = masked is not None and found is not None and not {name, benchmark}.intersection(WITHOUT_MASKS)
+        masks = len(set(lists[name]).intersection(masked or ())) if counted else None
         what = ""
         if found is None:
             what = f"not there.{listed.describe()}"
@@ -71,5 +120,8 @@ def count_lists(benchmark: str, lists: Mapping[str, Sequence[str]]) -> list[dict
                 f"{found} photos, that of {benchmark} has {listed.photos}: a part of it, or data of your own in its "
                 f"layout.{listed.describe()}"
             )
-        rows.append({"list": name, "expected": listed.photos, "found": found, "what": what})
+        if masks is not None and masks < len(lists[name]):
+            how = "'tagmask convert coco' makes them" if benchmark.startswith("coco") else listed.describe().strip()
+            what = f"{what} {len(lists[name]) - masks} photos have no mask to be scored with. {how}".strip()
+        rows.append({"list": name, "expected": listed.photos, "found": found, "masks": masks, "what": what})
     return rows

@@ -28,13 +28,14 @@ SHOWN = 10
 def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     """Look at every file once and count. The result goes into JSON as it is.
 
-    Keys: source, root, classes, digest (SHA-256 over classes, ids, tags and the sizes of the image files);
-    counts (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images,
-    labelled, masks, hash); sizes (width, height, each min, median, max; landscape, portrait, square as shares;
-    distinct sizes); tags (images by class), tags_per_image (images by number of tags), cooccurrence (C×C, images that
-    have both, the diagonal has the class alone or not); masks (pixels by value, warnings); unreadable, bad_masks and
-    problems (lists of {path, what}, unreadable ones with the id); unlabelled (ids); warnings; benchmark (name and
-    lists, as ``count_lists`` gives them; None where this is no published data set).
+    Keys: source, root, classes, digest (SHA-256 over classes, ids, tags and the sizes of the image files); counts
+    (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images, labelled,
+    masks that can be read; hash); sizes (width, height, each min, median, max; landscape, portrait, square as shares;
+    pixels, the mean of width · height; distinct sizes); tags (images by class), tags_per_image (images by number of
+    tags), cooccurrence (C×C, images that have both, the diagonal has the class alone or not); masks (pixels by value,
+    warnings); unreadable, bad_masks and problems (lists of {path, what}, unreadable ones with the id); unlabelled
+    (ids); warnings; benchmark (name and lists, as ``count_lists`` gives them; None where this is no published data
+    set).
     """
     items = collection.items
     with ThreadPoolExecutor(threads) as pool:
@@ -52,7 +53,8 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
     published = None
     if collection.benchmark is not None:
-        rows = count_lists(collection.benchmark, collection.lists)
+        masked = {item.id for item in items if item.mask is not None}
+        rows = count_lists(collection.benchmark, collection.lists, masked)
         published = {"name": collection.benchmark, "lists": rows}
     return {
         "source": collection.source,
@@ -70,7 +72,7 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
             "bad_masks": len(bad_masks),
             "problems": len(collection.problems),
         },
-        "splits": {name: _split(collection, name) for name in collection.splits},
+        "splits": {name: _split(collection, name, unreadable, bad_masks) for name in collection.splits},
         "sizes": _sizes([k["size"] for k in looks if k["size"]]),
         "tags": tags,
         "tags_per_image": {str(n): c for n, c in sorted(Counter(len(i.tags or ()) for i in tagged).items())},
@@ -147,11 +149,11 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
         table.add_row(name, str(split["images"]), str(split["labelled"]), str(split["masks"]), split["hash"])
     console.print(table)
     if fp.get("benchmark"):
-        table = Table("list", "photos", "published", "", title=f"As published: {fp['benchmark']['name']}")
+        table = Table("list", "photos", "published", "masks", "", title=f"As published: {fp['benchmark']['name']}")
         for row in fp["benchmark"]["lists"]:
-            found = "–" if row["found"] is None else str(row["found"])
+            found, masks = ("–" if row.get(key) is None else str(row[key]) for key in ("found", "masks"))
             what = escape(row["what"]) if row["found"] is None else "[yellow]differs[/yellow]" if row["what"] else "ok"
-            table.add_row(row["list"], found, str(row["expected"]), what)
+            table.add_row(row["list"], found, str(row["expected"]), masks, what)
         console.print(table)
     table = Table("class", "images", "most often together with", title="Tags")
     for i, (name, count) in enumerate(fp["tags"].items()):
@@ -222,12 +224,16 @@ def _digest(collection: Collection) -> str:
     return digest.hexdigest()
 
 
-def _split(collection: Collection, name: str) -> dict[str, Any]:
-    items = collection.split(name)
+def _split(
+    collection: Collection, name: str, unreadable: list[dict[str, str]], bad_masks: list[dict[str, str]]
+) -> dict[str, Any]:
+    """A split's numbers without what ``clean`` leaves out; the hash is of the list as it stands."""
+    lost, unmasked = ({entry["id"] for entry in entries} for entries in (unreadable, bad_masks))
+    items = [i for i in collection.split(name) if i.id not in lost]
     return {
         "images": len(items),
         "labelled": sum(i.tags is not None for i in items),
-        "masks": sum(i.mask is not None for i in items),
+        "masks": sum(i.mask is not None and i.id not in unmasked for i in items),
         "hash": collection.split_hash(name),
     }
 
@@ -241,6 +247,7 @@ def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
         "width": {"min": min(widths), "median": median(widths), "max": max(widths)},
         "height": {"min": min(heights), "median": median(heights), "max": max(heights)},
         **{shape: round(shapes[shape] / len(sizes), 4) for shape in ("landscape", "portrait", "square")},
+        "pixels": round(sum(w * h for w, h in sizes) / len(sizes)),
         "distinct": len(set(sizes)),
     }
 

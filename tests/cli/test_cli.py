@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 import tagmask
 from tagmask.cli import app
 from tagmask.data import write_demo
-from tagmask.errors import ConfigError, DataError
+from tagmask.errors import ConfigError, DataError, WeightsError
 from tagmask.training import RunFolder
 from tagmask.workflow import reopen
 
@@ -173,7 +173,9 @@ def test_a_segmenter_learns_from_a_run_in_one_command(run: Path, scenes: Path, t
     shutil.copytree(run, first)
     shutil.rmtree(first / "masks")
     words = [w for w in TINY if not w.startswith("method.")]
-    dry = json.loads(call("run", "--labels-of", first, "--dry-run", "--json", "-o", tmp_path / "none").stdout)
+    dry = json.loads(
+        call("run", "--labels-of", first, "--weights", "none", "--dry-run", "--json", "-o", tmp_path / "none").stdout
+    )
     assert dry["config"]["method"]["name"] == "supervised" and not (first / "masks").exists()
     (tmp_path / "aspp.yaml").write_text("method: {name: supervised, head: aspp}\n")
     call("train", "--labels-of", first, "-c", tmp_path / "aspp.yaml", "-o", tmp_path / "second", "--seed", 5, *words)
@@ -209,6 +211,17 @@ def test_predict_writes_masks_of_new_photos_and_lists_broken_ones(run: Path, sce
     assert (tmp_path / "out" / "good.png").is_file() and (tmp_path / "out" / "good_overlay.jpg").is_file()
     again = json.loads(call("predict", run, photos / "good.png", "-o", tmp_path / "out", "--json").stdout)
     assert again["skipped"] == 1 and again["written"] == 0
+
+
+def test_predict_takes_a_list_of_names(run: Path, scenes: Path, tmp_path: Path) -> None:
+    names = sorted(p.name for p in (scenes / "images").iterdir())[:3]
+    (tmp_path / "test.txt").write_text(f"{names[2]}\n{Path(names[0]).stem}\n")
+    words = ["predict", run, scenes / "images", "-o", tmp_path / "out", "--list", tmp_path / "test.txt"]
+    assert json.loads(call(*words, "--json").stdout)["written"] == 2
+    assert {p.stem for p in (tmp_path / "out").glob("*.png")} == {Path(names[0]).stem, Path(names[2]).stem}
+    (tmp_path / "test.txt").write_text("elsewhere\n")
+    with pytest.raises(DataError, match="1 photos are not in .*'elsewhere'"):
+        raise_error(*words)
 
 
 def test_tiles_agree_with_the_whole_photo_in_shape(run: Path, tmp_path: Path) -> None:
@@ -253,9 +266,19 @@ def test_photos_and_a_table_are_enough(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(scenes: Path, tmp_path: Path) -> None:
-    result = json.loads(call("run", scenes, "--dry-run", "--json", "-o", tmp_path / "r", "train.lr=0.5").output)
+    words = ("run", scenes, "--dry-run", "--json", "-o", tmp_path / "r", "train.lr=0.5")
+    result = json.loads(call(*words, "--weights", "none").output)
     assert result["config"]["train"]["lr"] == 0.5 and "train.lr" not in result["plan"]
     assert result["plan"]["views.crop"] == 96 and not (tmp_path / "r").exists()
+
+
+def test_dry_run_says_what_would_stop_the_run(scenes: Path, tmp_path: Path) -> None:
+    words = ("run", scenes, "--dry-run", "-o", tmp_path / "r")
+    with pytest.raises(WeightsError, match="nowhere"):
+        raise_error(*words, "--weights", tmp_path / "nowhere.pth")
+    with pytest.raises(ConfigError, match="attention"):
+        raise_error(*words, "--weights", "none", "--method", "afa", "method.affinity=attention")
+    assert not (tmp_path / "r").exists()
 
 
 def test_check_reports_broken_files(scenes: Path, tmp_path: Path) -> None:
@@ -329,7 +352,9 @@ def test_masks_of_other_settings_are_not_mixed_and_stamped_as_made(run: Path, tm
         raise_error("label", run, *made)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    call("label", copy, *made, "--overwrite")
+    with pytest.raises(ConfigError, match="further photos"):
+        raise_error("label", copy, *made, "--overwrite")
+    call("label", copy, *made, "--overwrite", "--split", "train+val")
     score = json.loads(call("evaluate", copy, "--split", "train", "--what", "masks", "--json").stdout)[0]
     assert score["protocol"]["unsure"] == [0.6, 0.2] and score["protocol"]["refine"] == "par"
     assert score["protocol"]["supervision"] == "tags"
@@ -372,9 +397,10 @@ def test_large_photos_are_reduced_and_masks_have_their_size(scenes: Path, tmp_pa
     photos.mkdir()
     for path in sorted((scenes / "images").iterdir()):
         Image.open(path).resize((480, 384)).save(photos / path.name)
-    plan = json.loads(call("run", photos, "--tags", scenes / "tags.csv", "--dry-run", "--json", "views.crop=64").stdout)
+    words = ("run", photos, "--tags", scenes / "tags.csv")
+    plan = json.loads(call(*words, "--weights", "none", "--dry-run", "--json", "views.crop=64").stdout)
     assert plan["plan"]["views.short_side"] == 291, "1.3 times the crop that fits the photos"
-    call("run", photos, "--tags", scenes / "tags.csv", "-o", tmp_path / "run", "views.short_side=80", *TINY)
+    call(*words, "-o", tmp_path / "run", "views.short_side=80", *TINY)
     assert Image.open(next((tmp_path / "run" / "masks").glob("*.png"))).size == (480, 384)
     result = tagmask.load(tmp_path / "run").predict(next(photos.iterdir()))
     assert result.labels.shape == (384, 480) and result.scores.shape[1:] == (80, 100)

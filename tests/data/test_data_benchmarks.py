@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy.io import savemat
+from typer.testing import CliRunner
 
+from tagmask.cli import app
 from tagmask.config import DataConfig
 from tagmask.data import Collection, clean, fingerprint, open_data, print_fingerprint, read_mask
-from tagmask.data.benchmarks import BENCHMARKS, count_lists
+from tagmask.data.benchmarks import ARCHIVES, BENCHMARKS, check_archives, count_lists
 from tagmask.data.coco import COCO_CATEGORIES, LABELS, read_coco_tags
 from tagmask.data.json_stream import stream_json
 from tagmask.errors import DataError
@@ -107,12 +109,39 @@ def test_check_counts_and_names_the_archive(voc: Path) -> None:
     print_fingerprint(found, console)
     text = console.export_text()
     assert "10582" in text and "differs" in text and "VOCtrainval" in text
+    masks = {row["list"]: row["masks"] for row in found["benchmark"]["lists"]}
+    assert masks == {"train": 2, "train_aug": 5, "val": 2, "test": None}, "VOC's own and SBD's; none of test"
+    (voc / "SegmentationClass" / "2008_b.png").unlink()
+    rows = {row["list"]: row for row in fingerprint(opened(voc))["benchmark"]["lists"]}
+    assert (
+        rows["train"]["masks"] == 1
+        and "1 photos have no mask to be scored with. It comes with VOCtrainval" in (rows["train"]["what"])
+    )
     for path in (voc.parent.parent / "benchmark_RELEASE" / "dataset").glob("*.txt"):
         path.unlink()
     row = fingerprint(opened(voc))["benchmark"]["lists"][1]
     assert row["found"] is None and "benchmark.tgz" in row["what"] and "convert sbd" in row["what"]
     with pytest.raises(DataError, match=r"train_aug.*benchmark\.tgz"):
         opened(voc, train="train_aug")
+
+
+def test_archives_are_compared_with_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="none of the known archives.*VOCtrainval"):
+        check_archives(tmp_path)
+    (tmp_path / "val2017.zip").write_bytes(b"whole")
+    (tmp_path / "benchmark.tgz").write_bytes(b"broken off")
+    # MD5 of 'whole', as md5sum prints it.
+    monkeypatch.setitem(ARCHIVES, "val2017.zip", "356c9ee60e9da05301adc3bd96f6b383")
+    rows = {row["archive"]: row for row in check_archives(tmp_path)}
+    assert rows["val2017.zip"]["whole"] and not rows["benchmark.tgz"]["whole"]
+    assert "82b4d87ceb2ed10f6038a1cba92111cb" in rows["benchmark.tgz"]["what"]
+    result = CliRunner().invoke(app, ["check", "--archives", str(tmp_path)])
+    assert result.exit_code == 1 and "benchmark.tgz: differs" in result.output and "as published" in result.output
+    (tmp_path / "benchmark.tgz").unlink()
+    shown = CliRunner().invoke(app, ["check", "--archives", str(tmp_path), "--json"])
+    assert shown.exit_code == 0 and json.loads(shown.stdout)[0]["archive"] == "val2017.zip"
+    named = " ".join(listed.archive for lists in BENCHMARKS.values() for listed in lists.values())
+    assert all(name in named for name in ARCHIVES), "what a missing list names can be checked"
 
 
 def test_lists_of_the_published_size_are_fine() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from tagmask.config import DataConfig
@@ -34,6 +35,8 @@ def test_counts(photos: Path) -> None:
     assert fp["sizes"]["height"] == {"min": 9, "median": 14.5, "max": 20}
     assert fp["sizes"]["width"] == {"min": 9, "median": 14.5, "max": 20}
     assert (fp["sizes"]["landscape"], fp["sizes"]["portrait"], fp["sizes"]["square"]) == (0.5, 0.5, 0)
+    areas = [int(np.prod(Image.open(item.image).size)) for item in collection.items]
+    assert fp["sizes"]["pixels"] == round(sum(areas) / len(areas))
     tagged = [set(i.tags or ()) for i in collection.items]
     for i in range(3):
         for j in range(3):
@@ -66,6 +69,10 @@ def test_what_cannot_be_used_is_listed_and_left_out(photos: Path, mask: Callable
     assert [e["id"] for e in fp["unreadable"]] == ["p02"] and "p02.png" in fp["unreadable"][0]["what"]
     assert {e["id"]: e["what"] for e in fp["bad_masks"]}["p03"] == "3x3 pixels, its image has 17x12"
     cleaned = clean(collection, fp)
+    left, counted = cleaned.split("train"), fp["splits"]["train"]
+    assert counted["images"] == counted["labelled"] == len(left) == len(collection.split("train")) - 1
+    assert counted["masks"] == sum(i.mask is not None for i in left) < len(left)
+    assert counted["hash"] == collection.split_hash("train")
     assert "p02" not in [i.id for i in cleaned.split("train")] and len(cleaned.items) == 11
     assert cleaned.item("p03").mask is None and cleaned.item("p04").mask is None and cleaned.item("p05").mask
     assert sum("left out" in p.what for p in cleaned.problems) == 3
