@@ -20,12 +20,21 @@ def reproduce(
     ),
     rows: Annotated[list[str] | None, typer.Option(help="only these rows; repeatable")] = None,
     seeds: Annotated[int | None, typer.Option(help="number of seeds a row, instead of the table's")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="show steps and hours, and stop")] = False,
+    encoder: Annotated[str | None, typer.Option("--encoder", "-e", help="in the place of the table's")] = None,
+    budget: Annotated[
+        str, typer.Option(help="full: the paper's schedule; small: one planned for your data and machine")
+    ] = "full",
+    plan: Annotated[bool, typer.Option("--plan", help="show steps, hours and disk, and stop")] = False,
     json: common.Json = False,
 ) -> None:
-    """Run the rows of an ablation table that are not done yet; write it as Markdown and JSON with its protocol."""
+    """Run the rows of an ablation table that are not done yet; write it as Markdown and JSON with its protocol.
+
+    The same command may run several times at once, on one machine or on many that share the output folder: each
+    process takes rows that no other is at.
+    """
     from tagmask.reproduce import reproduce as run_table
 
-    result = run_table(table, data, out, overrides or (), rows, seeds, plan, None if json else common.screen())
+    console = None if json else common.screen()
+    result = run_table(table, data, out, overrides or (), rows, seeds, plan, console, encoder, budget)
     if json:
         common.print_json(result)

@@ -1,7 +1,8 @@
-"""A finished (or half finished) table as Markdown and JSON: means over seeds, spread, intervals, protocol."""
+"""A finished (or half finished) table as Markdown and JSON: printed, ours, difference, interval, protocol."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -10,15 +11,21 @@ from tagmask.reproduce.table import Column, Table
 
 INTERVALS = {"miou": "interval", "miou_without": "interval_without", "c_miou": "interval_c_miou"}
 """Where a score keeps the interval of a key."""
+PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall"}
+"""Keys of a column that are read off the CAM curve's peak."""
+EXPECTED = ("seed", "images", "split_hash", "version")
+"""Fields of a protocol in which seeds of one row may differ, or that a column's title is about."""
 
 
-def render(table: Table, results: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
-    """results: contents of result.json by (row, seed). Returns rows of cells and the Markdown text.
+def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], small: bool = False) -> dict[str, Any]:
+    """results: contents of result.json by (row, seed). small: of a small budget, which the text then says.
 
     A cell is the mean over seeds in per cent, ± the standard deviation over seeds where there are several, the
-    bootstrap interval over images of the first seed, and the paper's value where one is printed.
+    bootstrap interval over images of the first seed, and the paper's value with the difference to it where one is
+    printed. Where a cell was not made as the others of its column, it has a letter, and a note says in what it
+    differs. Returns rows of cells and the Markdown text.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in table.rows:
         seeds = sorted(seed for name, seed in results if name == row.name)
         cells = {}
@@ -27,39 +34,79 @@ def render(table: Table, results: dict[tuple[str, int], dict[str, Any]]) -> dict
             cells[column.title] = _cell({s: v for s, v in found.items() if v}, column, row.printed.get(column.title))
         minutes = [results[row.name, seed]["minutes"] for seed in seeds]
         rows.append({"row": row.name, "seeds": seeds, "cells": cells, "minutes": minutes})
-    return {"title": table.title, "about": table.about, "rows": rows, "markdown": _markdown(table, rows)}
+    notes = {column.title: _compare([row["cells"][column.title] for row in rows]) for column in table.columns}
+    summary = {"title": table.title, "about": table.about, "budget": "small" if small else "full", "rows": rows}
+    return summary | {"notes": notes, "markdown": _markdown(table, rows, notes, small)}
 
 
-def _find(result: dict[str, Any], column: Column) -> dict[str, Any] | None:
+def _find(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
+    """{value, interval, protocol} of a column in one result, in [0,1]; None where it is not there."""
     for score in result["scores"]:
+        protocol = score["protocol"]
+        made = (score["name"], protocol["split"], score.get("set", []))
+        if made != (column.score, column.split, column.set):
+            continue
+        if column.key in PEAKS:
+            peak = (score["curve"] or {}).get("peak") or {}
+            source = {"threshold": peak.get("threshold"), "threshold_source": "best on this split (oracle)"}
+            value, protocol, interval = peak.get(PEAKS[column.key]), protocol | source, None
+        else:
+            value, interval = score.get(column.key), score.get(INTERVALS.get(column.key, ""))
         # A result of an earlier version may lack the key.
-        there = (score["name"], score["protocol"]["split"]) == (column.score, column.split)
-        if there and score.get(column.key) is not None:
-            return score
+        if value is not None:
+            return {"value": value, "interval": interval, "protocol": protocol}
     return None
 
 
-def _cell(found: dict[int, dict[str, Any]], column: Column, printed: float | None) -> dict[str, Any] | None:
+def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | None) -> dict[str, Any] | None:
     if not found:
         return None if printed is None else {"printed": printed}
-    values = {seed: 100 * score[column.key] for seed, score in found.items()}
+    values = {seed: 100 * score["value"] for seed, score in found.items()}
     first = found[min(found)]
-    interval = first.get(INTERVALS.get(column.key, ""))
+    interval = first["interval"]
+    ours = mean(values.values())
+    among = [Protocol(**first["protocol"]).differs(Protocol(**s["protocol"]), _ignored(s)) for s in found.values()]
     return {
-        "mean": mean(values.values()),
+        "mean": ours,
         "std": stdev(values.values()) if len(values) > 1 else None,
         "seeds": values,
         "interval": [100 * interval["low"], 100 * interval["high"]] if interval else None,
         "printed": printed,
+        "difference": None if printed is None else ours - printed,
         "protocol": first["protocol"],
         "thresholds": {seed: score["protocol"]["threshold"] for seed, score in found.items()},
-        "peak": (first["curve"] or {}).get("peak"),
+        "seeds_differ": list(dict.fromkeys(line for lines in among for line in lines)),
     }
 
 
-def _markdown(table: Table, rows: list[dict[str, Any]]) -> str:
+def _ignored(score: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields in which results of one column may differ: a threshold that was searched is each run's own."""
+    searched = Protocol(**score["protocol"]).threshold_source != "fixed"
+    return (*EXPECTED, "threshold") if searched else EXPECTED
+
+
+def _compare(cells: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Letters for cells of a column, entered as their 'mark', and what each means beside the column's first cell."""
+    there = [cell for cell in cells if cell and "protocol" in cell]
+    notes: dict[tuple[str, ...], str] = {}
+    for cell in there:
+        first = Protocol(**there[0]["protocol"])
+        lines = tuple(Protocol(**cell["protocol"]).differs(first, _ignored(cell)))
+        lines += tuple(f"among seeds, {line}" for line in cell["seeds_differ"])
+        cell["mark"] = notes.setdefault(lines, letter(len(notes))) if lines else ""
+    return [{"mark": mark, "differs": list(lines)} for lines, mark in notes.items()]
+
+
+def letter(number: int) -> str:
+    """a to z, then aa, ab and so on."""
+    return (letter(number // 26 - 1) if number >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[number % 26]
+
+
+def _markdown(
+    table: Table, rows: Sequence[Mapping[str, Any]], notes: Mapping[str, list[dict[str, Any]]], small: bool
+) -> str:
     titles = [column.title for column in table.columns]
-    lines = [f"## {table.title}", "", table.about.strip(), ""]
+    lines = [f"## {table.title}{' (small budget)' if small else ''}", "", table.about.strip(), ""]
     lines.append(f"| row | {' | '.join(titles)} | seeds | min a seed |")
     lines.append("|" + "---|" * (len(titles) + 3))
     for row in rows:
@@ -72,23 +119,62 @@ def _markdown(table: Table, rows: list[dict[str, Any]]) -> str:
         "Mean over seeds in per cent ± standard deviation over seeds; in brackets the 95 % bootstrap interval",
     ]
     lines += ["over images of the first seed.", ""]
+    lines += _against_paper(table, rows, small)
+    lines += _protocols(table, rows, notes)
+    return "\n".join(lines) + "\n"
+
+
+def _against_paper(table: Table, rows: Sequence[Mapping[str, Any]], small: bool) -> list[str]:
+    """Every printed value beside ours: the difference, and how far each lies above the column's first value."""
+    lines: list[str] = []
+    for column in table.columns:
+        cells = [(row["row"], row["cells"][column.title]) for row in rows]
+        printed = [(name, c) for name, c in cells if c and c.get("printed") is not None and "mean" in c]
+        for name, cell in printed:
+            base = printed[0][1]
+            gain = [f"{cell[key] - base[key]:+.1f}" if cell is not base else "" for key in ("printed", "mean")]
+            interval = "–" if cell["interval"] is None else "[{:.1f}, {:.1f}]".format(*cell["interval"])
+            ours = f"{cell['mean']:.1f}" + (f" ± {cell['std']:.1f}" if cell["std"] is not None else "")
+            lines.append(
+                f"| {name} | {column.title} | {cell['printed']:.1f} | {ours} | {cell['difference']:+.1f} | {interval} "
+                f"| {gain[0]} | {gain[1]} |"
+            )
+    if not lines:
+        return []
+    head = [
+        "| row | column | printed | ours | difference | 95 % | over the first: printed | ours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    if small:
+        head = ["Printed values are of the paper's data and schedule: compare what rows gain, not the rows.", "", *head]
+    return [*head, *lines, ""]
+
+
+def _protocols(table: Table, rows: Sequence[Mapping[str, Any]], notes: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    lines = []
     for column in table.columns:
         made: dict[str, list[str]] = {}
         for row in rows:
             cell = row["cells"][column.title]
             if cell and cell.get("protocol"):
                 made.setdefault(Protocol(**cell["protocol"]).describe(), []).append(row["row"])
-        for line, names in made.items():
-            lines.append(f"- {column.title} ({', '.join(names)}): {line}")
-    return "\n".join(lines) + "\n"
+        lines += [f"- {column.title} ({', '.join(names)}): {line}" for line, names in made.items()]
+    differing: dict[str, list[str]] = {}
+    for title, marks in notes.items():
+        for note in marks:
+            differing.setdefault("; ".join(note["differs"]), []).append(f"{title} ({note['mark']})")
+    for differs, places in differing.items():
+        lines.append(f"- Not made as the column's first row (here / there): {', '.join(places)}: {differs}")
+    return lines
 
 
-def _text(cell: dict[str, Any] | None) -> str:
+def _text(cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return "–"
     parts = []
     if "mean" in cell:
-        parts.append(f"{cell['mean']:.1f}" + (f" ± {cell['std']:.1f}" if cell["std"] is not None else ""))
+        mark = f" ({cell['mark']})" if cell["mark"] else ""
+        parts.append(f"{cell['mean']:.1f}" + (f" ± {cell['std']:.1f}" if cell["std"] is not None else "") + mark)
         if cell["interval"]:
             parts.append(f"[{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]")
     if cell["printed"] is not None:

@@ -10,29 +10,53 @@ from pydantic import Field, ValidationError
 
 from tagmask.config import Strict
 from tagmask.errors import ConfigError, nearest
+from tagmask.workflow.localize import LOCALIZATION
 from tagmask.workflow.scoring import AT_VAL, SCORES
+from tagmask.workflow.spread import SPREAD
 
-KEYS = ("miou", "miou_strict", "miou_without", "c_miou", "coverage", "accuracy")
-"""What a column can show of a score."""
+KEYS = (
+    *("miou", "miou_strict", "miou_without", "c_miou", "coverage", "accuracy", "precision", "recall", "boundary_iou"),
+    *("peak", "peak_precision", "peak_recall"),
+)
+"""What a column can show of a score; those of the peak are at the threshold that is best on the split itself."""
+SPECIAL_KEYS = {
+    LOCALIZATION: ("top1", "top5", "gt_known", "max_box_acc", "top1_class", "top5_class"),
+    SPREAD: ("mean", "std"),
+}
+"""The same of scores whose entries have other values."""
+SCORING = ("label.", "evaluate.")
+"""Sections of settings that only change how a trained run is used."""
 
 
 class Column(Strict):
-    """One score that every row reports. title: heading; score: a name of ``tagmask evaluate``; key: of the score."""
+    """One score that every row reports.
+
+    title: heading; score: a name of ``tagmask evaluate``; key: of the score; set: settings of label and evaluate that
+    this column is scored with, over the row's.
+    """
 
     title: str
     split: str
     score: str
     key: str = "miou"
+    set: list[str] = []
 
 
 class Row(Strict):
-    """One configuration. configs and set come on top of the table's; masks_from: the row whose masks it trains on."""
+    """One configuration. configs and set come on top of the table's.
+
+    masks_from: the row whose masks it trains on. run_of: the row whose training it scores with other settings of
+    label and evaluate, without one of its own. stages: go through the configuration's stages, too; 'segmenter' is
+    then the score of the stage of that name, where there is one.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", description="also the name of its folder")
     configs: list[str] = []
     set: list[str] = []
     seeds: list[int] | None = None
     masks_from: str | None = None
+    run_of: str | None = None
+    stages: bool = False
     label: bool = Field(False, description="write the training masks, too")
     printed: dict[str, float] = Field({}, description="the paper's value by column title, in per cent")
 
@@ -52,7 +76,18 @@ class Table(Strict):
         """Seeds that a row is run with: ``count`` from 0 on, or its own, or the table's."""
         if count is not None:
             return list(range(count))
-        return row.seeds if row.seeds is not None else self.seeds
+        if row.seeds is not None:
+            return row.seeds
+        return self.seeds_of(self.row(row.run_of)) if row.run_of is not None else self.seeds
+
+    def row(self, name: str) -> Row:
+        """The row of that name, which is there."""
+        return next(row for row in self.rows if row.name == name)
+
+    def needs(self, row: Row) -> list[Row]:
+        """The rows that have to be done before a row, the first ones first."""
+        source = row.run_of or row.masks_from
+        return [] if source is None else [*self.needs(self.row(source)), self.row(source)]
 
 
 def packaged_tables() -> list[str]:
@@ -80,24 +115,58 @@ def read_table(name: str) -> Table:
         table = Table.model_validate(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
         raise ConfigError(f"{name}: not a valid table ({error}).") from error
-    names = [row.name for row in table.rows]
-    known = [*SCORES, AT_VAL]
+    _check_columns(name, table)
+    _check_rows(name, table)
+    return table
+
+
+def _check_columns(name: str, table: Table) -> None:
+    known = [*SCORES, AT_VAL, *SPECIAL_KEYS]
     for column in table.columns:
+        where = f"{name}: column '{column.title}'"
         if column.score not in known:
-            raise ConfigError(
-                f"{name}: column '{column.title}' has an unknown score '{column.score}'.{nearest(column.score, known)}"
-            )
-        if column.key not in KEYS:
-            raise ConfigError(
-                f"{name}: column '{column.title}' has an unknown key '{column.key}'.{nearest(column.key, KEYS)}"
-            )
+            raise ConfigError(f"{where} has an unknown score '{column.score}'.{nearest(column.score, known)}")
+        keys = SPECIAL_KEYS.get(column.score, KEYS)
+        if column.key not in keys:
+            raise ConfigError(f"{where} has an unknown key '{column.key}'.{nearest(column.key, keys)}")
+        if column.key.startswith("peak") and column.score != "cam":
+            raise ConfigError(f"{where}: '{column.key}' is of score 'cam', which is scored at every threshold.")
+        _check_scoring(where, column.set)
+    titles = [column.title for column in table.columns]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise ConfigError(f"{name}: two columns are called '{title}'.")
     for row in table.rows:
+        for title in row.printed:
+            if title not in titles:
+                raise ConfigError(f"{name}: row '{row.name}' has a value for '{title}'.{nearest(title, titles)}")
+
+
+def _check_rows(name: str, table: Table) -> None:
+    names = [row.name for row in table.rows]
+    for row in table.rows:
+        where = f"{name}: row '{row.name}'"
         if names.count(row.name) > 1:
             raise ConfigError(f"{name}: two rows are called '{row.name}'.")
-        if row.masks_from is not None and row.masks_from not in names[: names.index(row.name)]:
+        before = {other.name: other for other in table.rows[: names.index(row.name)]}
+        if row.masks_from is not None and row.masks_from not in before:
+            raise ConfigError(f"{where} takes masks from '{row.masks_from}', which is no row before it.")
+        if row.masks_from is not None and not (before[row.masks_from].label or before[row.masks_from].stages):
             raise ConfigError(
-                f"{name}: row '{row.name}' takes masks from '{row.masks_from}', which is no row before it."
+                f"{name}: row '{row.masks_from}' writes no masks for '{row.name}'; give it label: true or stages: true."
             )
-        if row.masks_from is not None and not table.rows[names.index(row.masks_from)].label:
-            raise ConfigError(f"{name}: row '{row.masks_from}' writes no masks for '{row.name}'; give it label: true.")
-    return table
+        if row.run_of is None:
+            continue
+        if row.run_of not in before or before[row.run_of].run_of is not None:
+            raise ConfigError(f"{where} is a run of '{row.run_of}', which is no row before it that trains.")
+        if row.configs or row.masks_from or row.label or row.stages:
+            raise ConfigError(f"{where} is a run of '{row.run_of}': besides seeds it has 'set' only.")
+        _check_scoring(where, row.set)
+        if not set(row.seeds or ()) <= set(table.seeds_of(before[row.run_of])):
+            raise ConfigError(f"{where} has seeds {row.seeds}, which '{row.run_of}' is not trained with.")
+
+
+def _check_scoring(where: str, settings: list[str]) -> None:
+    for setting in settings:
+        if not setting.startswith(SCORING):
+            raise ConfigError(f"{where} sets {setting}; without a training of its own only label and evaluate can be.")

@@ -6,12 +6,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from tagmask import workflow
+from tagmask.data import write_demo
 from tagmask.errors import ConfigError
+from tagmask.methods import build_method
 from tagmask.reproduce import packaged_tables, read_table, reproduce
+from tagmask.reproduce.configure import configure
+from tagmask.reproduce.cost import bare
 from tagmask.reproduce.render import render
-from tagmask.reproduce.runner import configure
+from tagmask.reproduce.runner import look_at
+from tagmask.training import RunFolder
+from tagmask.workflow.stages import check_stages
+from tagmask.workflow.train_run import check_schedule
+from tests.workflow.test_localize import write_birds
 
 TABLE = """
 title: tiny
@@ -122,6 +132,259 @@ def test_a_column_of_chosen_classes(table: str, tmp_path: Path) -> None:
         cells.append(render(parsed, {("first", 0): {"scores": [found], "minutes": 1.0}})["rows"][0]["cells"])
     assert cells[0]["C"]["mean"] == 25 and cells[0]["C"]["interval"] == [10, 40]
     assert cells[1]["C"] is None and cells[1]["test"]["mean"] == 50
+
+
+VARIED = """
+title: varied
+set: [SETTINGS, "label.cam_scales=[1.0, 0.5]", "evaluate.only=[boat]"]
+columns:
+  - {title: best, split: train, score: cam, key: peak}
+  - {title: precision at best, split: train, score: cam, key: peak_precision}
+  - {title: half, split: train, score: cam, key: peak, set: ["label.cam_scales=[0.5]"]}
+  - {title: searched, split: train, score: cam (val threshold), set: ["label.cam_scales=[0.5]"]}
+  - {title: spread, split: train, score: spread, key: std}
+  - {title: recall, split: test, score: segmenter, key: recall}
+rows:
+  - {name: first, set: [method.warmup=1]}
+  - {name: again, run_of: first, set: ["label.scales=[0.5]", "label.cam_scales=[2.0, 1.0]"]}
+"""
+
+
+@pytest.fixture
+def varied(tmp_path: Path, table: str) -> str:
+    settings = ", ".join(f'"{s}"' for s in read_table(table).set if not s.startswith("label.cam"))
+    path = tmp_path / "varied.yaml"
+    path.write_text(VARIED.replace("SETTINGS", settings + ', "method.head_options={hidden: 8}"'), encoding="utf-8")
+    return str(path)
+
+
+def test_a_training_is_scored_in_several_ways(varied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = tmp_path / "scenes", tmp_path / "out"
+    plan = reproduce(varied, data, out, plan=True)["plan"]
+    assert [line["steps"] for line in plan] == [2, 0] and plan[0]["bytes"] > 10e6 > plan[1]["bytes"] == 0
+    assert all(line["scoring_hours"] > 0 for line in plan)
+    half = reproduce(varied, data, out, rows=["first"])["rows"][1]
+    assert half["seeds"] == [] and set(half["cells"].values()) == {None}
+    trainings = []
+    monkeypatch.setattr(workflow, "train", lambda *args, **kwargs: trainings.append(args))
+    first, again = (row["cells"] for row in reproduce(varied, data, out)["rows"])
+    assert not trainings and not (out / "varied" / "again" / "seed0" / "model").exists()
+    assert again["best"]["protocol"]["scales"] == [2.0, 1.0] and first["best"]["protocol"]["scales"] == [1.0, 0.5]
+    assert again["half"]["protocol"]["scales"] == [0.5], "the column's settings come last"
+    assert again["half"]["mean"] == pytest.approx(first["half"]["mean"]) and first["half"] != first["best"]
+    assert first["searched"]["protocol"]["threshold_source"] == "best on val"
+    assert first["best"]["protocol"]["threshold_source"] == "best on this split (oracle)"
+    # By hand: the curve's own peak, and the deviation of the two scales.
+    result = json.loads((out / "varied" / "first" / "seed0" / "result.json").read_text())
+    scores = {(s["name"], s["protocol"]["split"], *s["set"]): s for s in result["scores"]}
+    assert first["best"]["mean"] == pytest.approx(100 * max(scores["cam", "train"]["curve"]["miou"]))
+    spread = [s["miou"] for s in scores["spread", "train"]["scales"]]
+    assert first["spread"]["mean"] == pytest.approx(100 * abs(spread[0] - spread[1]) / 2)
+    assert 100 * spread[1] == pytest.approx(first["half"]["mean"]), "one scale of the spread is that column"
+    recalls = [c["recall"] for c in scores["segmenter", "test"]["per_class"].values() if c["recall"] is not None]
+    assert first["recall"]["mean"] == pytest.approx(100 * sum(recalls) / len(recalls))
+    assert again["recall"]["protocol"]["scales"] == [0.5] and again["recall"]["mark"] == "a"
+    text = (out / "varied" / "table.md").read_text()
+    assert "- Not made as the column's first row (here / there): recall (a): scales: [0.5] / [1.0]" in text
+    Path(varied).write_text(Path(varied).read_text().replace('"label.scales=[0.5]"', '"label.scales=[0.7]"'))
+    with pytest.raises(ConfigError, match="again/seed0: was scored with"):
+        reproduce(varied, data, out)
+
+
+def test_a_new_column_is_scored_without_training_again(
+    varied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = tmp_path / "scenes", tmp_path / "out"
+    reproduce(varied, data, out, rows=["first"])
+    path = out / "varied" / "first" / "seed0" / "result.json"
+    before = json.loads(path.read_text())
+    text = Path(varied).read_text().replace("rows:", "  - {title: new, split: val, score: refined}\nrows:")
+    Path(varied).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(workflow, "train", None)
+    row = reproduce(varied, data, out, rows=["first"])["rows"][0]
+    after = json.loads(path.read_text())
+    assert row["cells"]["new"]["mean"] >= 0 and after["minutes"] >= before["minutes"]
+    assert after["scores"][: len(before["scores"])] == before["scores"] and len(after["scores"]) > len(before["scores"])
+
+
+def test_a_column_that_gets_no_score_is_an_error(varied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow, "evaluate", lambda *args, **kwargs: [])
+    with pytest.raises(ConfigError, match="no score for.*'spread'"):
+        reproduce(varied, tmp_path / "scenes", tmp_path / "out", rows=["first"])
+
+
+def test_results_of_earlier_versions_are_read(table: str, tmp_path: Path) -> None:
+    """As they were written before settings of columns, and keys, were added: nothing is scored or trained again."""
+    parsed = read_table(table)
+    data, home = tmp_path / "scenes", tmp_path / "out" / "tiny"
+    old = {
+        "interval": {"low": 0.4, "high": 0.6, "std": 0.1, "resamples": 20},
+        "curve": {"thresholds": [0, 0.5], "miou": [0.3, 0.5], "peak": {"threshold": 0.5, "miou": 0.5}},
+        "miou": 0.5,
+    }
+    protocol = {"threshold": None, "split_hash": "ab", "images": 3, "truth": "demo:masks", "tags_at_test": True,
+                "seed": 0, "weights": "none", "method": "baseline", "encoder": "resnet18",
+                "version": "0.1.0"}  # fmt: skip
+    scores = [old | {"name": column.score, "protocol": protocol | {"split": column.split}} for column in parsed.columns]
+    for seed in (0, 1):
+        folder = home / "first" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        result = {"scores": scores, "minutes": 1.0, "train_minutes": 0.5, "seconds_per_step": 0.1, "environment": {}}
+        (folder / "result.json").write_text(json.dumps(result))
+    summary = reproduce(table, data, tmp_path / "out", rows=["first"])
+    assert summary["rows"][0]["cells"]["CAM"]["mean"] == 50 and not (home / "first" / "seed0" / "model").exists()
+
+
+def test_cells_that_were_made_otherwise_say_so(table: str) -> None:
+    parsed = read_table(table)
+    protocol = {"threshold": 0.3, "threshold_source": "fixed", "split": "test", "split_hash": "ab", "images": 1,
+                "truth": "x", "tags_at_test": False, "seed": 0, "weights": "none", "method": "m",
+                "encoder": "e"}  # fmt: skip
+
+    def result(**changed: object) -> dict:
+        score = {"name": "segmenter", "protocol": protocol | changed, "miou": 0.5, "interval": None, "curve": None}
+        return {"scores": [score], "minutes": 1.0}
+
+    def told(**changed: object) -> tuple[str, str]:
+        found = render(parsed, {("first", 0): result(), ("second", 1): result(seed=1, **changed)})
+        return found["rows"][1]["cells"]["test"]["mark"], found["markdown"]
+
+    assert told() == ("", told()[1]) and "Not made as" not in told()[1]
+    assert told(threshold=0.4, threshold_source="best on val")[0] == "a"
+    mark, text = told(crf="afa", tags_at_test=True, crop=64)
+    assert mark == "a" and "tags_at_test: True / False; crf: afa / None" in text and "crop" not in text.split("(a)")[-1]
+    mixed = render(parsed, {("first", 0): result(), ("first", 1): result(seed=1, scales=[2.0])})
+    assert "among seeds, scales: [1.0] / [2.0]" in mixed["markdown"]
+    assert "| first | test | 61.5 | 50.0 ± 0.0 | -11.5 | – |" in mixed["markdown"]
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (('run_of: first, set: ["', 'run_of: none, set: ["'), "no row before it that trains"),
+        (('run_of: first, set: ["', 'run_of: first, set: ["method.warmup=1", "'), "sets method.warmup=1"),
+        (("key: peak,", "key: top1,"), "unknown key 'top1'"),
+        (("score: spread, key: std", "score: spread, key: miou"), "unknown key 'miou'.*mean, std"),
+        (("score: segmenter, key: recall", "score: segmenter, key: peak"), "'peak' is of score 'cam'"),
+        (('key: peak, set: ["label.', 'key: peak, set: ["train.'), "sets train.cam_scales"),
+        (("title: half", "title: best"), "two columns are called 'best'"),
+        (("{name: first, ", "{name: first, printed: {bst: 5}, "), "value for 'bst'.*'best'"),
+        (("run_of: first,", "run_of: first, label: true,"), "besides seeds it has 'set' only"),
+        (("run_of: first,", "run_of: first, seeds: [4],"), "not trained with"),
+    ],
+)
+def test_broken_variations_are_refused_by_name(varied: str, change: tuple[str, str], message: str) -> None:
+    text = Path(varied).read_text()
+    assert change[0] in text
+    Path(varied).write_text(text.replace(*change, 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        read_table(varied)
+
+
+def test_stages_of_a_row(tmp_path: Path, table: str) -> None:
+    text = TABLE.replace("rows:", "  - {title: masks, split: train, score: masks}\nrows:").split("  - {name: first")[0]
+    text = text.replace("seeds: [0, 1]", "  - 'stages={classifier: {}, masks: {}, segmenter: {train: {steps: 3}}}'")
+    text += '  - {name: staged, stages: true, set: ["method.head_options={hidden: 8}", method.warmup=1]}\n'
+    text += '  - {name: plain, set: ["method.head_options={hidden: 8}", method.warmup=1]}\n'
+    path = Path(table)
+    path.write_text(text, encoding="utf-8")
+    data, out = tmp_path / "scenes", tmp_path / "out"
+    plan = reproduce(table, data, out, plan=True)["plan"]
+    assert [line["steps"] for line in plan] == [5, 2] and plan[0]["bytes"] > plan[1]["bytes"]
+    staged, plain = reproduce(table, data, out)["rows"]
+    assert staged["cells"]["masks"]["mean"] > 0 and plain["cells"]["masks"] is None
+    assert staged["cells"]["test"]["protocol"]["method"] == "supervised", "the stage's segmenter"
+    assert plain["cells"]["test"]["protocol"]["method"] == "baseline"
+    assert "method: baseline / supervised" in (out / "tiny" / "table.md").read_text()
+    home = out / "tiny" / "staged" / "seed0"
+    assert (home / "segmenter" / "model").is_dir() and not list(home.rglob("checkpoints"))
+    assert json.loads((home / "result.json").read_text())["stage_minutes"].keys() >= {"train", "masks", "segmenter"}
+
+
+def test_a_table_of_localisation(tmp_path: Path) -> None:
+    """Columns of boxes on a set in CUB's layout, which has no masks."""
+    data = write_birds(tmp_path / "birds")
+    settings = [s for s in yaml.safe_load(TABLE)["set"] if not s.startswith("data.")]
+    content = {
+        "title": "boxes",
+        "set": [*settings, "data.val_share=0", "method.warmup=1", "method.head_options={hidden: 8}"],
+        "columns": [
+            {"title": key, "split": "test", "score": "localization", "key": key} for key in ("top1", "gt_known")
+        ],
+        "rows": [{"name": "birds", "printed": {"gt_known": 90.1}}],
+    }
+    path = tmp_path / "boxes.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    (line,) = reproduce(str(path), data, tmp_path / "out", plan=True)["plan"]
+    assert line["scoring_hours"] > 0
+    (row,) = reproduce(str(path), data, tmp_path / "out")["rows"]
+    (found,) = json.loads((tmp_path / "out" / "boxes" / "birds" / "seed0" / "result.json").read_text())["scores"]
+    assert found["name"] == "localization" and found["images"] == 4
+    assert row["cells"]["top1"]["mean"] == 100 * found["top1"]
+    assert row["cells"]["gt_known"]["difference"] == pytest.approx(100 * found["gt_known"] - 90.1)
+
+
+def test_a_small_budget_keeps_what_makes_a_row(tmp_path: Path) -> None:
+    data = tmp_path / "scenes"
+    write_demo(data, images=12, size=(64, 80))
+    found = look_at(data, [])
+    table = read_table("tscd/table3")
+    full = [configure(table, row, 0, data, tmp_path, []) for row in table.rows]
+    small = [
+        configure(table, row, 0, data, tmp_path, ["train.batch_size=4"], encoder="resnet18", found=found)
+        for row in table.rows
+    ]
+    assert {c.train.steps for c in full} == {20000} and {c.train.steps for c in small} == {230}
+    assert all(c.encoder.name == "mit_b1" for c in full) and all(c.encoder.drop_path == 0 for c in small)
+    for a, b in zip(full, small):
+        assert b.encoder.name == "resnet18" and b.data.train is None and b.train.batch_size == 4
+        assert (a.method.refine, a.method.weight_scd > 0) == (b.method.refine, b.method.weight_scd > 0)  # type: ignore
+        assert a.label == b.label, "scored as the paper scores"
+    assert small[-1].method.affinity == "none", "no attention to learn affinities from"  # type: ignore
+    encoders = read_table("tscd/table4")
+    names = [configure(encoders, r, 0, data, tmp_path, [], encoder="resnet50").encoder.name for r in encoders.rows]
+    assert names == ["resnet101", "resnet101", "wide_resnet38", "wide_resnet38", "resnet50", "resnet50"]
+
+
+@pytest.mark.parametrize("name", ["tscd/table5", "rcm_mam/table3", "eca/table6b", "crt/table1", "cosa/table1"])
+def test_small_budgets_of_the_papers_tables_can_be_built(name: str, tmp_path: Path) -> None:
+    data = tmp_path / "scenes"
+    write_demo(data, images=12, size=(64, 80))
+    found, table = look_at(data, []), read_table(name)
+    for row in table.rows:
+        words = ["method.guide.encoder.name=resnet18"] if name.startswith("eca") else []
+        encoder = "deit_tiny_patch16_224" if name.startswith("crt") else "resnet18"
+        config = bare(configure(table, row, 0, data, tmp_path, words, encoder=encoder, found=found))
+        assert config.train.steps == 230 and config.encoder.name == encoder and config.data.train is None
+        assert config.views.crop == (224 if name.startswith("crt") else 96), "96 fits the photos; the table sets 224"
+        check_schedule(config)
+        with torch.device("meta"):
+            build_method(config, 20)
+        for stage in check_stages(config, RunFolder(tmp_path / "none")).values():
+            assert stage.train.steps < 1000
+
+
+def test_a_small_budget_runs(tmp_path: Path) -> None:
+    data = tmp_path / "scenes"
+    write_demo(data, images=12, size=(64, 80))
+    words = ["train.steps=3", "train.batch_size=2", "train.workers=0", "train.accelerator=cpu", "encoder.weights=none",
+             "method.warmup=1", "train.warmup=1", "label.scales=[1.0]", "label.flip=false",
+             "evaluate.bootstrap=0"]  # fmt: skip
+    summary = reproduce(
+        "tscd/table5", data, tmp_path / "out", words, rows=["none", "par"], encoder="resnet18", budget="small"
+    )
+    text = (tmp_path / "out" / "tscd" / "table5-small" / "table.md").read_text()
+    assert summary["budget"] == "small" and "(small budget)" in text and "compare what rows gain" in text
+    made = {row["row"]: row["cells"]["segmenter, val"] for row in summary["rows"]}
+    gain = made["par"]["mean"] - made["none"]["mean"]
+    assert f"| {made['par']['difference']:+.1f} | – | +7.7 | {gain:+.1f} |" in text, "54.9 - 47.2 in the paper"
+
+
+def test_several_devices_are_refused(table: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
+        reproduce(table, tmp_path / "scenes", tmp_path / "out", ["train.devices=2"])
+    with pytest.raises(ConfigError, match="full and small"):
+        reproduce(table, tmp_path / "scenes", tmp_path / "out", budget="smal")
 
 
 def test_unknown_row_names_the_nearest(table: str, tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""One row of a table with one seed: trained, scored, and kept as result.json in its run folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tagmask import workflow
+from tagmask.config import RunConfig
+from tagmask.errors import ConfigError
+from tagmask.registry import METHODS
+from tagmask.reproduce.configure import run_path
+from tagmask.reproduce.table import Column, Row
+from tagmask.training import RunFolder, read_json, write_json
+from tagmask.workflow import resumed
+from tagmask.workflow.scoring import AT_VAL
+
+Wanted = tuple[tuple[str, ...], str, str]
+"""Settings of a column, split and score."""
+
+
+class Job:
+    """One row with one seed: a run folder and, when finished, its result.json.
+
+    config: of the training; scored: settings that a row which is a run of another one is scored with.
+    """
+
+    def __init__(
+        self, row: Row, seed: int, home: Path, config: RunConfig, columns: Sequence[Column], scored: Sequence[str] = ()
+    ) -> None:
+        self.row = row
+        self.seed = seed
+        self.config = config
+        self.scored = list(scored)
+        self.folder = run_path(home, row.name, seed)
+        self.trained = self.folder if row.run_of is None else run_path(home, row.run_of, seed)
+        source = row.run_of or row.masks_from
+        self.source = None if source is None else run_path(home, source, seed) / "result.json"
+        self.lock = home / ".locks" / f"{row.name}.seed{seed}"
+        self.wanted = [w for column in columns for w in self._entries(column)]
+
+    def done(self) -> bool:
+        """Whether every score is there. Raises ConfigError when the folder holds another configuration's run."""
+        folder = RunFolder(self.trained)
+        if folder.config_file.is_file():
+            resumed(folder, [], self.config.model_dump(mode="json"), [])
+        if not (self.folder / "result.json").is_file():
+            return False
+        made = self.result().get("scored", [])
+        if made != self.scored:
+            raise ConfigError(f"{self.folder}: was scored with {made}, not with {self.scored}. Use another folder.")
+        return not self.missing()
+
+    def ready(self) -> bool:
+        """Whether the row that it builds on, if any, is done."""
+        return self.source is None or self.source.is_file()
+
+    def result(self) -> dict[str, Any]:
+        """Scores by split, name and settings, with what they cost."""
+        return read_json(self.folder / "result.json")
+
+    def run(self, console: Console | None) -> None:
+        """Train (or resume), go through stages and label where asked, score what is not scored, write the result."""
+        there = self.result() if (self.folder / "result.json").is_file() else None
+        result = there or self._train(console)
+        began = time.perf_counter()
+        new = self._score(self.missing(), console)
+        scores = [old for old in result["scores"] if _key(old) not in {_key(entry) for entry in new}] + new
+        minutes = round(result["minutes"] + (time.perf_counter() - began) / 60, 2)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "result.json", result | {"scores": scores, "minutes": minutes, "scored": self.scored})
+        for name in (".", "affinity", "segmenter"):
+            shutil.rmtree(RunFolder(self.trained / name).checkpoints, ignore_errors=True)
+
+    def _train(self, console: Console | None) -> dict[str, Any]:
+        """A result without scores."""
+        began = time.perf_counter()
+        folder = RunFolder(self.trained)
+        spent: dict[str, float] = {}
+        if self.row.run_of is not None:
+            trained_in = 0.0
+        elif self.row.stages:
+            spent = workflow.staged_run(self.config, self.folder, (), console)["minutes"]
+            trained_in = spent["train"]
+        else:
+            trained_in = workflow.train(self.config, self.folder, resume=True, console=console).seconds / 60
+        if self.row.label:
+            workflow.label(self.folder, "train", console=console)
+        steps = [r for r in folder.log() if "seconds" in r]
+        return {
+            "scores": [],
+            "minutes": round((time.perf_counter() - began) / 60, 2),
+            "train_minutes": round(trained_in, 2),
+            "stage_minutes": spent,
+            "seconds_per_step": steps[-1]["seconds"] / steps[-1]["step"] if steps else None,
+            "environment": read_json(folder.environment_file),
+        }
+
+    def _score(self, wanted: Sequence[Wanted], console: Console | None) -> list[dict[str, Any]]:
+        """Entries of what is wanted, each with the settings 'set' of its column."""
+        found = []
+        groups = list(dict.fromkeys((settings, split) for settings, split, _ in wanted))
+        # val first: the other splits are scored at its threshold, too.
+        for settings, split in sorted(groups, key=lambda group: (group[0], group[1] != "val", group[1])):
+            names = [base_score(n) for s, where, n in wanted if (s, where) == (settings, split)]
+            for part, own in self._runs(list(dict.fromkeys(names))):
+                entries = workflow.evaluate(
+                    self.trained / part, split, own, [*self.scored, *settings], console, record=self.folder / part
+                )
+                found += [entry | {"set": list(settings)} for entry in entries]
+        return found
+
+    def _runs(self, names: Sequence[str]) -> list[tuple[str, list[str]]]:
+        """The run folders, in this one, of the networks that give these scores."""
+        stage = [name for name in names if name.startswith("segmenter") and self._stage("segmenter")]
+        own = [name for name in names if name not in stage]
+        return [(part, part_names) for part, part_names in ((".", own), ("segmenter", stage)) if part_names]
+
+    def _entries(self, column: Column) -> list[Wanted]:
+        if not self._can(base_score(column.score)):
+            return []
+        settings = tuple(column.set)
+        first = [(settings, "val", "cam")] if column.score == AT_VAL else []
+        return [*first, (settings, column.split, column.score)]
+
+    def missing(self) -> list[Wanted]:
+        if not (self.folder / "result.json").is_file():
+            return list(dict.fromkeys(self.wanted))
+        there = {_key(entry) for entry in self.result()["scores"]}
+        return [w for w in dict.fromkeys(self.wanted) if w not in there]
+
+    def _can(self, score: str) -> bool:
+        method = METHODS.get(self.config.method.name)
+        if score in ("seeds", "masks"):
+            return self._stage("cams" if score == "seeds" else "masks") or (score == "masks" and self.row.label)
+        if score.startswith("segmenter"):
+            return method.has_segmenter or self._stage("segmenter")
+        return method.has_cams
+
+    def _stage(self, name: str) -> bool:
+        return self.config.stages is not None and getattr(self.config.stages, name) is not None
+
+
+def _key(entry: dict[str, Any]) -> Wanted:
+    """What an entry is a score of; those of earlier versions have no settings of their own."""
+    return tuple(entry.get("set", ())), entry["protocol"]["split"], entry["name"]
+
+
+def base_score(name: str) -> str:
+    """The name that ``evaluate`` takes for a score: 'cam (val threshold)' is a by-product of 'cam'."""
+    return name.partition(" (")[0]
