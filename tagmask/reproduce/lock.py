@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -11,7 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tagmask.errors import ConfigError
 
@@ -23,32 +24,32 @@ SILENCE = 120.0
 
 @contextmanager
 def held(path: Path, wait: bool = False) -> Iterator[bool]:
-    """``with held(path) as mine:`` the lock of a file, for as long as the block runs; False where another has it.
+    """``with held(path) as mine:`` the lock of a row, for as long as the block runs; False where another has it.
 
-    The operating system's lock on the open file decides: it goes with its process, however that ends. On file systems
-    where locks do not reach other machines the file itself tells: a holder on another machine renews it every 20
-    seconds, and counts as alive for two minutes. wait: until it is free, instead of False. Raises ConfigError where
+    The operating system's lock on the file ``path``.lock decides: it goes with its process, however that ends. On file
+    systems where locks do not reach other machines the file ``path`` tells: a holder on another machine renews it every
+    20 seconds, and counts as alive for two minutes. wait: until it is free, instead of False. Raises ConfigError where
     the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        while not _take(path, file):
-            if not wait:
-                yield False
-                return
-            time.sleep(0.1)
-        note = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-        _write(file, note)
-        stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    while not _take(path, lock):
+        if not wait:
+            yield False
+            return
+        time.sleep(0.1)
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    try:
+        path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8")
         beat.start()
-        try:
-            yield True
-        finally:
-            stop.set()
+        yield True
+    finally:
+        stop.set()
+        if beat.ident is not None:
             beat.join()
-            _write(file, "")
-            fcntl.flock(file, fcntl.LOCK_UN)
+        path.write_text("", encoding="utf-8")
+        lock.release()
 
 
 def holder(path: Path) -> str:
@@ -57,19 +58,19 @@ def holder(path: Path) -> str:
     return f"{note['host']}, process {note['pid']}" if note else ""
 
 
-def _take(path: Path, file: IO[str]) -> bool:
+def _take(path: Path, lock: FileLock) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(timeout=0)
+    except Timeout:
         return False
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise ConfigError(
             f"{path}: this file system has no locks ({error}), which keep processes from working on one row. Write to "
             "another one (--out)."
         ) from error
     note = _read(path)
     if note and note["host"] != socket.gethostname() and time.time() - path.stat().st_mtime < SILENCE:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        lock.release()
         return False
     return True
 
@@ -77,12 +78,6 @@ def _take(path: Path, file: IO[str]) -> bool:
 def _beat(path: Path, stop: threading.Event) -> None:
     while not stop.wait(BEAT):
         os.utime(path)
-
-
-def _write(file: IO[str], text: str) -> None:
-    file.truncate(0)
-    file.write(text)
-    file.flush()
 
 
 def _read(path: Path) -> dict[str, Any]:
