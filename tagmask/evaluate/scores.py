@@ -215,15 +215,13 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("score", overflow="fold")
     table.add_column("split", overflow="fold")
-    columns = ["mIoU", "95 %", "strict", "coverage", "precision", "recall"]
+    columns = ["mIoU", "95 %", "strict", "coverage"]
     further = {
         f"{title} {escape(', '.join(names))}": key
         for field, key, title in (("without", "miou_without", "without"), ("only", "c_miou", "C-mIoU of"))
         if (names := next((s[field] for s in scores if s.get(field)), None))
     }
     columns += further
-    if any(s.get("boundary_iou") is not None for s in scores):
-        columns.append("boundary IoU")
     if any(s.get("curve") for s in scores):
         columns.append("best on this split")
     for column in columns:
@@ -235,9 +233,6 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
             "95 %": f"{percent(interval['low'])}–{percent(interval['high'])}" if interval else "–",
             "strict": percent(s["miou_strict"]),
             "coverage": percent(s["coverage"]),
-            "precision": percent(s.get("precision")),
-            "recall": percent(s.get("recall")),
-            "boundary IoU": percent(s.get("boundary_iou")),
             "best on this split": f"{percent(curve['peak']['miou'])} at {curve['peak']['threshold']:g}"
             if curve
             else "–",
@@ -253,14 +248,20 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
 
 
 def print_classes(score: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print IoU, precision and recall of each class of one score, in per cent; a dash for a class that is absent."""
+    """Print IoU, precision, recall and boundary IoU of each class of one score and their means, in per cent.
+
+    A dash stands for a class that is absent, and for what was not counted.
+    """
     console = console or Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"{escape(score['name'])}, {escape(score['protocol']['split'])}", overflow="fold")
-    for column in ("IoU", "precision", "recall"):
+    columns = {"IoU": "iou", "precision": "precision", "recall": "recall", "boundary IoU": "boundary_iou"}
+    for column in columns:
         table.add_column(column, justify="right")
     for name, found in score["per_class"].items():
-        table.add_row(escape(name), *(percent(found[key]) for key in ("iou", "precision", "recall")))
+        table.add_row(escape(name), *(percent(found.get(key)) for key in columns.values()))
+    table.add_section()
+    table.add_row("mean", *(percent(score.get(key)) for key in ("miou", *list(columns.values())[1:])))
     console.print(table)
 
 

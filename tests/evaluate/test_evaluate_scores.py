@@ -17,6 +17,7 @@ from tagmask.evaluate import (
     ScoreStream,
     ThresholdCurve,
     bootstrap_miou,
+    print_classes,
     print_scores,
     score,
 )
@@ -116,8 +117,10 @@ def test_rims_are_counted_when_asked_for():
     assert result["per_class"]["cat"]["boundary_iou"] == pytest.approx(by_class[1])
     assert result["boundary_iou"] == pytest.approx(np.nanmean(by_class)) and result["boundary_iou"] < result["miou"]
     console = Console(file=io.StringIO(), width=300)
-    print_scores([result], console)
-    assert f"{100 * result['boundary_iou']:.1f}" in console.file.getvalue()
+    print_classes(result, console)
+    last = console.file.getvalue().splitlines()[-1].split()
+    means = (result[key] for key in ("miou", "precision", "recall", "boundary_iou"))
+    assert last == ["mean", *(f"{100 * mean:.1f}" for mean in means)]
 
 
 def test_a_stamp_says_what_differs():
@@ -184,6 +187,31 @@ def test_protocol_says_what_matters_and_what_differs():
     assert Protocol(**json.loads(json.dumps(tagged.model_dump()))) == tagged
     with pytest.raises(ValueError):
         protocol(threshold_source="guessed")
+
+
+@pytest.mark.parametrize(
+    "field,one,other",
+    [
+        ("crop", 64, 96),
+        ("grid", "photos' own size, at most 2048", "short side 224, at most 2048"),
+        ("precision", "fp32", "bf16"),
+        ("rim", 0.02, 0.0),
+        ("masks", "baseline on resnet50, CAMs", "crt on resnet50, CAMs"),
+    ],
+)
+def test_what_earlier_versions_did_not_record_is_no_difference(field: str, one: object, other: object) -> None:
+    old, new = protocol(), protocol(**{field: one})
+    assert old.differs(new) == [] == new.differs(old)
+    assert new.differs(protocol(**{field: other})) == [f"{field}: {one} / {other}"]
+    assert str(one) in new.describe()
+
+
+def test_folders_of_masks_are_not_told() -> None:
+    """Earlier versions stamped where the masks lay."""
+    seeds = [protocol(supervision=f"masks of /home/me/row/seed{seed}/masks") for seed in (0, 1)]
+    assert seeds[0].differs(seeds[1]) == [] and "/home/me" not in seeds[0].describe()
+    assert seeds[0].differs(protocol(supervision="masks", masks="CAMs")) == []
+    assert seeds[0].differs(protocol(supervision="true masks")) == ["supervision: masks / true masks"]
 
 
 def test_printed_scores_show_both_means_and_every_protocol():
