@@ -49,7 +49,8 @@ def configure(
     if data is not None:
         values["data"] = {"root": str(data)}
     if source.masks_from is not None:
-        values.setdefault("data", {})["train_masks"] = str(run_path(home, source.masks_from, seed) / "masks")
+        masks = run_path(home, source.masks_from, seed).resolve() / "masks"
+        values.setdefault("data", {})["train_masks"] = str(masks)
     config = load_config(base, values, overrides=[*sets, *overrides])
     if config.train.devices != 1 or config.train.nodes != 1:
         raise ConfigError(
@@ -78,8 +79,8 @@ def shortened(
     device = default_device(load_config({"train": given.get("train") or {}}))
     planned = as_mapping(choose(found, device, given))
     named = {"method": {"name": given["method"].get("name", "baseline")}}
-    label = {"label": base["label"]} if base.get("label") else {}
-    return reduce(merge, [label, named, planned, given]), kept
+    scored = {section: base[section] for section in ("label", "evaluate") if base.get(section)}
+    return reduce(merge, [scored, named, planned, given]), kept
 
 
 def _short_stages(stages: Mapping[str, Any]) -> dict[str, Any]:

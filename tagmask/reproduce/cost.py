@@ -17,13 +17,16 @@ from torch.nn import functional as F
 from tagmask import workflow
 from tagmask.config import EncoderConfig, RunConfig, load_config
 from tagmask.data import Collection, Item, TrainLoader, TrainViews, read_image, tag_vector
+from tagmask.encoders.weights import find_weights
+from tagmask.errors import WeightsError
 from tagmask.methods import Method, build_method
 from tagmask.reproduce.job import Job, base_score
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
 from tagmask.training import RunFolder, make_fabric
+from tagmask.training.checkpoint import checkpoints
 from tagmask.types import Batch
 from tagmask.workflow.scoring import FILES, Scorer
-from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, human, network_row
+from tagmask.workflow.stages import PNG_EXTRA, disk_plan, human, is_trained, network_row
 
 Prepared = tuple[Collection, dict[str, Any]]
 
@@ -33,15 +36,15 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
 
     One step of each training of a row is timed here, and one photo of each split that is scored. Disk is what a row
     writes at most: models and label maps, and the checkpoints that go when it is done. What stages add besides their
-    networks' training (labels, walks) is not timed.
+    networks' training (labels, walks) is not timed. Weights that are missing are told, and counted as there.
     """
     opened: dict[str, Prepared] = {}
-    training: dict[str, float] = {}
+    training: dict[str, list[float]] = {}
     scoring: dict[str, float] = {}
     lines = []
     for job in jobs:
         name, done = job.row.name, job.done()
-        trains = job.row.run_of is None and not done and not (job.folder / "result.json").is_file()
+        trains = job.trains()
         line: dict[str, Any] = {"row": name, "seed": job.seed, "done": done, "steps": 0, "seconds_per_step": 0.0}
         line |= {"staged": trains and job.row.stages, "bytes": 0}
         line |= {"hours": 0.0, "scoring_hours": 0.0}
@@ -53,17 +56,61 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
                 scoring[name] = time_scoring(job, collection)
             line["scoring_hours"] = scoring[name]
         if trains:
+            networks = job.networks()
             if name not in training:
-                training[name] = time_training(job, collection)
-            line |= {"hours": training[name], "bytes": disk(job, found)}
-            line["steps"] = sum(config.train.steps for config in _networks(job))
-            line["seconds_per_step"] = 3600 * training[name] / line["steps"]
+                training[name] = [time_step(config, collection) for config in networks.values()]
+            left = [steps_left(RunFolder(path), config) for path, config in networks.items()]
+            seconds = sum(each * steps for each, steps in zip(training[name], left, strict=True))
+            line |= {"steps": sum(left), "hours": seconds / 3600, "bytes": disk(job, found)}
+            line["seconds_per_step"] = seconds / sum(left) if any(left) else 0.0
         lines.append(line)
     total = sum(line["hours"] + line["scoring_hours"] for line in lines)
     size = sum(line["bytes"] for line in lines)
+    missing = missing_weights(jobs)
     if console is not None:
         _print(table, lines, total, size, home, console)
-    return {"title": table.title, "plan": lines, "hours": total, "bytes": size}
+        for text in missing:
+            console.print(text, style="yellow", markup=False, highlight=False)
+    return {"title": table.title, "plan": lines, "hours": total, "bytes": size, "missing": missing}
+
+
+def check_weights(jobs: Sequence[Job]) -> None:
+    """Raise WeightsError for weights that rows would lack when it is their turn, or their last stage's."""
+    missing = missing_weights(jobs)
+    if missing:
+        raise WeightsError("\n".join(missing) + "\nOr run the rows that have theirs (--rows).")
+
+
+def missing_weights(jobs: Sequence[Job]) -> list[str]:
+    """'Rows a, b: why' for each network's pretrained weights that are not found, of all that is still to be trained."""
+    why: dict[str, str] = {}
+    rows: dict[str, list[str]] = {}
+    for job in jobs:
+        networks = job.networks() if job.trains() else {}
+        untrained = [config for path, config in networks.items() if not is_trained(RunFolder(path))]
+        for encoder in (encoder for config in untrained for encoder in _encoders(config)):
+            key = encoder.model_dump_json()
+            if key not in why:
+                why[key] = _why_missing(encoder)
+            if why[key] and job.row.name not in rows.setdefault(why[key], []):
+                rows[why[key]].append(job.row.name)
+    return [f"Row{'s' if len(names) > 1 else ''} {', '.join(names)}: {reason}" for reason, names in rows.items()]
+
+
+def _why_missing(encoder: EncoderConfig) -> str:
+    try:
+        find_weights(encoder)
+    except WeightsError as error:
+        return str(error)
+    return ""
+
+
+def steps_left(run: RunFolder, config: RunConfig) -> int:
+    """Steps of a training that its newest checkpoint has not behind it."""
+    if is_trained(run):
+        return 0
+    behind = max((int(path.stem.removeprefix("step_")) for path in checkpoints(run.checkpoints)), default=0)
+    return max(0, config.train.steps - behind)
 
 
 def _print(
@@ -91,16 +138,6 @@ def _open(config: RunConfig, opened: dict[str, Prepared]) -> Prepared:
     if key not in opened:
         opened[key] = workflow.prepare(config)
     return opened[key]
-
-
-def _networks(job: Job) -> list[RunConfig]:
-    """Configurations of all that a row trains."""
-    return [job.config, *check_stages(job.config, RunFolder(job.folder)).values()]
-
-
-def time_training(job: Job, collection: Collection) -> float:
-    """Hours of training of a row's networks."""
-    return sum(time_step(config, collection) * config.train.steps for config in _networks(job)) / 3600
 
 
 def time_step(config: RunConfig, collection: Collection) -> float:
@@ -189,13 +226,17 @@ def _on_device(config: RunConfig, collection: Collection) -> Method:
 def bare(config: RunConfig) -> RunConfig:
     """The configuration with random weights in every network: time and size are the same."""
     result = config.model_copy(deep=True)
-    parts: list[BaseModel] = [result.encoder, result.method]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, EncoderConfig):
-            part.weights = "none"
-        parts += [value for _, value in part if isinstance(value, BaseModel)]
+    for encoder in _encoders(result):
+        encoder.weights = "none"
     return result
+
+
+def _encoders(config: RunConfig) -> list[EncoderConfig]:
+    """Settings of every encoder in the configuration, those of the method's own networks included."""
+    parts: list[BaseModel] = [config.encoder, config.method]
+    for part in parts:  # grows
+        parts += [value for _, value in part if isinstance(value, BaseModel)]
+    return [part for part in parts if isinstance(part, EncoderConfig)]
 
 
 def disk(job: Job, found: Mapping[str, Any]) -> int:

@@ -16,9 +16,12 @@ from tagmask.errors import ConfigError
 from tagmask.registry import METHODS
 from tagmask.reproduce.configure import run_path
 from tagmask.reproduce.table import Column, Row
+from tagmask.stage_config import StagesConfig
 from tagmask.training import RunFolder, read_json, write_json
-from tagmask.workflow import resumed
 from tagmask.workflow.scoring import AT_VAL
+from tagmask.workflow.staged_run import runs_of
+from tagmask.workflow.stages import check_stages, saved_stages
+from tagmask.workflow.train_run import resumed
 
 Wanted = tuple[tuple[str, ...], str, str]
 """Settings of a column, split and score."""
@@ -37,6 +40,7 @@ class Job:
         self.seed = seed
         self.config = config
         self.scored = list(scored)
+        self.home = home
         self.folder = run_path(home, row.name, seed)
         self.trained = self.folder if row.run_of is None else run_path(home, row.run_of, seed)
         source = row.run_of or row.masks_from
@@ -48,13 +52,43 @@ class Job:
         """Whether every score is there. Raises ConfigError when the folder holds another configuration's run."""
         folder = RunFolder(self.trained)
         if folder.config_file.is_file():
-            resumed(folder, [], self.config.model_dump(mode="json"), [])
+            resumed(folder, [], self._wanted_config(folder), [])
+            if (folder.path / "result.json").is_file():
+                self._check_stages(folder)
         if not (self.folder / "result.json").is_file():
             return False
         made = self.result().get("scored", [])
         if made != self.scored:
             raise ConfigError(f"{self.folder}: was scored with {made}, not with {self.scored}. Use another folder.")
         return not self.missing()
+
+    def _wanted_config(self, folder: RunFolder) -> dict[str, Any]:
+        """The configuration; another row's masks as the run names them, where only the way to the table differs."""
+        wanted = self.config.model_dump(mode="json")
+        now, saved = self.config.data.train_masks, folder.config().data.train_masks
+        if now and saved and now.is_relative_to(self.home.resolve()) and now.parts[-3:] == saved.parts[-3:]:
+            wanted["data"]["train_masks"] = str(saved)
+        return wanted
+
+    def _check_stages(self, folder: RunFolder) -> None:
+        """Raise ConfigError when a finished run went through other stages: it would not go through them again."""
+        kept = [StagesConfig.model_validate(saved["stages"]) for saved in saved_stages(folder)]
+        before, now = kept[0] if kept else None, self.config.stages
+        differing = [n for n in StagesConfig.model_fields if getattr(before, n, None) != getattr(now, n, None)]
+        if differing:
+            what = ", ".join(f"stages.{name}" for name in differing)
+            raise ConfigError(f"{folder.path}: was finished with other settings: {what} differ. Use another folder.")
+
+    def trains(self) -> bool:
+        """Whether it has a training of its own, and is not through with it, its stages and labels."""
+        return self.row.run_of is None and not (self.folder / "result.json").is_file()
+
+    def networks(self) -> dict[Path, RunConfig]:
+        """Configurations of all that the row trains, its stages' networks included, by run folder."""
+        if self.row.run_of is not None:
+            return {}
+        stages = check_stages(self.config, RunFolder(self.folder))
+        return {self.folder: self.config} | {self.folder / name: config for name, config in stages.items()}
 
     def ready(self) -> bool:
         """Whether the row that it builds on, if any, is done."""
@@ -78,24 +112,26 @@ class Job:
             shutil.rmtree(RunFolder(self.trained / name).checkpoints, ignore_errors=True)
 
     def _train(self, console: Console | None) -> dict[str, Any]:
-        """A result without scores."""
+        """A result without scores.
+
+        Its minutes are of this call and of the training steps of calls that were cut off before; what else those did
+        (labels, walks, scores while training) is not known any more. stage_minutes are of this call.
+        """
         began = time.perf_counter()
         folder = RunFolder(self.trained)
         spent: dict[str, float] = {}
-        if self.row.run_of is not None:
-            trained_in = 0.0
-        elif self.row.stages:
+        earlier = sum(_seconds(path) for path in self.networks())
+        if self.row.stages:
             spent = workflow.staged_run(self.config, self.folder, (), console)["minutes"]
-            trained_in = spent["train"]
-        else:
-            trained_in = workflow.train(self.config, self.folder, resume=True, console=console).seconds / 60
+        elif self.row.run_of is None:
+            workflow.train(self.config, self.folder, resume=True, console=console)
         if self.row.label:
             workflow.label(self.folder, "train", console=console)
         steps = [r for r in folder.log() if "seconds" in r]
         return {
             "scores": [],
-            "minutes": round((time.perf_counter() - began) / 60, 2),
-            "train_minutes": round(trained_in, 2),
+            "minutes": round((earlier + time.perf_counter() - began) / 60, 2),
+            "train_minutes": round(_seconds(self.folder) / 60, 2),
             "stage_minutes": spent,
             "seconds_per_step": steps[-1]["seconds"] / steps[-1]["step"] if steps else None,
             "environment": read_json(folder.environment_file),
@@ -108,18 +144,12 @@ class Job:
         # val first: the other splits are scored at its threshold, too.
         for settings, split in sorted(groups, key=lambda group: (group[0], group[1] != "val", group[1])):
             names = [base_score(n) for s, where, n in wanted if (s, where) == (settings, split)]
-            for part, own in self._runs(list(dict.fromkeys(names))):
+            for part, own in runs_of(list(dict.fromkeys(names)), self._stage("segmenter")):
                 entries = workflow.evaluate(
                     self.trained / part, split, own, [*self.scored, *settings], console, record=self.folder / part
                 )
                 found += [entry | {"set": list(settings)} for entry in entries]
         return found
-
-    def _runs(self, names: Sequence[str]) -> list[tuple[str, list[str]]]:
-        """The run folders, in this one, of the networks that give these scores."""
-        stage = [name for name in names if name.startswith("segmenter") and self._stage("segmenter")]
-        own = [name for name in names if name not in stage]
-        return [(part, part_names) for part, part_names in ((".", own), ("segmenter", stage)) if part_names]
 
     def _entries(self, column: Column) -> list[Wanted]:
         if not self._can(base_score(column.score)):
@@ -144,6 +174,11 @@ class Job:
 
     def _stage(self, name: str) -> bool:
         return self.config.stages is not None and getattr(self.config.stages, name) is not None
+
+
+def _seconds(run: Path) -> float:
+    """Seconds that a run's training steps took, over all calls that it was resumed in."""
+    return next((record["seconds"] for record in reversed(RunFolder(run).log()) if "seconds" in record), 0.0)
 
 
 def _key(entry: dict[str, Any]) -> Wanted:

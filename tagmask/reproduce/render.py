@@ -8,13 +8,17 @@ from typing import Any
 
 from tagmask.evaluate import Protocol
 from tagmask.reproduce.table import Column, Table
+from tagmask.workflow.localize import LOCALIZATION, key_protocol
+from tagmask.workflow.spread import SPREAD
 
 INTERVALS = {"miou": "interval", "miou_without": "interval_without", "c_miou": "interval_c_miou"}
 """Where a score keeps the interval of a key."""
 PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall"}
 """Keys of a column that are read off the CAM curve's peak."""
-EXPECTED = ("seed", "images", "split_hash", "version")
-"""Fields of a protocol in which seeds of one row may differ, or that a column's title is about."""
+EXPECTED = ("seed", "version")
+"""Fields of a protocol in which results of one column may differ."""
+OF_SEED = ("images", "split_hash")
+"""Fields that may differ where seeds do: a split that is held out at random is another one then."""
 
 
 def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], small: bool = False) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
 def _find(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
     """{value, interval, protocol} of a column in one result, in [0,1]; None where it is not there."""
     for score in result["scores"]:
-        protocol = score["protocol"]
+        protocol = Protocol(**score["protocol"]).model_dump(mode="json")
         made = (score["name"], protocol["split"], score.get("set", []))
         if made != (column.score, column.split, column.set):
             continue
@@ -52,6 +56,10 @@ def _find(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
             value, protocol, interval = peak.get(PEAKS[column.key]), protocol | source, None
         else:
             value, interval = score.get(column.key), score.get(INTERVALS.get(column.key, ""))
+            if column.score == LOCALIZATION:
+                protocol = key_protocol(score | {"protocol": protocol}, column.key)
+            if column.score == SPREAD:
+                protocol["merge"] = "sum"  # earlier versions summed, too, and stamped 'mean'
         # A result of an earlier version may lack the key.
         if value is not None:
             return {"value": value, "interval": interval, "protocol": protocol}
@@ -65,7 +73,9 @@ def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | 
     first = found[min(found)]
     interval = first["interval"]
     ours = mean(values.values())
-    among = [Protocol(**first["protocol"]).differs(Protocol(**s["protocol"]), _ignored(s)) for s in found.values()]
+    stamp = Protocol(**first["protocol"])
+    others = [Protocol(**score["protocol"]) for score in found.values()]
+    among = [stamp.differs(other, _ignored(other, stamp)) for other in others]
     return {
         "mean": ours,
         "std": stdev(values.values()) if len(values) > 1 else None,
@@ -79,10 +89,10 @@ def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | 
     }
 
 
-def _ignored(score: Mapping[str, Any]) -> tuple[str, ...]:
-    """Fields in which results of one column may differ: a threshold that was searched is each run's own."""
-    searched = Protocol(**score["protocol"]).threshold_source != "fixed"
-    return (*EXPECTED, "threshold") if searched else EXPECTED
+def _ignored(mine: Protocol, other: Protocol) -> tuple[str, ...]:
+    """Fields in which two results of one column may differ: a threshold that was searched is each run's own."""
+    searched = ("threshold",) if mine.threshold_source != "fixed" else ()
+    return (*EXPECTED, *(OF_SEED if mine.seed != other.seed else ()), *searched)
 
 
 def _compare(cells: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
@@ -90,8 +100,8 @@ def _compare(cells: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
     there = [cell for cell in cells if cell and "protocol" in cell]
     notes: dict[tuple[str, ...], str] = {}
     for cell in there:
-        first = Protocol(**there[0]["protocol"])
-        lines = tuple(Protocol(**cell["protocol"]).differs(first, _ignored(cell)))
+        first, own = Protocol(**there[0]["protocol"]), Protocol(**cell["protocol"])
+        lines = tuple(own.differs(first, _ignored(own, first)))
         lines += tuple(f"among seeds, {line}" for line in cell["seeds_differ"])
         cell["mark"] = notes.setdefault(lines, letter(len(notes))) if lines else ""
     return [{"mark": mark, "differs": list(lines)} for lines, mark in notes.items()]

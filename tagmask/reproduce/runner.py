@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from tagmask import workflow
 from tagmask.config import load_config, parse_overrides
 from tagmask.errors import ConfigError, nearest
 from tagmask.reproduce.configure import BUDGETS, configure, scoring_settings, small_column
-from tagmask.reproduce.cost import show_plan
+from tagmask.reproduce.cost import check_weights, show_plan
 from tagmask.reproduce.job import Job
-from tagmask.reproduce.lock import held, holder
+from tagmask.reproduce.lock import held, holder, sign_of_life
 from tagmask.reproduce.render import render
 from tagmask.reproduce.table import Table, read_table
 from tagmask.training import read_json, write_json, write_text
+
+PAUSE = 5.0
+"""Seconds between two looks at what other processes are at."""
 
 
 def reproduce(
@@ -41,8 +45,8 @@ def reproduce(
 
     A run that was cut off is resumed; one that is finished is read, and only columns that it lacks are scored. Several
     processes, on one machine or on many with a common ``out``, can run the same command at the same time: each takes
-    rows that no other is at, and ends when none is left to take. Raises ConfigError when a finished run has another
-    configuration.
+    rows that no other is at, waits for those that its own build on, and ends when none is left to take. Raises
+    ConfigError when a finished run has another configuration, and WeightsError for weights that a row would lack.
     """
     if budget not in BUDGETS:
         raise ConfigError(f"budget is '{budget}'; there are {' and '.join(BUDGETS)}.")
@@ -56,6 +60,7 @@ def reproduce(
     jobs = make_jobs(table, name, home, data, overrides, rows, seeds, encoder, found)
     if plan:
         return show_plan(table, jobs, home, console)
+    check_weights(jobs)
     run_free(table, jobs, home, small, console)
     with held(home / ".locks" / "table", wait=True):
         summary = write_table(table, home, small)
@@ -97,15 +102,27 @@ def make_jobs(
 
 
 def run_free(table: Table, jobs: Sequence[Job], home: Path, small: bool, console: Console | None) -> None:
-    """Take jobs that no other process is at until none is left. Whoever ends last has passed all that were free."""
-    took = True
-    while took:
-        took = False
+    """Take jobs that no other process is at until none is left. Whoever ends last has passed all that were free.
+
+    A job that builds on another one is waited for while another process is at that one, and so is a job whose holder,
+    on another machine, gives no sign of life, until it gives one or has been silent for long enough to be dead.
+    """
+    signs: dict[Path, float] = {}
+    told = False
+    while True:
+        took = waits = False
         for number, job in enumerate(jobs):
-            if job.done() or not job.ready():
+            if job.done():
+                continue
+            if not job.ready():
+                waits = True
                 continue
             with held(job.lock) as mine:
-                if not mine or job.done():
+                if not mine:
+                    sign = sign_of_life(job.lock)
+                    waits |= sign is not None and signs.setdefault(job.lock, sign) == sign
+                    continue
+                if job.done():
                     continue
                 if console is not None:
                     text = f"[{number + 1}/{len(jobs)}] {job.row.name}, seed {job.seed}"
@@ -116,6 +133,15 @@ def run_free(table: Table, jobs: Sequence[Job], home: Path, small: bool, console
                 raise ConfigError(f"{job.folder}: there is no score for {job.missing()}, which a column asks for.")
             with held(home / ".locks" / "table", wait=True):
                 write_table(table, home, small)
+        if not took and not waits:
+            return
+        if took:
+            signs.clear()  # what was a sign of life hours ago says nothing now
+            continue
+        if console is not None and not told:
+            console.print("waiting for rows that other processes are at", highlight=False)
+        told = True
+        time.sleep(PAUSE)
 
 
 def write_table(table: Table, home: Path, small: bool) -> dict[str, Any]:

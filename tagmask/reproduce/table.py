@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from tagmask.config import Strict
+from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError, nearest
 from tagmask.workflow.localize import LOCALIZATION
 from tagmask.workflow.scoring import AT_VAL, SCORES
@@ -24,6 +25,8 @@ SPECIAL_KEYS = {
     SPREAD: ("mean", "std"),
 }
 """The same of scores whose entries have other values."""
+SPLITS = ("train", "val", "test", "all")
+"""Splits of a column, besides 'list:NAME'."""
 SCORING = ("label.", "evaluate.")
 """Sections of settings that only change how a trained run is used."""
 
@@ -131,6 +134,13 @@ def _check_columns(name: str, table: Table) -> None:
             raise ConfigError(f"{where} has an unknown key '{column.key}'.{nearest(column.key, keys)}")
         if column.key.startswith("peak") and column.score != "cam":
             raise ConfigError(f"{where}: '{column.key}' is of score 'cam', which is scored at every threshold.")
+        if column.split not in SPLITS and not column.split.startswith(OWN_LIST):
+            hint = nearest(column.split, SPLITS)
+            raise ConfigError(f"{where} has an unknown split '{column.split}'; a set's own one is list:NAME.{hint}")
+        if column.score == AT_VAL and column.split.removeprefix(OWN_LIST) == "val":
+            raise ConfigError(
+                f"{where}: the threshold of '{AT_VAL}' is searched on val; score another split, or 'cam'."
+            )
         _check_scoring(where, column.set)
     titles = [column.title for column in table.columns]
     for title in titles:
@@ -155,6 +165,8 @@ def _check_rows(name: str, table: Table) -> None:
             raise ConfigError(
                 f"{name}: row '{row.masks_from}' writes no masks for '{row.name}'; give it label: true or stages: true."
             )
+        if row.masks_from is not None:
+            _check_seeds(where, table, row, row.masks_from)
         if row.run_of is None:
             continue
         if row.run_of not in before or before[row.run_of].run_of is not None:
@@ -162,8 +174,14 @@ def _check_rows(name: str, table: Table) -> None:
         if row.configs or row.masks_from or row.label or row.stages:
             raise ConfigError(f"{where} is a run of '{row.run_of}': besides seeds it has 'set' only.")
         _check_scoring(where, row.set)
-        if not set(row.seeds or ()) <= set(table.seeds_of(before[row.run_of])):
-            raise ConfigError(f"{where} has seeds {row.seeds}, which '{row.run_of}' is not trained with.")
+        _check_seeds(where, table, row, row.run_of)
+
+
+def _check_seeds(where: str, table: Table, row: Row, source: str) -> None:
+    seeds = table.seeds_of(row)
+    lacking = sorted(set(seeds) - set(table.seeds_of(table.row(source))))
+    if lacking:
+        raise ConfigError(f"{where} has seeds {seeds}; '{source}' is not trained with {lacking}. Give it those, too.")
 
 
 def _check_scoring(where: str, settings: list[str]) -> None:

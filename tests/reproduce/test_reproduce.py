@@ -11,11 +11,11 @@ import yaml
 
 from tagmask import workflow
 from tagmask.data import write_demo
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, WeightsError
 from tagmask.methods import build_method
-from tagmask.reproduce import packaged_tables, read_table, reproduce
+from tagmask.reproduce import lock, packaged_tables, read_table, reproduce
 from tagmask.reproduce.configure import configure
-from tagmask.reproduce.cost import bare
+from tagmask.reproduce.cost import bare, steps_left
 from tagmask.reproduce.render import render
 from tagmask.reproduce.runner import look_at
 from tagmask.training import RunFolder
@@ -51,6 +51,12 @@ rows:
 """
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other machine is at these folders, and none is waited for."""
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> str:
     path = tmp_path / "tiny.yaml"
@@ -83,6 +89,63 @@ def test_runs_resumes_and_renders(table: str, tmp_path: Path, monkeypatch: pytes
     assert reproduce(table, data, out, rows=["second"])["markdown"] == summary["markdown"], "other rows stay"
     with pytest.raises(ConfigError, match="other settings: train.lr differ"):
         reproduce(table, data, out, ["train.lr=0.5"])
+    # The folder of the masks by another name, as now and as earlier versions wrote it; then another row's masks.
+    monkeypatch.chdir(tmp_path)
+    assert reproduce(table, data, Path("out"))["markdown"] == summary["markdown"]
+    config = out / "tiny" / "second" / "seed1" / "config.yaml"
+    text, masks = config.read_text(), str((out / "tiny" / "first" / "seed1" / "masks").resolve())
+    assert masks in text
+    config.write_text(text.replace(masks, "out/tiny/first/seed1/masks"))
+    assert reproduce(table, data, out)["markdown"] == summary["markdown"]
+    config.write_text(text.replace(masks, masks.replace("first", "third")))
+    with pytest.raises(ConfigError, match="data.train_masks differ"):
+        reproduce(table, data, out)
+
+
+def test_what_a_killed_call_has_done_is_counted(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = tmp_path / "scenes", tmp_path / "out"
+
+    def killed(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workflow, "evaluate", killed)
+        reproduce(table, data, out, rows=["first"], seeds=1)
+    run = out / "tiny" / "first" / "seed0"
+    (line,) = reproduce(table, data, out, rows=["first"], seeds=1, plan=True)["plan"]
+    assert line["steps"] == 0 and line["hours"] == 0 and line["scoring_hours"] > 0, "trained, but not scored"
+    records = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
+    records = [record | {"seconds": 600.0} if "seconds" in record else record for record in records]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (row, _) = reproduce(table, data, out, rows=["first"], seeds=1)["rows"]
+    assert 10 < row["minutes"][0] < 15, "ten of the call before"
+    assert json.loads((run / "result.json").read_text())["train_minutes"] == 10
+
+
+def test_steps_behind_the_newest_checkpoint_are_not_left(table: str, tmp_path: Path) -> None:
+    parsed = read_table(table)
+    config = configure(parsed, parsed.rows[0], 0, tmp_path, tmp_path, ["train.steps=1000"])
+    run = RunFolder(tmp_path / "run")
+    assert steps_left(run, config) == 1000
+    run.checkpoints.mkdir(parents=True)
+    for step in (300, 600):
+        (run.checkpoints / f"step_{step:07d}.ckpt").touch()
+    assert steps_left(run, config) == 400
+
+
+def test_weights_of_the_last_stage_are_asked_for_first(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = "stages={classifier: {}, masks: {}, segmenter: {encoder: {weights: /none/such.pth}}}"
+    text = TABLE.replace("seeds: [0, 1]", f"  - '{settings}'\nseeds: [0]").split("  - {name: first")[0]
+    shared = 'set: ["method.head_options={hidden: 8}", method.warmup=1]'
+    Path(table).write_text(text + f"  - {{name: plain, {shared}}}\n  - {{name: staged, stages: true, {shared}}}\n")
+    monkeypatch.setattr(workflow, "train", None)
+    with pytest.raises(WeightsError, match="Row staged: .none.such.pth: no such weights file"):
+        reproduce(table, tmp_path / "scenes", tmp_path / "out")
+    (told,) = reproduce(table, tmp_path / "scenes", tmp_path / "out", plan=True)["missing"]
+    assert "Row staged" in told and reproduce(table, tmp_path, tmp_path, ["data.root=" + str(tmp_path / "scenes")],
+                                              rows=["plain"], plan=True)["missing"] == []  # fmt: skip
 
 
 def test_a_row_takes_the_masks_of_the_row_before_it(table: str, tmp_path: Path) -> None:
@@ -104,6 +167,9 @@ def test_half_finished_tables_are_rendered(table: str) -> None:
         (("columns:", "colums:"), "not a valid table"),
         (("score: segmenter", "score: segmentr"), "unknown score 'segmentr'.*'segmenter'"),
         (("label: true, ", ""), "writes no masks"),
+        (("seeds: [1]", "seeds: [1, 2]"), r"'first' is not trained with \[2\]"),
+        (("{title: val, split: val", "{title: val, split: vall"), "unknown split 'vall'.*'val'"),
+        (("threshold, split: train", "threshold, split: val"), "'val threshold': the threshold.*searched on val"),
         (("title: tiny", "title: [tiny"), "not a valid table"),
     ],
 )
@@ -117,9 +183,8 @@ def test_broken_tables_are_refused_by_name(table: str, change: tuple[str, str], 
 
 def test_a_column_of_chosen_classes(table: str, tmp_path: Path) -> None:
     path = Path(table)
-    text = TABLE.replace("seeds: [0, 1]", "  - evaluate.only=[boat]\nseeds: [0]").replace(
-        "rows:", "  - {title: C, split: test, score: segmenter, key: c_miou}\nrows:"
-    )
+    text = TABLE.replace("seeds: [0, 1]", "  - evaluate.only=[boat]\nseeds: [0]").replace("seeds: [1]", "seeds: [0]")
+    text = text.replace("rows:", "  - {title: C, split: test, score: segmenter, key: c_miou}\nrows:")
     path.write_text(text, encoding="utf-8")
     parsed = read_table(table)
     assert configure(parsed, parsed.rows[0], 0, None, tmp_path, []).evaluate.only == ["boat"]
@@ -246,10 +311,14 @@ def test_cells_that_were_made_otherwise_say_so(table: str) -> None:
         return {"scores": [score], "minutes": 1.0}
 
     def told(**changed: object) -> tuple[str, str]:
-        found = render(parsed, {("first", 0): result(), ("second", 1): result(seed=1, **changed)})
+        found = render(parsed, {("first", 0): result(), ("second", 1): result(**{"seed": 1, **changed})})
         return found["rows"][1]["cells"]["test"]["mark"], found["markdown"]
 
-    assert told() == ("", told()[1]) and "Not made as" not in told()[1]
+    mark, text = told()
+    assert mark == "" and "Not made as" not in text
+    assert told(split_hash="cd", images=2)[0] == "", "another seed may hold out other photos"
+    mark, text = told(seed=0, split_hash="cd", images=2)
+    assert mark == "a" and "split_hash: cd / ab; images: 2 / 1" in text, "the same seed may not"
     assert told(threshold=0.4, threshold_source="best on val")[0] == "a"
     mark, text = told(crf="afa", tags_at_test=True, crop=64)
     assert mark == "a" and "tags_at_test: True / False; crf: afa / None" in text and "crop" not in text.split("(a)")[-1]
@@ -299,6 +368,9 @@ def test_stages_of_a_row(tmp_path: Path, table: str) -> None:
     home = out / "tiny" / "staged" / "seed0"
     assert (home / "segmenter" / "model").is_dir() and not list(home.rglob("checkpoints"))
     assert json.loads((home / "result.json").read_text())["stage_minutes"].keys() >= {"train", "masks", "segmenter"}
+    path.write_text(text.replace("{steps: 3}", "{steps: 4}"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="staged/seed0: was finished with other settings: stages.segmenter differ"):
+        reproduce(table, data, out)
 
 
 def test_a_table_of_localisation(tmp_path: Path) -> None:
@@ -362,6 +434,19 @@ def test_small_budgets_of_the_papers_tables_can_be_built(name: str, tmp_path: Pa
             build_method(config, 20)
         for stage in check_stages(config, RunFolder(tmp_path / "none")).values():
             assert stage.train.steps < 1000
+
+
+def test_a_small_budget_scores_as_the_table_does(table: str, tmp_path: Path) -> None:
+    data, own = tmp_path / "scenes", tmp_path / "own.yaml"
+    write_demo(data, images=12, size=(64, 80))
+    own.write_text("evaluate: {bins: 50, without: [boat]}\nlabel: {threshold: 0.37}\n")
+    Path(table).write_text(TABLE.replace("title: tiny", f"title: tiny\nconfigs: ['{own}']"), encoding="utf-8")
+    parsed = read_table(table)
+    full, small = (
+        configure(parsed, parsed.rows[0], 0, data, tmp_path, [], found=found) for found in (None, look_at(data, []))
+    )
+    assert small.evaluate.bins == 50 and small.evaluate.without == ["boat"] and small.evaluate == full.evaluate
+    assert small.label.threshold == full.label.threshold == 0.37
 
 
 def test_a_small_budget_runs(tmp_path: Path) -> None:
