@@ -16,8 +16,10 @@ import json
 import math
 import multiprocessing
 import resource
+import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +75,23 @@ def write_annotations(path: Path, images: int, seed: int = 0) -> int:
     return len(owners)
 
 
-def convert(path: Path, workers: int, results: Any) -> None:
+def convert(path: Path, workers: int) -> dict[str, float]:
     """Convert in this process and say the seconds and the largest memory, in MB, before and after, and of a worker."""
     from tagmask.convert import coco_masks
     from tagmask.convert.coco import mask_tools
 
     mask_tools()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak(resource.RUSAGE_SELF)
     began = time.perf_counter()
     counts = coco_masks(path, workers=workers)
     seconds = time.perf_counter() - began
-    own, others = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    results.put({**counts, "seconds": seconds, "before": before / 1024, "own": own / 1024, "worker": others / 1024})
+    own, others = peak(resource.RUSAGE_SELF), peak(resource.RUSAGE_CHILDREN)
+    return {**counts, "seconds": seconds, "before": before, "own": own, "worker": others}
+
+
+def peak(who: int) -> float:
+    """Largest resident memory of this process, or of one of its children, so far, MB."""
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**20
 
 
 def main() -> None:
@@ -98,11 +105,8 @@ def main() -> None:
             path = Path(folder) / "annotations" / "instances_train2014.json"
             objects = write_annotations(path, images)
             size = path.stat().st_size
-            results = context.Queue()
-            process = context.Process(target=convert, args=(path, args.workers, results))
-            process.start()
-            found = results.get(timeout=3600)
-            process.join()
+            with ProcessPoolExecutor(1, context) as pool:
+                found = pool.submit(convert, path, args.workers).result()
             print(
                 f"{images} photos, {objects} objects, {size / 1e6:.0f} MB of JSON, {args.workers} workers: "
                 f"{images / found['seconds']:.0f} photos/s; largest memory {found['own']:.0f} MB "

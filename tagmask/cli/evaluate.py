@@ -17,8 +17,8 @@ def evaluate(
     what: Annotated[
         list[str] | None,
         typer.Option(
-            help="cam, refined, seeds, masks, segmenter+tags (all use the tags), segmenter, or localization, which "
-            "compares boxes of CAMs with true boxes; repeatable"
+            help="cam, refined, cam+crf (with label.crf), seeds, masks, segmenter+tags (all use the tags), segmenter, "
+            "localization (boxes of CAMs against true boxes), or spread (CAMs of each scale alone); repeatable"
         ),
     ] = None,
     with_tags: Annotated[

@@ -6,9 +6,11 @@ from collections.abc import Collection
 from importlib.metadata import version as installed_version
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 ThresholdSource = Literal["fixed", "best on val", "best on this split (oracle)", "none"]
+LATER = ("crop", "grid", "precision", "rim", "masks")
+"""Fields that earlier versions did not record; None says so."""
 
 
 class Protocol(BaseModel):
@@ -22,6 +24,7 @@ class Protocol(BaseModel):
     truth: str = Field(description="where the true masks came from")
     tags_at_test: bool = Field(description="whether the image's tags limited the classes predicted")
     supervision: str = Field("tags", description="what the method learned from")
+    masks: str | None = Field(None, description="how the masks were made that it learned from; None: not recorded")
     left_out: int = Field(0, ge=0, description="images of the split that have a true mask but no tags to score with")
     threshold: float | None = Field(None, description="background score of CAMs")
     unsure: tuple[float, float] | float | None = Field(None, description="what made pixels 255, if anything")
@@ -32,12 +35,21 @@ class Protocol(BaseModel):
     refine: str = Field("none", description="refinement of CAMs")
     crf: str | None = Field(None, description="preset of the dense CRF, if one was applied")
     tile: int | None = Field(None, description="side of the tiles that images were cut into")
+    grid: str | None = Field(None, description="size that photos are reduced to; None: not recorded")
+    precision: str | None = Field(None, description="of the networks when scored; None: not recorded")
+    rim: float | None = Field(None, description="rim of the boundary IoU, of the diagonal; None: not recorded")
     crop: int | None = Field(None, description="side of the training crops; None: not recorded")
     seed: int = Field(description="of the training run")
     weights: str = Field(description="origin of the pretrained weights")
     method: str
     encoder: str
     version: str = Field(default_factory=lambda: installed_version("tagmask"), description="of tagmask")
+
+    @field_validator("supervision")
+    @classmethod
+    def _without_folder(cls, value: str) -> str:
+        """Earlier versions wrote 'masks of FOLDER', which differs between seeds of one row and between machines."""
+        return "masks" if value.startswith("masks of ") else value
 
     def describe(self) -> str:
         """One line for people, the facts that move a score first."""
@@ -60,7 +72,14 @@ class Protocol(BaseModel):
             parts.append(f"CRF {self.crf}")
         if self.tile is not None:
             parts.append(f"tiles of {self.tile}")
+        if self.grid is not None:
+            parts.append(self.grid)
+        if self.precision is not None:
+            parts.append(self.precision)
+        if self.rim:
+            parts.append(f"rims of {self.rim:g}")
         trained = f"{self.method} on {self.encoder}, from {self.supervision}"
+        trained += f" ({self.masks})" if self.masks is not None else ""
         parts += [f"truth: {self.truth}", trained + (f", crops of {self.crop}" if self.crop is not None else "")]
         parts += [f"weights: {self.weights}"]
         return " · ".join([*parts, f"seed {self.seed}", f"tagmask {self.version}"])
@@ -68,10 +87,10 @@ class Protocol(BaseModel):
     def differs(self, other: Protocol, but: Collection[str] = ()) -> list[str]:
         """One line 'field: mine / theirs' for each field in which the two were made differently.
 
-        but: fields that are not looked at. A crop that one of the two did not record is no difference.
+        but: fields that are not looked at. A field of ``LATER`` that one of the two did not record is no difference.
         """
         mine, theirs = self.model_dump(), other.model_dump()
-        ignored = {*but, *(["crop"] if None in (self.crop, other.crop) else [])}
+        ignored = {*but, *(name for name in LATER if None in (mine[name], theirs[name]))}
         return [
             f"{name}: {mine[name]} / {theirs[name]}"
             for name in mine

@@ -94,9 +94,10 @@ def write_label_files(
 ) -> Labelled:
     """Write ``<id>.png`` for each item into ``folder``, and ``note``, which says how they were made, as classes.json.
 
-    Files that are there are kept unless ``overwrite``, which removes those of ``items`` before it begins: a run that
-    is killed and goes on never mixes old and new ones. soft: also save ``<id>.npz``, compressed, with 'scores' in half
-    precision and the names of their 'classes'; it is written before the PNG, so that a PNG says that all is there.
+    Files that are there are kept unless ``overwrite``, which removes those of ``items``, soft maps as well, before it
+    begins: a run that is killed and goes on never mixes old and new ones. soft: also save ``<id>.npz``, compressed,
+    with 'scores' in half precision and the names of their 'classes'; it is written before the PNG, so that a PNG says
+    that all is there.
     A photo that cannot be read is counted in ``failed`` and does not stop the others. Raises ConfigError when the
     folder holds labels that were made in another way, and DataError when one would be written over its photo.
     """
@@ -121,6 +122,7 @@ def write_label_files(
     if overwrite:
         for path in paths.values():
             path.unlink(missing_ok=True)
+            path.with_suffix(".npz").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(about, note)
     todo = [item for item in items if not paths[item.id].is_file()]

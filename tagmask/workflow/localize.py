@@ -19,6 +19,7 @@ from tagmask.evaluate.scores import percent
 from tagmask.label import Inference
 from tagmask.methods import Method
 from tagmask.training import RunFolder, write_json
+from tagmask.workflow.runs import working_grid
 
 LOCALIZATION = "localization"
 COLUMNS = {"top1": "top-1", "top5": "top-5", "gt_known": "GT-known", "max_box_acc": "MaxBoxAcc"}
@@ -71,6 +72,9 @@ def localize(
         scales=label.cam_scales,
         flip=label.cam_flip,
         merge="sum",
+        grid=working_grid(config),
+        precision=config.train.precision,
+        crop=config.views.crop,
         seed=config.seed,
         weights=method.encoder.weights_origin,
         method=config.method.name,
@@ -80,6 +84,20 @@ def localize(
     metrics[LOCALIZATION] = metrics.get(LOCALIZATION, {}) | {split: result}
     write_json(folder.metrics_file, metrics)
     return result
+
+
+def key_protocol(result: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The protocol of one of a result's shares: the threshold that it was counted at, and whether it took the tag.
+
+    The result's own is that of the top-1 and top-5, which look at the true class's CAM only where it is predicted.
+    GT-known and MaxBoxAcc always do, and MaxBoxAcc is at its best threshold. Classes alone have none.
+    """
+    changed: dict[str, Any] = {"tags_at_test": key in ("gt_known", "max_box_acc")}
+    if key == "max_box_acc":
+        changed |= {"threshold": result.get("best_threshold"), "threshold_source": "best on this split (oracle)"}
+    elif key in ("top1_class", "top5_class"):
+        changed |= {"threshold": None, "threshold_source": "none"}
+    return result["protocol"] | changed
 
 
 def add(counts: Localization, inference: Inference, item: Item, photo: torch.Tensor) -> None:
@@ -95,10 +113,12 @@ def add(counts: Localization, inference: Inference, item: Item, photo: torch.Ten
 
 
 def print_localization(result: Mapping[str, Any], console: Console) -> None:
-    """The four shares in per cent, and the protocol."""
+    """The four shares in per cent, and the protocol of each."""
     protocol = Protocol(**result["protocol"])
     table = Table("split", *COLUMNS.values(), "at threshold", box=None, pad_edge=False, header_style="bold")
     cells = [percent(result[key]) for key in COLUMNS]
     table.add_row(protocol.split, *cells, f"{result['best_threshold']:g} (best on this split)")
     console.print(table)
-    console.print(f"{LOCALIZATION}: {protocol.describe()}", style="dim", markup=False, highlight=False)
+    for key, title in COLUMNS.items():
+        line = f"{title}: {Protocol(**key_protocol(result, key)).describe()}"
+        console.print(line, style="dim", markup=False, highlight=False)

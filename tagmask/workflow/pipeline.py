@@ -23,7 +23,7 @@ from tagmask.workflow.plan import Choice, as_mapping, choose
 from tagmask.workflow.report_run import report
 from tagmask.workflow.runs import default_device, prepare
 from tagmask.workflow.score_run import evaluate
-from tagmask.workflow.stages import disk_plan, print_disk_plan, run_stages, save_stages, saved_stages
+from tagmask.workflow.stages import build_stages, disk_plan, print_disk_plan, run_stages, save_stages, saved_stages
 from tagmask.workflow.train_run import check_free, resumed, train
 from tagmask.workflow.use_run import label, predict
 
@@ -41,7 +41,7 @@ def run(
 
     configs, values, overrides: as in ``load_config``; what they leave open is chosen from the data and the machine.
     Returns a JSON-able summary: plan, minutes of each stage, scores, files. console: where progress is printed.
-    dry_run: build the network with its weights, so that what is missing or does not fit is said, and stop there.
+    dry_run: build the networks with their weights, so that what is missing or does not fit is said, and stop there.
     """
     folder = RunFolder(out)
     minutes: dict[str, float] = {}
@@ -70,8 +70,10 @@ def run(
             print_disk_plan(stages, console)
     if dry_run:
         build_method(config, len(collection.classes))  # weights that are not there, or a method that does not fit
+        build_stages(config, folder, len(collection.classes))
         plan = {c.key: c.value for c in choices}
         return {"plan": plan, "stages": stages, "config": config.model_dump(mode="json")}
+    build_stages(config, folder, len(collection.classes))
     save_stages(folder, config)
     alone = config.model_copy(update={"stages": None})  # stages may change after the training, and guard themselves
     with clock("train"):

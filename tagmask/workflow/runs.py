@@ -29,6 +29,12 @@ def default_device(config: RunConfig) -> torch.device:
     return make_fabric(config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})).device
 
 
+def working_grid(config: RunConfig) -> str:
+    """What photos are reduced to before CAMs and segmentations, for the stamp on scores."""
+    short = config.views.short_side
+    return ("photos' own size" if short is None else f"short side {short}") + f", at most {config.label.max_side}"
+
+
 def prepare(config: RunConfig, folder: RunFolder | None = None) -> tuple[Collection, dict[str, Any]]:
     """Open the data, look at every file once, leave unreadable ones out.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from tagmask.methods import Method
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, read_json, write_json
 from tagmask.workflow.localize import LOCALIZATION, localize
-from tagmask.workflow.runs import open_run, reopen
+from tagmask.workflow.runs import open_run, reopen, working_grid
 from tagmask.workflow.scoring import AT_VAL, FILES, SCORES, Scorer
 from tagmask.workflow.spread import SPREAD, spread
+from tagmask.workflow.trained_on import how_made, kept_masks, of_stage, unsure_by
 
 SPECIAL = {LOCALIZATION: localize, SPREAD: spread}
 """Scores that go over the photos by themselves, and whose entries are not like the others'."""
@@ -64,7 +65,7 @@ def evaluate(
     if not have_masks and (what or not any(item.tags is not None for item in items)):
         raise DataError(f"{collection.root}: split '{split}' has no true masks to compare with; set data.masks.")
     names = list(what) if what else default_scores(method, split, folder) if have_masks else []
-    val_threshold = None if split == "val" else _val_threshold(kept, config.label)
+    val_threshold = None if split == "val" else _val_threshold(kept, config)
     began = time.perf_counter()
     scorer = Scorer(method, config, collection, names, val_threshold, folder.path)
     console = console or Console(stderr=True)
@@ -105,11 +106,13 @@ def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
     return names or ["segmenter+tags" if method.has_segmenter else "cam"]
 
 
-def _val_threshold(folder: RunFolder, label: LabelConfig) -> float | None:
+def _val_threshold(folder: RunFolder, config: RunConfig) -> float | None:
     """The peak of the CAM curve on 'val', if its CAMs were made in the same way."""
+    label, grid = config.label, working_grid(config)
     for score in reversed(folder.metrics()["scores"]):
         protocol = score["protocol"]
         same = (protocol["scales"], protocol["flip"]) == (label.cam_scales, label.cam_flip)
+        same = same and protocol.get("grid") in (None, grid)  # None: of an earlier version
         if score["name"] == "cam" and protocol["split"] == "val" and same:
             return score["curve"]["peak"]["threshold"]
     return None
@@ -137,7 +140,7 @@ def _protocol(
             cfg.high = cfg.low = None
     from_cam = name in ("cam", AT_VAL, "refined", "cam+crf") or (name in FILES and source == "cam")
     threshold = scorer.val_threshold if name == AT_VAL else cfg.threshold
-    if _of_stage(stage):
+    if of_stage(stage):
         threshold = stage.get("walk", {}).get("threshold")
     tile = max((side for size in scorer.sizes if (side := scorer.inference.tile_side(size))), default=None)
     delivered = name in ("masks", "segmenter", "segmenter+tags")
@@ -149,20 +152,25 @@ def _protocol(
         truth=f"{collection.source}:{first.mask.parent.name if first.mask else ''}",
         tags_at_test=name != "segmenter",
         left_out=scorer.untagged if name != "segmenter" else 0,
-        supervision=_supervision(config, method),
+        supervision="tags" if not method.reads_masks else "masks" if config.data.train_masks else "true masks",
+        masks=_masks(config, method, folder),
         threshold=threshold if from_cam else None,
         threshold_source=("best on val" if name == AT_VAL else "fixed")
         if from_cam and threshold is not None
         else "none",
-        unsure=_unsure(cfg, from_cam) if delivered else None,
+        unsure=unsure_by(cfg, from_cam) if delivered else None,
         scales=cfg.cam_scales if from_cam else cfg.scales,
         flip=cfg.cam_flip if from_cam else cfg.flip,
         merge="sum" if from_cam else cfg.merge,
-        refine=_of_stage(stage) or _refinement(name, cfg, from_cam, tile),
+        refine=of_stage(stage) or _refinement(name, cfg, from_cam, tile),
         crf=None
         if (from_cam and not stage and name != "cam+crf") or cfg.crf == "none"
         else f"{cfg.crf} ({DenseCRF.preset(cfg.crf).extra_repr()})",
         tile=None if from_cam else tile,
+        # Label files do not say on which grid, and how exactly, they were computed.
+        grid=None if name in FILES else working_grid(config),
+        precision=None if name in FILES else config.train.precision,
+        rim=config.evaluate.boundary,
         crop=config.views.crop,
         seed=config.seed,
         weights=method.encoder.weights_origin,
@@ -181,27 +189,9 @@ def _refinement(name: str, cfg: LabelConfig, from_cam: bool, tile: int | None) -
     return "none"
 
 
-def _of_stage(stage: Mapping[str, Any]) -> str | None:
-    """What a stage did to CAMs instead of refining them; None for masks that no stage made, or without a walk."""
-    if stage.get("name") == "cams":
-        keys = ("high", "low") if stage["rule"] == "constant" else ("power_high", "power_low")
-        return f"confident labels ({', '.join(f'{key} {stage[key]:g}' for key in keys)})"
-    if "affinity" in stage:
-        settings = ", ".join(f"{key} {value:g}" for key, value in stage["walk"].items())
-        return f"random walk ({stage['affinity']}, {settings})"
-    return None
-
-
-def _unsure(cfg: LabelConfig, from_cam: bool) -> tuple[float, float] | float | None:
-    if from_cam:
-        return None if cfg.high is None or cfg.low is None else (cfg.high, cfg.low)
-    return cfg.unsure or None
-
-
-def _supervision(config: RunConfig, method: Method) -> str:
-    if not method.reads_masks:
-        return "tags"
-    return "true masks" if config.data.train_masks is None else f"masks of {config.data.train_masks}"
+def _masks(config: RunConfig, method: Method, folder: RunFolder) -> str | None:
+    kept = kept_masks(folder) if method.reads_masks and config.data.train_masks else None
+    return how_made(kept) if kept else None
 
 
 def _add_classification(folder: RunFolder, split: str, classes: list[str], scorer: Scorer) -> None:

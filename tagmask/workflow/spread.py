@@ -20,6 +20,7 @@ from tagmask.evaluate.scores import percent
 from tagmask.label import Inference
 from tagmask.methods import Method
 from tagmask.training import RunFolder, write_json
+from tagmask.workflow.runs import working_grid
 
 SPREAD = "spread"
 
@@ -81,6 +82,9 @@ def spread(
             threshold_source="best on this split (oracle)",
             scales=label.cam_scales,
             flip=label.cam_flip,
+            merge="sum",
+            grid=working_grid(config),
+            precision=config.train.precision,
             crop=config.views.crop,
             seed=config.seed,
             weights=method.encoder.weights_origin,

@@ -16,7 +16,7 @@ from tagmask.workflow.clock import Clock
 from tagmask.workflow.runs import prepare
 from tagmask.workflow.score_run import SPECIAL, evaluate
 from tagmask.workflow.scoring import SCORES
-from tagmask.workflow.stages import check_stages, is_trained, run_stages, save_stages
+from tagmask.workflow.stages import build_stages, check_stages, is_trained, run_stages, save_stages
 from tagmask.workflow.train_run import resumed, train
 
 MADE_BY = {"seeds": "cams", "masks": "masks"}
@@ -48,6 +48,7 @@ def staged_run(
     clock = Clock()
     with clock("check"):
         prepared = prepare(config, folder)
+        build_stages(config, folder, len(prepared[0].classes))
     save_stages(folder, config)
     with clock("train"):
         if not is_trained(folder):
@@ -58,11 +59,19 @@ def staged_run(
     with clock("evaluate"):
         for split in sorted({split for _, split in wanted}, key=lambda name: (name != "val", name)):
             names = [name for name, where in wanted if where == split]
-            own = [name for name in names if "segmenter" in stages and name in OF_SEGMENTER]
-            for run, part in ((folder.path, [n for n in names if n not in own]), (folder.path / "segmenter", own)):
-                if part:
-                    scores += evaluate(run, split, part, console=console)
+            for part, own in runs_of(names, "segmenter" in stages):
+                scores += evaluate(folder.path / part, split, own, console=console)
     return {"scores": scores, "stages": stages, "minutes": clock.minutes}
+
+
+def runs_of(names: Sequence[str], staged: bool) -> list[tuple[str, list[str]]]:
+    """Run folders within a run's own, with those of the scores ``names`` that their networks give.
+
+    staged: whether there is a stage 'segmenter', which gives the segmenter's scores.
+    """
+    stage = [name for name in names if staged and name in OF_SEGMENTER]
+    own = [name for name in names if name not in stage]
+    return [(part, given) for part, given in ((".", own), ("segmenter", stage)) if given]
 
 
 def _check(config: RunConfig, folder: RunFolder, wanted: Sequence[tuple[str, str]]) -> None:

@@ -97,6 +97,16 @@ def check_stages(config: RunConfig, folder: RunFolder) -> dict[str, RunConfig]:
     return configs
 
 
+def build_stages(config: RunConfig, folder: RunFolder, classes: int) -> None:
+    """Build the networks of stages that are not trained yet, with their weights, and let them go again.
+
+    To be called before the first training: what cannot be had, or does not fit, is said then and not hours later.
+    """
+    for name, own in check_stages(config, folder).items():
+        if not is_trained(RunFolder(folder.path / name)):
+            build_method(own, classes)
+
+
 def walk_settings(config: RunConfig, stage: MasksStage) -> dict[str, Any]:
     """How the masks walk: the affinity method's fields for it, under ``stages.masks.walk``. Raises ConfigError."""
     fields = getattr(config.method, "walk_fields", ())

@@ -20,6 +20,7 @@ from tagmask.training import RunFolder, Trained, read_json, train_method
 from tagmask.training.checkpoint import checkpoints
 from tagmask.workflow.runs import prepare
 from tagmask.workflow.scoring import Scorer
+from tagmask.workflow.trained_on import keep_masks
 
 FREE = {
     "workers",
@@ -57,11 +58,16 @@ def train(
     method = build_method(config, len(collection.classes))
     check_use(method, config, collection.classes)
     folder.create(_anchored(config))
+    if method.reads_masks and config.data.train_masks is not None:
+        keep_masks(folder, config.data.train_masks)
     watched = [item for item in _split(collection, "val") if item.mask is not None]
     name = "segmenter" if method.has_segmenter else "cam" if method.has_cams else None
 
+    # Only the mIoU is read: the rims, which take as long again, are not counted.
+    watching = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"boundary": 0.0})})
+
     def evaluate_now(current: Method, step: int) -> dict[str, float]:
-        scorer = Scorer(current, config, collection, [str(name)])
+        scorer = Scorer(current, watching, collection, [str(name)])
         for item, photo in read_ahead(watched):
             scorer.add(item, photo)
         return {f"val/{name}": scorer.streams[str(name)].confusion.miou()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import tagmask
@@ -19,6 +21,8 @@ from tagmask.data import write_demo
 from tagmask.errors import ConfigError, DataError, WeightsError
 from tagmask.training import RunFolder
 from tagmask.workflow import reopen
+from tagmask.workflow.score_run import SPECIAL
+from tagmask.workflow.scoring import SCORES
 
 TINY = [
     "encoder.name=resnet18", "encoder.weights=none", "views.crop=64", "train.steps=4", "train.batch_size=4",
@@ -413,3 +417,9 @@ def test_two_processes_train_one_model(scenes: Path, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert RunFolder(tmp_path / "run").log()[-1]["step"] == 4
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_evaluate_says_every_score_that_there_is() -> None:
+    command = get_command(app).commands["evaluate"]  # type: ignore[attr-defined]
+    (what,) = [option for option in command.params if option.name == "what"]
+    assert [name for name in (*SCORES, *SPECIAL) if name not in re.split(r"[^a-z+]+", what.help)] == []

@@ -17,10 +17,10 @@ from tagmask.cli import app
 from tagmask.config import load_config
 from tagmask.data import Item
 from tagmask.errors import ConfigError, DataError
-from tagmask.evaluate import Localization
+from tagmask.evaluate import Localization, Protocol
 from tagmask.training import RunFolder
 from tagmask.workflow import evaluate, train
-from tagmask.workflow.localize import add
+from tagmask.workflow.localize import COLUMNS, add, key_protocol
 
 COLOURS = {"001.Red_bird": (220, 30, 30), "002.Blue_bird": (30, 30, 220)}
 
@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": {
             "steps": 2, "batch_size": 2, "workers": 0, "warmup": 0, "accelerator": "cpu", "channels_last": False,
         },
-        "label": {"cam_scales": [1.0]},
+        "label": {"cam_scales": [1.0], "threshold": 0.3},
         "evaluate": {"bins": 10},
     }  # fmt: skip
     train(load_config(values), out)
@@ -76,6 +76,21 @@ def test_evaluate_writes_and_prints_localisation(run: Path) -> None:
     assert RunFolder(run).metrics()["localization"]["test"] == result
     shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).output
     assert "GT-known" in shown and "cub:boxes" in shown
+    best = f"MaxBoxAcc: test (4 images, {result['protocol']['split_hash'][:4]}) · tags at test · threshold "
+    assert f"{best}{result['best_threshold']:g} (best on this split (oracle))" in " ".join(shown.split())
+
+
+def test_each_share_has_its_own_stamp(run: Path) -> None:
+    (result,) = evaluate(run, "test", ["localization"])
+    stamps = {key: Protocol(**key_protocol(result, key)) for key in (*COLUMNS, "top1_class")}
+    assert {key: stamp.tags_at_test for key, stamp in stamps.items()} == {
+        "top1": False, "top5": False, "gt_known": True, "max_box_acc": True, "top1_class": False,
+    }  # fmt: skip
+    assert stamps["max_box_acc"].threshold == result["best_threshold"]
+    assert stamps["max_box_acc"].threshold_source == "best on this split (oracle)"
+    assert (stamps["gt_known"].threshold, stamps["gt_known"].threshold_source) == (0.3, "fixed")
+    assert stamps["top1_class"].threshold is None and stamps["top1_class"].threshold_source == "none"
+    assert stamps["top1"].crop == 64 and stamps["top1"].precision == "fp32" and "2048" in str(stamps["top1"].grid)
 
 
 def test_boxes_are_brought_to_the_grid_of_the_cams() -> None:

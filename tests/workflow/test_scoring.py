@@ -20,6 +20,7 @@ from tagmask.config import RunConfig, load_config
 from tagmask.data import open_data, read_image, read_mask, write_mask
 from tagmask.data.collection import tag_vector
 from tagmask.errors import ConfigError
+from tagmask.evaluate import BoundaryIoU, Protocol
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, write_json
 from tagmask.workflow import evaluate, train
@@ -173,6 +174,7 @@ def test_the_spread_of_single_scales(run: Path, made: None, tmp_path: Path) -> N
     assert result["std"] == pytest.approx(pstdev([peak["miou"] for peak in alone]))
     assert result["protocol"]["threshold_source"] == "best on this split (oracle)" and result["protocol"]["images"] == 2
     assert RunFolder(tmp_path / "other").metrics()["spread"]["list:train"] == result
+    assert result["protocol"]["merge"] == "sum" and "at most 2048" in result["protocol"]["grid"]
     assert "spread" not in RunFolder(run).metrics()
     shown = CliRunner().invoke(
         app, ["evaluate", str(run), "--split", "val", "--what", "spread"], env={"COLUMNS": "220"}
@@ -192,6 +194,66 @@ def test_scores_of_another_record_leave_the_run_alone(run: Path, tmp_path: Path)
     assert before == after
     kept = json.loads((tmp_path / "mine" / "metrics.json").read_text())["scores"]
     assert [s["name"] for s in kept] == ["cam", "cam", "cam (val threshold)"] and len(found) == 2
+
+
+def test_a_score_says_its_grid_precision_and_rims(run: Path, tmp_path: Path) -> None:
+    def scored(*settings: str) -> dict[str, Any]:
+        (score,) = evaluate(run, "val", ["cam"], settings, record=tmp_path / "own")
+        return score["protocol"]
+
+    plain = Protocol(**scored())
+    assert plain.precision == "fp32" and plain.rim == 0.02
+    for setting, field in {
+        "label.max_side=256": "grid",
+        "views.short_side=16": "grid",
+        "train.precision=bf16": "precision",
+        "evaluate.boundary=0": "rim",
+    }.items():
+        (line,) = Protocol(**scored(setting)).differs(plain)
+        assert line.startswith(f"{field}: ")
+    assert len(RunFolder(tmp_path / "own").metrics()["scores"]) == 5, "none took another's place"
+
+
+def test_thresholds_of_val_stay_on_their_grid(run: Path, tmp_path: Path) -> None:
+    evaluate(run, "val", ["cam"], record=tmp_path)
+
+    def names(*settings: str) -> list[str]:
+        return [score["name"] for score in evaluate(run, "list:train", ["cam"], settings, record=tmp_path)]
+
+    assert names() == ["cam", "cam (val threshold)"] and names("label.max_side=256") == ["cam"]
+    folder = RunFolder(tmp_path)
+    metrics = folder.metrics()
+    metrics["scores"] = [score for score in metrics["scores"] if score["protocol"]["split"] == "val"]
+    del metrics["scores"][0]["protocol"]["grid"]  # as earlier versions wrote it
+    write_json(folder.metrics_file, metrics)
+    assert names("label.max_side=256") == ["cam", "cam (val threshold)"]
+
+
+def test_no_rims_are_counted_during_training(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    update = BoundaryIoU.update
+    monkeypatch.setattr(BoundaryIoU, "update", lambda self, *maps: counted.append(1) or update(self, *maps))
+    train(settings(voc), tmp_path / "run")
+    assert any("val/segmenter" in json.dumps(line) for line in RunFolder(tmp_path / "run").log()) and not counted
+    evaluate(tmp_path / "run", "val", ["segmenter"])
+    assert len(counted) == 2, "they are when the run is scored"
+
+
+def test_masks_that_tagmask_did_not_make_are_told_by_their_folder(voc: Path, tmp_path: Path) -> None:
+    own = tmp_path / "drawn"
+    for item in open_data(settings(voc).data).split("train"):
+        assert item.mask is not None
+        write_mask(own / f"{item.id}.png", read_mask(item.mask, 20))
+    of_masks = {"data": {"train_masks": str(own)}, "method": {"name": "supervised"}}
+    base = settings(voc).model_dump(mode="json", exclude={"method"})
+    for name, values in {"drawn": of_masks, "true": {"method": {"name": "supervised"}}}.items():
+        train(load_config(base, values), tmp_path / name / "run")
+    stamps = {n: evaluate(tmp_path / n / "run", "val", ["segmenter"])[0]["protocol"] for n in ("drawn", "true")}
+    assert stamps["drawn"]["supervision"] == "masks" and stamps["drawn"]["masks"] == "not by tagmask, 'drawn'"
+    assert stamps["true"]["supervision"] == "true masks" and stamps["true"]["masks"] is None
+    (tmp_path / "drawn" / "run" / "train_masks.json").unlink()  # trained by an earlier version
+    old = evaluate(tmp_path / "drawn" / "run", "val", ["segmenter"])[0]["protocol"]
+    assert old["masks"] is None and Protocol(**old).differs(Protocol(**stamps["drawn"])) == []
 
 
 def test_the_scorer_names_what_a_crf_needs(run: Path, voc: Path) -> None:

@@ -23,12 +23,12 @@ from typer.testing import CliRunner
 from tagmask.cli import app
 from tagmask.config import RunConfig, load_config
 from tagmask.data import open_data, write_demo
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, WeightsError
 from tagmask.label import write_label_files
 from tagmask.refine import DenseCRF, label_probabilities
 from tagmask.stage_config import CamsStage, MasksStage
 from tagmask.training import RunFolder, read_json
-from tagmask.workflow import evaluate, prepare, resumed, run_stages, staged_run, train, training_items
+from tagmask.workflow import evaluate, prepare, resumed, run, run_stages, staged_run, train, training_items
 from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, write_labels
 from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, network_config, walk_settings
 
@@ -106,9 +106,29 @@ def test_every_stage_leaves_its_outputs(staged: Path, config: RunConfig) -> None
     assert sub.method.name == "supervised" and sub.stages is None
     assert sub.data.train_masks == staged / "masks"
     (score,) = evaluate(staged, "train", ["masks"])
+    assert score["protocol"]["grid"] is None, "label files do not say on which grid they were made"
     assert "random walk (irn" in score["protocol"]["refine"] and "walk_steps 16" in score["protocol"]["refine"]
     assert score["protocol"]["threshold"] == 0.25 and score["protocol"]["supervision"] == "tags"
-    assert {s["name"] for s in evaluate(staged / "segmenter", "test")} == {"segmenter"}
+    (of_segmenter,) = evaluate(staged / "segmenter", "test")
+    assert of_segmenter["name"] == "segmenter" and of_segmenter["protocol"]["supervision"] == "masks"
+    how = of_segmenter["protocol"]["masks"]
+    assert how.startswith("baseline on resnet18, CAMs, scales 1") and "random walk (irn, " in how
+    assert "walk_steps 16" in how and str(staged) not in json.dumps(of_segmenter["protocol"])
+
+
+def test_weights_of_later_stages_are_missed_before_the_first_training(
+    config: RunConfig, scenes: Path, tmp_path: Path, classifier: Path
+) -> None:
+    lacking = load_config(
+        config.model_dump(mode="json"), {"stages": {"segmenter": {"encoder": {"weights": "nowhere.pth"}}}}
+    )
+    with pytest.raises(WeightsError, match="nowhere.pth"):
+        staged_run(lacking, tmp_path / "tables", ())
+    assert not (tmp_path / "tables" / "model").exists() and not (tmp_path / "tables" / "log.jsonl").exists()
+    for dry_run in (True, False):
+        with pytest.raises(WeightsError, match="nowhere.pth"):
+            run([lacking.model_dump(mode="json")], {}, [], tmp_path / "run", dry_run=dry_run)
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def kill_at(patch: pytest.MonkeyPatch, what: str, times: int) -> None:
@@ -405,19 +425,21 @@ def test_overwriting_that_is_killed_leaves_no_old_labels(tmp_path: Path, scenes:
     items = open_data(load_config({"data": {"root": str(scenes)}}).data).items[:3]
 
     def write(value: int, die_after: int = 9, **options: Any) -> Any:
-        def make(item: Any, photo: torch.Tensor) -> tuple[torch.Tensor, None, list[str]]:
+        def make(item: Any, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
             if items.index(item) == die_after:
                 raise KeyboardInterrupt
-            return torch.full(photo.shape[-2:], value, dtype=torch.uint8), None, []
+            return torch.full(photo.shape[-2:], value, dtype=torch.uint8), torch.full((1, 2, 2), value), ["x"]
 
         return write_label_files(tmp_path, items, make, {"value": value}, **options)
 
-    write(1)
+    write(1, soft=True)
+    assert len(list(tmp_path.glob("*.npz"))) == 3
     with pytest.raises(ConfigError, match="other settings.*--overwrite"):
         write(2)
     with pytest.raises(KeyboardInterrupt):
         write(2, die_after=1, overwrite=True)
     assert write(2).skipped == 1
+    assert not list(tmp_path.glob("*.npz")), "soft maps of the first labels, beside the second ones"
     assert {int(np.array(Image.open(path)).max()) for path in tmp_path.glob("*.png")} == {2}
     extra = replace(items[0], id="further")
     with pytest.raises(ConfigError, match="further photos"):
