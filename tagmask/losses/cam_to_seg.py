@@ -13,12 +13,20 @@ LEAST = 1e-8
 """Smallest perplexity that is divided by."""
 
 
-def cam_to_seg(logits: Tensor, labels: Tensor, perplexity: Tensor | None = None, log_probs: bool = False) -> Tensor:
+def cam_to_seg(
+    logits: Tensor,
+    labels: Tensor,
+    perplexity: Tensor | None = None,
+    log_probs: bool = False,
+    balanced: bool = False,
+) -> Tensor:
     """Mean cross-entropy over the batch's pixels R, each weighted by |R| · P⁻¹ / Σ P⁻¹, P being its perplexity.
 
     Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 5 ("reliability based adaptive weighting").
     The fraction as printed comes out proportional to P; its text says that reliability is the reciprocal of
-    perplexity, and that is done here. Without ``perplexity`` all pixels weigh the same. Weights take no gradient.
+    perplexity, and that is done here. Without ``perplexity`` all pixels weigh the same. ``balanced``: half of
+    that mean over the pixels labelled background and half of that over the others, a half without pixels being 0 (the
+    released code's, there without perplexity). Weights take no gradient.
 
     logits: (B,C+1,h,w), background first, resized to the labels' size where it differs (bilinear,
     align_corners=False). log_probs: they are a log_softmax already, of the labels' size, as it pays to make once for
@@ -57,4 +65,8 @@ def cam_to_seg(logits: Tensor, labels: Tensor, perplexity: Tensor | None = None,
     if perplexity is not None:
         weights = weights / perplexity.detach().to(losses.dtype).clamp(min=LEAST)
     # |R| cancels against the mean.
-    return (losses * weights).sum() / weights.sum().clamp(min=LEAST)
+    if not balanced:
+        return (losses * weights).sum() / weights.sum().clamp(min=LEAST)
+    background = labels == 0
+    halves = [weights * part for part in (background, ~background)]
+    return sum(0.5 * (losses * half).sum() / half.sum().clamp(min=LEAST) for half in halves)  # type: ignore[return-value]

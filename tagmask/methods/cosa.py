@@ -23,7 +23,7 @@ from tagmask.encoders import Encoder
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
-from tagmask.losses import balanced_cross_entropy, cam_to_seg, contrastive_separation, perplexity, seg_to_cam
+from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
 from tagmask.methods.assigning import (
     Assigned,
     cam_assignment,
@@ -52,7 +52,8 @@ class CoSAConfig(MethodConfig):
             "cam_scales": [1.0, 0.5, 1.5],
             "threshold": 0.7,
             "low": 0.25,
-            "weighting": "balanced",
+            "weighting": "none",
+            "balanced": True,
             "temperature": 0.01 / 6,  # it sums the logits of six views, where the mean is taken here
             "rectify": True,
             "weight_c2s": 0.05,
@@ -86,9 +87,8 @@ class CoSAConfig(MethodConfig):
     refine: str = Field("none", description="none, par, pamr or varm")
     refine_options: dict[str, Any] = {}
     gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
-    weighting: Literal["raw", "none", "balanced"] = Field(
-        "raw", description="of c2s: reliability, none, or halves of background and foreground"
-    )
+    weighting: Literal["raw", "none"] = Field("raw", description="RAW: of the pixels in c2s, by reliability")
+    balanced: bool = Field(False, description="background and foreground are halves of c2s")
     alpha: float = Field(0.8, gt=0, description="of the perplexity")
     beta: float = Field(1.0, gt=0, description="of the perplexity")
     temperature: float = Field(0.01, gt=0, description="of the segmentation that teaches the CAMs")
@@ -335,11 +335,8 @@ class CoSA(Method):
     def _c2s(self, log_probs: Tensor, labels: Tensor, confidence: Tensor, threshold: Tensor | float) -> Tensor:
         """Cross-entropy of log-probabilities (B,C+1,H,W) against CAM labels (B,H,W), weighted as ``weighting`` says."""
         cfg = self.config
-        if cfg.weighting == "balanced":
-            return balanced_cross_entropy(log_probs, labels)  # which are logits as good as any
-        if cfg.weighting == "none":
-            return cam_to_seg(log_probs, labels, log_probs=True)
-        return cam_to_seg(log_probs, labels, perplexity(confidence, threshold, cfg.alpha, cfg.beta), log_probs=True)
+        unsure = perplexity(confidence, threshold, cfg.alpha, cfg.beta) if cfg.weighting == "raw" else None
+        return cam_to_seg(log_probs, labels, unsure, log_probs=True, balanced=cfg.balanced)
 
     def _separation(self, batch: Batch, maps: Tensor, assigned: Assigned) -> Tensor:
         """csc of the online class maps (B,C,h,w), on the auxiliary CAMs' grid and by their labels."""

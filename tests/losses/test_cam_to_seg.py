@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
-from tagmask.losses import cam_to_seg
+from tagmask.losses import balanced_cross_entropy, cam_to_seg
 
 
 def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,6 +39,20 @@ def test_equals_equation_5(seed: int) -> None:
     assert cam_to_seg(logits, labels, doubt).item() == pytest.approx(loop(logits, labels, doubt), rel=1e-12)
     assert cam_to_seg(logits, labels).item() == pytest.approx(loop(logits, labels, None), rel=1e-12)
     assert loop(logits, labels, doubt) != pytest.approx(loop(logits, labels, None), rel=1e-3)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_balanced_is_half_of_each_kind(weighted: bool) -> None:
+    logits, labels, doubt = example()
+    unsure = doubt if weighted else None
+    background = loop(logits, labels.masked_fill(labels > 0, 255), unsure)
+    foreground = loop(logits, labels.masked_fill(labels == 0, 255), unsure)
+    balanced = cam_to_seg(logits, labels, unsure, balanced=True).item()
+    assert balanced == pytest.approx((background + foreground) / 2, rel=1e-12)
+    alone = cam_to_seg(logits, labels.masked_fill(labels > 0, 255), unsure, balanced=True).item()
+    assert alone == pytest.approx(background / 2, rel=1e-12)
+    if not weighted:
+        assert balanced == pytest.approx(balanced_cross_entropy(logits, labels).item(), rel=1e-6)
 
 
 def test_log_probabilities_give_the_same_value_and_gradient() -> None:

@@ -446,16 +446,18 @@ def test_refinement_changes_the_labels_and_not_the_confidence() -> None:
 # ---- settings
 
 
-@pytest.mark.parametrize("weighting", ["raw", "none", "balanced"])
-def test_weighting_is_a_switch(weighting: str) -> None:
-    value = build(weighting=weighting).losses(two_views(), 5).terms["c2s"].item()
-    others = [build(weighting=w).losses(two_views(), 5).terms["c2s"].item() for w in ("raw", "none", "balanced")]
-    assert others.count(value) == 1 and math.isfinite(value)
+def test_weighting_and_balance_are_switches() -> None:
+    made = [
+        build(weighting=weighting, balanced=balanced).losses(two_views(), 5).terms["c2s"].item()
+        for weighting in ("raw", "none")
+        for balanced in (True, False)
+    ]
+    assert len(set(made)) == 4 and all(map(math.isfinite, made))
 
 
 def test_release_is_a_set_of_ordinary_switches() -> None:
     release = tiny(SETTINGS | {"variant": "release"}).method.model_dump()
-    assert (release["weighting"], release["threshold"], release["low"]) == ("balanced", 0.7, 0.25)
+    assert (release["weighting"], release["threshold"], release["low"]) == ("none", 0.7, 0.25) and release["balanced"]
     assert (release["weight_csc"], release["start"], release["rectify"]) == (0.0, "independent", True)
     assert release["energy"]["gradient"] == "release" and release["energy"]["weight"] == 1e-4
     spelled = {k: v for k, v in release.items() if k not in ("name", "variant")}
@@ -468,7 +470,7 @@ def test_what_the_user_sets_goes_before_the_variant() -> None:
     config = tiny(SETTINGS | {"variant": "release", "weight_csc": 0.1, "threshold": "dynamic", "low": None}).method
     changed = config.model_dump()
     assert (changed["weight_csc"], changed["threshold"], changed["low"]) == (0.1, "dynamic", None)
-    assert changed["weighting"] == "balanced"
+    assert changed["balanced"] is True
     config.momentum = 0.5  # type: ignore[attr-defined]
     assert config.model_dump() == changed | {"momentum": 0.5}, "setting one value later brings no preset back"
     again = load_config(tiny(SETTINGS | {"variant": "release"}).model_dump(mode="json"))

@@ -46,7 +46,7 @@ def test_what_is_set_with_the_variant_or_later_stays() -> None:
     kept = ["method.weight_csc=0.3", "method.variant=release"]
     for overrides in (kept, kept[::-1]):
         method = load_config("cosa_voc", overrides=overrides).method
-        assert method.weight_csc == 0.3 and method.weighting == "balanced"  # type: ignore[attr-defined]
+        assert method.weight_csc == 0.3 and method.balanced is True  # type: ignore[attr-defined]
     own = {"method": {"name": "cosa", "variant": "release", "weight_csc": 0.3, "energy": {"weight": 2e-7}}}
     method = load_config(own, overrides=["method.variant=release"]).method
     assert method.weight_csc == 0.3, "the same variant once more changes nothing"  # type: ignore[attr-defined]
