@@ -19,7 +19,7 @@ from tagmask.evaluate.scores import percent
 from tagmask.label import Inference
 from tagmask.methods import Method
 from tagmask.training import RunFolder, write_json
-from tagmask.workflow.runs import working_grid
+from tagmask.workflow.runs import cam_stamp, run_stamp
 
 LOCALIZATION = "localization"
 COLUMNS = {"top1": "top-1", "top5": "top-5", "gt_known": "GT-known", "max_box_acc": "MaxBoxAcc"}
@@ -69,16 +69,8 @@ def localize(
         left_out=len(boxed) - len(items),
         threshold=label.threshold,
         threshold_source="fixed",
-        scales=label.cam_scales,
-        flip=label.cam_flip,
-        merge="sum",
-        grid=working_grid(config),
-        precision=config.train.precision,
-        crop=config.views.crop,
-        seed=config.seed,
-        weights=method.encoder.weights_origin,
-        method=config.method.name,
-        encoder=config.encoder.name,
+        **cam_stamp(config),
+        **run_stamp(config, method),
     ).model_dump(mode="json")
     metrics = folder.metrics()
     metrics[LOCALIZATION] = metrics.get(LOCALIZATION, {}) | {split: result}

@@ -35,6 +35,28 @@ def working_grid(config: RunConfig) -> str:
     return ("photos' own size" if short is None else f"short side {short}") + f", at most {config.label.max_side}"
 
 
+def run_stamp(config: RunConfig, method: Method) -> dict[str, Any]:
+    """What a protocol says of the trained run."""
+    return {
+        "crop": config.views.crop,
+        "seed": config.seed,
+        "weights": method.encoder.weights_origin,
+        "method": config.method.name,
+        "encoder": config.encoder.name,
+    }
+
+
+def cam_stamp(config: RunConfig) -> dict[str, Any]:
+    """What a protocol says of how CAMs are made."""
+    return {
+        "scales": config.label.cam_scales,
+        "flip": config.label.cam_flip,
+        "merge": "sum",
+        "grid": working_grid(config),
+        "precision": config.train.precision,
+    }
+
+
 def prepare(config: RunConfig, folder: RunFolder | None = None) -> tuple[Collection, dict[str, Any]]:
     """Open the data, look at every file once, leave unreadable ones out.
 

@@ -20,7 +20,7 @@ from tagmask.methods import Method
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, read_json, write_json
 from tagmask.workflow.localize import LOCALIZATION, localize
-from tagmask.workflow.runs import open_run, reopen, working_grid
+from tagmask.workflow.runs import open_run, reopen, run_stamp, working_grid
 from tagmask.workflow.scoring import AT_VAL, FILES, SCORES, Scorer
 from tagmask.workflow.spread import SPREAD, spread
 from tagmask.workflow.trained_on import how_made, kept_masks, of_stage, unsure_by
@@ -171,11 +171,7 @@ def _protocol(
         grid=None if name in FILES else working_grid(config),
         precision=None if name in FILES else config.train.precision,
         rim=config.evaluate.boundary,
-        crop=config.views.crop,
-        seed=config.seed,
-        weights=method.encoder.weights_origin,
-        method=config.method.name,
-        encoder=config.encoder.name,
+        **run_stamp(config, method),
     )
 
 

@@ -20,7 +20,7 @@ from tagmask.evaluate.scores import percent
 from tagmask.label import Inference
 from tagmask.methods import Method
 from tagmask.training import RunFolder, write_json
-from tagmask.workflow.runs import working_grid
+from tagmask.workflow.runs import cam_stamp, run_stamp
 
 SPREAD = "spread"
 
@@ -80,16 +80,8 @@ def spread(
             tags_at_test=True,
             left_out=len(have_masks) - len(items),
             threshold_source="best on this split (oracle)",
-            scales=label.cam_scales,
-            flip=label.cam_flip,
-            merge="sum",
-            grid=working_grid(config),
-            precision=config.train.precision,
-            crop=config.views.crop,
-            seed=config.seed,
-            weights=method.encoder.weights_origin,
-            method=config.method.name,
-            encoder=config.encoder.name,
+            **cam_stamp(config),
+            **run_stamp(config, method),
         ).model_dump(mode="json"),
     }
     metrics = folder.metrics()
