@@ -15,8 +15,8 @@ INTERVALS = {"miou": "interval", "miou_without": "interval_without", "c_miou": "
 """Where a score keeps the interval of a key."""
 PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall"}
 """Keys of a column that are read off the CAM curve's peak."""
-EXPECTED = ("seed", "version")
-"""Fields of a protocol in which results of one column may differ."""
+EXPECTED = ("seed", "version", "method")
+"""Fields of a protocol in which results of one column may differ: the method is what rows are of."""
 OF_SEED = ("images", "split_hash")
 """Fields that may differ where seeds do: a split that is held out at random is another one then."""
 

@@ -189,7 +189,9 @@ def test_a_segmenter_learns_from_a_run_in_one_command(run: Path, scenes: Path, t
     assert made.method.head == "aspp" and made.data.train_masks == first / "masks" and made.seed == 5  # type: ignore
     assert (tmp_path / "second" / "data.json").read_text() == (first / "data.json").read_text()
     (score,) = json.loads(call("evaluate", tmp_path / "second", "--split", "test", "--json").stdout)
-    assert score["protocol"]["supervision"] == f"masks of {first / 'masks'}"
+    stamp = score["protocol"]
+    assert stamp["supervision"] == "masks" and stamp["masks"].startswith("baseline on resnet18, ")
+    assert str(tmp_path) not in json.dumps(stamp), "a stamp is for others to read"
     result = json.loads(call("run", "--labels-of", first, "-o", tmp_path / "third", "--json", *words).stdout)
     assert ("segmenter", "test") in {(s["name"], s["protocol"]["split"]) for s in result["scores"]}
     with pytest.raises(DataError, match="not a run folder"):

@@ -364,7 +364,7 @@ def test_stages_of_a_row(tmp_path: Path, table: str) -> None:
     assert staged["cells"]["masks"]["mean"] > 0 and plain["cells"]["masks"] is None
     assert staged["cells"]["test"]["protocol"]["method"] == "supervised", "the stage's segmenter"
     assert plain["cells"]["test"]["protocol"]["method"] == "baseline"
-    assert "method: baseline / supervised" in (out / "tiny" / "table.md").read_text()
+    assert "supervision: tags / masks" in (out / "tiny" / "table.md").read_text()
     home = out / "tiny" / "staged" / "seed0"
     assert (home / "segmenter" / "model").is_dir() and not list(home.rglob("checkpoints"))
     assert json.loads((home / "result.json").read_text())["stage_minutes"].keys() >= {"train", "masks", "segmenter"}
