@@ -72,7 +72,7 @@ class TSCDConfig(AffinitySettings, BaselineConfig):
         for name in ("weight_scd", "weight_equ"):
             default = cls.model_fields[name].default
             plan[f"method.{name}"] = (default, "in its ratio to weight_cls: more destroys the class maps")
-        plan["method.centered"] = (True, "else every pair attracts, and hundreds of steps make all places alike")
+        plan["method.centered"] = (True, "else every pair attracts: rectified class maps never disagree")
         if schedule.crop < 320:
             plan["method.affine"] = (
                 {"scale": 0.5},
