@@ -117,9 +117,9 @@ class CoSAConfig(MethodConfig):
             "method.threshold_start": (middle, "until the dynamic threshold's first fit"),
             "method.queue": (max(1, schedule.steps // 23), "batches that the dynamic threshold is fitted to"),
             "method.weight_c2s": (1.0, "short schedules need the full weight"),
-            "method.balanced": (True, "else the head learns background alone"),
-            "method.weighting": ("none", "reliability is greatest on background: for longer schedules"),
-            "method.weight_csc": (0.0, "outweighs the classification in short schedules"),
+            "method.balanced": (True, "most pixels are background"),
+            "method.weighting": ("none", "by reliability: for longer schedules"),
+            "method.weight_csc": (0.0, "for longer schedules: its loss was above the classification's"),
             "train.ema": (None, "the method has an average of its own, and uses it"),
         }
 
