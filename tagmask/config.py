@@ -58,6 +58,7 @@ class ViewConfig(Strict):
         (0.0, 0.0, 0.0, 0.0), description="brightness, contrast, saturation, hue of the main view"
     )
     blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur of the main view")
+    strong: int = Field(1, ge=0, le=9, description="photometric operations in a row in the strong view (CoSA)")
     local: LocalViewConfig = LocalViewConfig()
 
 

@@ -35,8 +35,9 @@ class TrainViews:
 
     Main view: resize by a factor from ``config.scale`` of the photo's own size, flip, random crop to a square of
     ``config.crop`` with zero padding where the photo is smaller (placed at random), colour jitter, Gaussian blur
-    with a standard deviation of 0.1 to 2 pixels. 'strong' in ``wanted``: the main view's pixels after exactly one
-    of the nine photometric operations of RandAugment (Cubuk et al. 2020); the main view is then the weak one.
+    with a standard deviation of 0.1 to 2 pixels. 'strong' in ``wanted``: the main view's pixels after
+    ``config.strong`` of the nine photometric operations of RandAugment (Cubuk et al. 2020), one after the other; the
+    main view is then the weak one. With 0 both are the same.
     'local' in ``wanted``: square crops of the main view's geometry, flipped at random, with jitter .4/.4/.2/.1 and
     grey at .2 of their own (ECA). 'photo': the whole photo, its long side brought to ``config.crop`` and zero padding
     at the right or bottom, as it is in each step: unflipped, photometry left out (it draws no random number).
@@ -64,7 +65,9 @@ class TrainViews:
         main = blur(jitter(photo, config.jitter, generator), config.blur, generator)
         views = {}
         if "strong" in self.wanted:
-            strong = photometric(main, generator)
+            strong = main
+            for _ in range(config.strong):
+                strong = photometric(strong, generator)
             views["strong"] = View(_place(strong, box, side), torch.tensor(box), torch.eye(3)[:2])
         if "local" in self.wanted:
             canvas = _place(photo, box, side)

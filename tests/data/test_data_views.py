@@ -133,6 +133,15 @@ def test_strong_view_has_the_main_views_geometry(monkeypatch: pytest.MonkeyPatch
     assert 20 <= changed < 30
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_strong_view_goes_through_as_many_operations_as_asked(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(module, "photometric", lambda image, generator: image / 2)
+    views = TrainViews(config(strong=count), frozenset(("strong",)))
+    found = views(sample(30, 20), generator(0))
+    torch.testing.assert_close(found["views"]["strong"].images, found["image"] / 2**count)
+
+
+
 def test_nine_operations_each_alone() -> None:
     image = torch.rand(3, 12, 12, generator=generator()) * 0.7 + 0.1
     seen = {}
