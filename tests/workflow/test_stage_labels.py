@@ -1,0 +1,131 @@
+"""What the label files of stages hold, against loops."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tagmask.config import load_config
+from tagmask.data import open_data
+from tagmask.errors import ConfigError
+from tagmask.label import write_label_files
+from tagmask.refine import DenseCRF, label_probabilities
+from tagmask.stage_config import CamsStage, MasksStage
+from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, write_labels
+
+
+def fake_inference(cams: torch.Tensor) -> Any:
+    """An Inference whose CAMs are given; images of their size, without a working grid of their own."""
+    return SimpleNamespace(
+        device=torch.device("cpu"),
+        config=SimpleNamespace(max_side=99),
+        method=SimpleNamespace(classes=len(cams)),
+        cams=lambda photo, tags: cams * tags[:, None, None],
+        batch=lambda photo, longest: photo[None].float() / 255,
+    )
+
+
+@pytest.mark.parametrize("rule", ["constant", "power"])
+@pytest.mark.parametrize("crf", ["none", "psa"])
+@pytest.mark.parametrize("confidence", [0.7, None])
+def test_confident_labels_equal_the_rule(rule: str, crf: str, confidence: float | None) -> None:
+    generator = torch.Generator().manual_seed(1)
+    cams = torch.rand(4, 9, 11, generator=generator)
+    photo = torch.randint(0, 256, (3, 9, 11), generator=generator, dtype=torch.uint8)
+    stage = CamsStage(rule=rule, high=0.8, low=0.5, power_high=0.5, power_low=2, crf=crf, confidence=confidence)  # type: ignore[arg-type]
+    present = torch.tensor([1, 3])
+    labels, soft = ConfidentLabels(fake_inference(cams), stage)(photo, present)
+    assert torch.equal(soft, cams[[1, 3]])
+
+    def labelling(constant: float, power: float) -> torch.Tensor:
+        found = torch.zeros(9, 11, dtype=torch.long)
+        scores = torch.zeros(3, 9, 11)
+        for y in range(9):
+            for x in range(11):
+                best = max(float(cams[1, y, x]), float(cams[3, y, x]))
+                scores[0, y, x] = constant if rule == "constant" else (1 - best) ** power
+                scores[1, y, x], scores[2, y, x] = cams[1, y, x], cams[3, y, x]
+                found[y, x] = max(range(3), key=lambda k: float(scores[k, y, x]))
+        if crf == "none":
+            return found
+        probs = scores[None] if confidence is None else label_probabilities(found[None], 3, confidence)
+        return DenseCRF.preset(crf)(photo[None], probs)[0].argmax(0)
+
+    strict, lenient = labelling(0.8, 0.5), labelling(0.5, 2)
+    for y in range(9):
+        for x in range(11):
+            a, b = int(strict[y, x]), int(lenient[y, x])
+            assert int(labels[y, x]) == (a if a and b else 0 if not a and not b else 255)
+    assert len(labels.unique()) > 1
+
+
+def test_label_files_have_the_photos_size_and_the_data_sets_classes(tmp_path: Path, scenes: Path) -> None:
+    collection = open_data(load_config({"data": {"root": str(scenes)}}).data)
+    items = [item for item in collection.items if item.tags][:1]
+    items += [replace(items[0], id="nothing", tags=()), replace(items[0], id="broken", image=Path("nowhere.jpg"))]
+
+    def make(photo: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.zeros(photo.shape[-2:], dtype=torch.uint8)
+        labels[0, 0], labels[1, 1] = len(present), 255
+        return labels, torch.zeros(len(present), 2, 2)
+
+    made = write_labels(tmp_path / "out", items, collection.classes, make, {"classes": []}, soft=True)
+    values = np.array(Image.open(tmp_path / "out" / f"{items[0].id}.png"))
+    assert values.shape == (64, 80) and values[0, 0] == items[0].tags[-1] + 1 and values[1, 1] == 255  # type: ignore
+    assert not np.array(Image.open(tmp_path / "out" / "nothing.png")).any(), "nothing in it: background"
+    assert made.written == 2 and "nowhere.jpg" in made.failed[0][0]
+    with np.load(tmp_path / "out" / f"{items[0].id}.npz") as saved:
+        assert json.loads(str(saved["classes"])) == [collection.classes[t] for t in items[0].tags or ()]
+
+
+def test_overwriting_that_is_killed_leaves_no_old_labels(tmp_path: Path, scenes: Path) -> None:
+    items = open_data(load_config({"data": {"root": str(scenes)}}).data).items[:3]
+
+    def write(value: int, die_after: int = 9, **options: Any) -> Any:
+        def make(item: Any, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+            if items.index(item) == die_after:
+                raise KeyboardInterrupt
+            return torch.full(photo.shape[-2:], value, dtype=torch.uint8), torch.full((1, 2, 2), value), ["x"]
+
+        return write_label_files(tmp_path, items, make, {"value": value}, **options)
+
+    write(1, soft=True)
+    assert len(list(tmp_path.glob("*.npz"))) == 3
+    with pytest.raises(ConfigError, match="other settings.*--overwrite"):
+        write(2)
+    with pytest.raises(KeyboardInterrupt):
+        write(2, die_after=1, overwrite=True)
+    assert write(2).skipped == 1
+    assert not list(tmp_path.glob("*.npz")), "soft maps of the first labels, beside the second ones"
+    assert {int(np.array(Image.open(path)).max()) for path in tmp_path.glob("*.png")} == {2}
+    extra = replace(items[0], id="further")
+    with pytest.raises(ConfigError, match="further photos"):
+        write_label_files(tmp_path, [extra], None, {"value": 3}, overwrite=True)  # type: ignore[arg-type]
+
+
+def test_the_crf_of_masks_is_applied() -> None:
+    cams = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(2))
+    photo = torch.zeros(3, 9, 11, dtype=torch.uint8)
+    photo[:, :, 5:] = 200
+
+    class Walker:
+        def propagate(self, images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.full((1, 9, 11), 0.5), maps])
+
+    inference = fake_inference(cams)
+    inference._autocast = lambda: torch.autocast("cpu", enabled=False)
+    present = torch.tensor([0, 1])
+    plain, scores = WalkedMasks(inference, MasksStage(), Walker())(photo, present)  # type: ignore[arg-type]
+    assert torch.equal(plain, torch.cat([torch.full((1, 9, 11), 0.5), cams]).argmax(0).byte())
+    smooth, _ = WalkedMasks(inference, MasksStage(crf="psa"), Walker())(photo, present)  # type: ignore[arg-type]
+    probs = scores / scores.sum(0)
+    assert torch.equal(smooth, DenseCRF.preset("psa")(photo[None], probs[None])[0].argmax(0).byte())
+    assert not torch.equal(plain, smooth)
