@@ -49,8 +49,11 @@ class NetworkStage(Strict):
 
 
 class MasksStage(Strict):
-    """Masks of the training photos: CAMs are made again, walk over the affinities, and become labels."""
+    """Masks of the training photos: CAMs are made again, walk over the affinities or are refined, and become labels."""
 
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="background score of refined CAMs, without an affinity; default: label.threshold"
+    )
     walk: dict[str, Any] = Field({}, description="beta, walk_steps and the like, over those of the affinity's method")
     crf: str = Field("none", description="dense CRF preset over the scores")
     soft: bool = Field(False, description="save the scores of background and tagged classes in half precision, too")

@@ -94,6 +94,11 @@ def check_stages(config: RunConfig, folder: RunFolder) -> dict[str, RunConfig]:
         if "affinity" not in configs:
             raise ConfigError("stages.masks.walk: there is no stage 'affinity' to walk over.")
         walk_settings(configs["affinity"], stages.masks)
+    if stages.masks is not None and stages.masks.threshold is not None and "affinity" in configs:
+        raise ConfigError(
+            "stages.masks.threshold is of CAMs that are refined, but with stage 'affinity' they walk; leave one of "
+            "the two out. A walk's own background is in stages.masks.walk."
+        )
     return configs
 
 
@@ -154,8 +159,12 @@ def run_stages(
             done["affinity"] = _train(configs["affinity"], folder, "affinity", prepared, console)
     if stages.masks is not None:
         with timed("masks"):
-            settings = stages.masks.model_dump(mode="json")
-            walker = None
+            settings = stages.masks.model_dump(mode="json", exclude={"threshold"})
+            walker, refining = None, config
+            if stages.masks.threshold is not None:
+                refining = config.model_copy(deep=True)
+                refining.label.threshold = stages.masks.threshold
+                inference = Inference(inference.method, refining)
             if stages.affinity is not None:
                 network = RunFolder(folder.path / "affinity")
                 walk = walk_settings(configs["affinity"], stages.masks)
@@ -163,7 +172,7 @@ def run_stages(
                 walker.config = walker.config.model_copy(update=walk)
                 digest = read_json(network.model / "classes.json")["digest"]
                 settings |= {"affinity": configs["affinity"].method.name, "model": digest, "walk": walk}
-            note = _note(config, collection, folder, "masks", settings)
+            note = _note(refining, collection, folder, "masks", settings)
             make_masks = WalkedMasks(inference, stages.masks, walker)  # type: ignore[arg-type]
             made = write_labels(folder.masks, items, collection.classes, make_masks, note, stages.masks.soft, console)
             done["masks"] = _shown(made, console)

@@ -141,7 +141,6 @@ def test_strong_view_goes_through_as_many_operations_as_asked(monkeypatch: pytes
     torch.testing.assert_close(found["views"]["strong"].images, found["image"] / 2**count)
 
 
-
 def test_nine_operations_each_alone() -> None:
     image = torch.rand(3, 12, 12, generator=generator()) * 0.7 + 0.1
     seen = {}

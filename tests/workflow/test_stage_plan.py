@@ -84,6 +84,7 @@ def test_a_stage_takes_what_it_does_not_set_from_the_run(config: RunConfig) -> N
         (["classifier", {"masks": {"crf": "pas"}}], "psa"),
         (["classifier", {"masks": {"walk": {"beta": 3}}}], "no stage 'affinity'"),
         (["classifier", "cams", "affinity", {"masks": {"walk": {"radius": 3}}}], "walk_radius, beta"),
+        (["classifier", "cams", "affinity", {"masks": {"threshold": 0.2}}], "leave one of the two out"),
     ],
 )
 def test_wrong_stages_name_what_is_wrong(stages: list[Any], message: str, config: RunConfig) -> None:

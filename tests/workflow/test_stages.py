@@ -297,6 +297,19 @@ def test_masks_without_an_affinity_are_refined_cams(config: RunConfig, classifie
     assert score["protocol"]["refine"] == "par" and score["protocol"]["crf"].startswith("psa")
 
 
+def test_refined_masks_may_have_a_background_of_their_own(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
+    share = {}
+    for threshold in (None, 0.05, 0.9):
+        out = tmp_path / str(threshold)
+        shutil.copytree(classifier, out)
+        values = config.model_dump(mode="json") | {"stages": {"masks": {"threshold": threshold}}}
+        run_stages(load_config(values), out, prepare(config))
+        share[threshold] = np.mean([np.mean(np.array(Image.open(p)) == 0) for p in (out / "masks").glob("*.png")])
+        (score,) = evaluate(out, "train", ["masks"])
+        assert score["protocol"]["threshold"] == (threshold or config.label.threshold)
+    assert share[0.05] < share[None] < share[0.9]
+
+
 @pytest.mark.slow
 def test_run_goes_through_all_stages_and_shows_them_first(scenes: Path, tmp_path: Path) -> None:
     words = ["run", str(scenes), "--masks", str(scenes / "masks"), "-m", "rcm_mam", "-e", "resnet18", "--json"]
