@@ -69,9 +69,9 @@ class TSCDConfig(AffinitySettings, BaselineConfig):
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """As for ``baseline``; on small crops a second view that is large enough to show something."""
         plan = super().short_schedule(schedule)
-        for name in ("weight_scd", "weight_equ"):
-            default = cls.model_fields[name].default
-            plan[f"method.{name}"] = (default, "in its ratio to weight_cls: more destroys the class maps")
+        scd = cls.model_fields["weight_scd"].default
+        plan["method.weight_scd"] = (scd, "in its ratio to weight_cls: more destroys the class maps")
+        plan["method.weight_equ"] = (0.02, "light: no weight that was tried helped a short schedule")
         plan["method.centered"] = (True, "else every pair attracts: rectified class maps never disagree")
         if schedule.crop < 320:
             plan["method.affine"] = (
