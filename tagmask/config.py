@@ -66,7 +66,7 @@ class EncoderConfig(Strict):
     """Which network turns pixels into features, and where its weights come from."""
 
     name: str = Field("resnet50", description="a timm model, or one of tagmask's own")
-    weights: str = Field("auto", description="auto, none, package, or the path of a checkpoint")
+    weights: str = Field("auto", description="auto, none, package, a checkpoint's path, or a finished run's folder")
     weights_dir: Path | None = Field(None, description="local directory that 'auto' searches first")
     layout: Literal["default", "v1"] = Field("default", description="ResNet: v1 strides on the first 1x1")
     output_stride: int | None = Field(16, description="8, 16 or 32 for CNNs; ignored where fixed")

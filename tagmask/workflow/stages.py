@@ -36,6 +36,8 @@ LEARNS_FROM = {"affinity": "seeds", "segmenter": "masks"}
 """Stages that train a network, and the folder of their labels."""
 METHOD = {"affinity": "irn", "segmenter": "supervised"}
 """Their methods where none is named."""
+CLASSIFIER = "classifier"
+"""``encoder.weights`` of a stage that starts from the encoder of the run's classifier."""
 PNG_EXTRA = 1200
 """Bytes of a label PNG besides its pixels: palette, header, checksums."""
 
@@ -56,6 +58,14 @@ def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig
         kept = {"weights_dir": base["encoder"]["weights_dir"]}
         base["encoder"] = kept | ({"weights": "none"} if config.encoder.weights == "none" else {})
     own["method"] = {"name": METHOD[name]} | (own.get("method") or {})
+    if (own.get("encoder") or {}).get("weights") == CLASSIFIER:
+        if own["encoder"].get("name", config.encoder.name) != config.encoder.name:
+            raise ConfigError(
+                f"stages.{name}.encoder.weights={CLASSIFIER}, but its encoder '{own['encoder']['name']}' is not the "
+                f"classifier's '{config.encoder.name}'; leave one of the two out."
+            )
+        # Until there is a classifier, what it starts from: no stage is trained before, only built to be looked at.
+        own["encoder"]["weights"] = str(folder.model) if is_trained(folder) else config.encoder.weights
     kind = METHODS.get(own["method"]["name"])
     if name == "affinity" and not issubclass(kind, WalkMethod):
         raise ConfigError(

@@ -13,10 +13,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from tagmask.config import EncoderConfig
+from tagmask.config import EncoderConfig, load_config
 from tagmask.encoders import build_encoder, weights
 from tagmask.encoders.weights import LITE0, fingerprint, read_state
 from tagmask.errors import WeightsError
+from tagmask.methods import build_method
+from tagmask.training import save_model
 
 TINY = "test_vit"  # three heads, six blocks, 64 channels
 
@@ -309,3 +311,38 @@ def test_layout_by_name(tmp_path):
 def test_fingerprint_tells_contents_apart():
     first, second = random_state("resnet18"), random_state("resnet18", seed=4)
     assert fingerprint(first) == fingerprint(random_state("resnet18")) != fingerprint(second)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run folder with the model of a classifier on an encoder of its own normalisation."""
+    config = load_config(
+        {"encoder": {"name": "resnet18", "weights": "none", "mean": (0.1, 0.2, 0.3)}, "method": {"name": "baseline"}}
+    )
+    method = build_method(config, 2)
+    method.encoder.weights_origin = "file some.safetensors"
+    save_model(tmp_path / "run" / "model", method, config, ["cat", "dog"])
+    return tmp_path / "run", method.encoder
+
+
+@pytest.mark.parametrize("inner", ["", "model"])
+def test_the_encoder_of_a_trained_model(trained, inner):
+    run, source = trained
+    encoder = build(weights=str(run / inner))
+    assert encoder.weights_origin == "encoder of baseline (file some.safetensors)"
+    state = encoder.state_dict()
+    assert state.keys() == source.state_dict().keys() and "mean" in state
+    for key, value in source.state_dict().items():
+        assert torch.equal(state[key], value), key
+
+
+def test_a_trained_encoder_of_another_design_is_refused(trained):
+    with pytest.raises(WeightsError, match="'resnet18' of layout 'default', not 'resnet26'"):
+        build("resnet26", weights=str(trained[0]))
+    with pytest.raises(WeightsError, match="layout 'v1'"):
+        build(weights=str(trained[0]), layout="v1")
+
+
+def test_a_run_that_is_not_trained_has_no_weights(tmp_path):
+    with pytest.raises(WeightsError, match=r"training is finished"):
+        build(weights=str(tmp_path))

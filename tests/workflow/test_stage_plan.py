@@ -81,6 +81,10 @@ def test_a_stage_takes_what_it_does_not_set_from_the_run(config: RunConfig) -> N
         (["classifier", {"cams": {"high": 0.1, "low": 0.2}}], "stricter"),
         (["classifier", "cams", {"affinity": {"method": {"name": "baseline"}}}], "affinity_net or irn"),
         (["classifier", "masks", {"segmenter": {"method": {"name": "baseline"}}}], "only 'supervised'"),
+        (
+            ["classifier", "masks", {"segmenter": {"encoder": {"name": "resnet26", "weights": "classifier"}}}],
+            "'resnet18'",
+        ),
         (["classifier", {"masks": {"crf": "pas"}}], "psa"),
         (["classifier", {"masks": {"walk": {"beta": 3}}}], "no stage 'affinity'"),
         (["classifier", "cams", "affinity", {"masks": {"walk": {"radius": 3}}}], "walk_radius, beta"),

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from tagmask.cli import app
 from tagmask.config import RunConfig, load_config
 from tagmask.errors import ConfigError, WeightsError
-from tagmask.training import RunFolder, read_json
+from tagmask.methods import build_method
+from tagmask.training import RunFolder, load_model, read_json
 from tagmask.workflow import evaluate, prepare, resumed, run, run_stages, staged_run, training_items
-from tagmask.workflow.stages import network_config
+from tagmask.workflow.stages import check_stages, network_config
 
 
 def made(run: Path) -> dict[str, bytes]:
@@ -308,6 +310,22 @@ def test_refined_masks_may_have_a_background_of_their_own(config: RunConfig, cla
         (score,) = evaluate(out, "train", ["masks"])
         assert score["protocol"]["threshold"] == (threshold or config.label.threshold)
     assert share[0.05] < share[None] < share[0.9]
+
+
+def test_a_segmenter_may_start_from_the_classifier(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(classifier, out)
+    own = {"method": {"head": "largefov", "head_options": {"hidden": 16}}, "encoder": {"weights": "classifier"}}
+    values = load_config(config.model_dump(mode="json"), {"stages": ["classifier", "masks", {"segmenter": own}]})
+    before = check_stages(values, RunFolder(tmp_path / "not_there"))["segmenter"]
+    assert before.encoder.weights == "none", "nothing is trained yet: as the run"
+    started = check_stages(values, RunFolder(out))["segmenter"]
+    source = load_model(out / "model")[0].encoder.state_dict()
+    encoder = build_method(started, 4).encoder
+    assert all(torch.equal(value, source[key]) for key, value in encoder.state_dict().items())
+    run_stages(values, out, prepare(values))
+    origin = read_json(out / "segmenter" / "model" / "classes.json")["weights_origin"]
+    assert origin == "encoder of baseline (none (random))"
 
 
 @pytest.mark.slow
