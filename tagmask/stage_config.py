@@ -10,6 +10,11 @@ from pydantic import Field, model_validator
 from tagmask.errors import ConfigError, nearest
 from tagmask.strict import Strict
 
+METHOD = {"affinity": "irn", "segmenter": "supervised"}
+"""Methods of the stages that train, where none is named."""
+CLASSIFIER = "classifier"
+"""``encoder.weights`` of a stage that starts from the encoder of the run's classifier."""
+
 
 class ClassifierStage(Strict):
     """The run itself: its encoder, method and training."""

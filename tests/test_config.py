@@ -8,7 +8,9 @@ import pytest
 
 from tagmask.config import dump_yaml, load_config, named_configs, parse_overrides
 from tagmask.errors import ConfigError
-from tagmask.workflow.plan import as_mapping, choose
+from tagmask.training import RunFolder
+from tagmask.workflow.plan import Choice, as_mapping, choose
+from tagmask.workflow.stages import network_config
 
 
 def test_later_sources_and_overrides_win(tmp_path: Path) -> None:
@@ -129,4 +131,28 @@ def test_the_plan_fits_method_encoder_and_schedule() -> None:
     assert not {k for k in plan({"name": "supervised"}) if k.startswith("method.")} - {
         "method.head",
         "method.head_options",
+    }
+
+
+@pytest.mark.parametrize("name", ["irn", "affinity_net"])
+def test_the_plan_of_stages_agrees_with_the_packaged_ones(name: str, tmp_path: Path) -> None:
+    stages = ["classifier", "cams", {"affinity": {"method": {"name": name}}}, "masks", "segmenter"]
+    method = {"name": "rcm_mam"}
+    chosen = plan(method, "resnet50", stages=stages)
+    made = load_config({"method": method, "stages": stages}, as_mapping([Choice(k, v, "") for k, v in chosen.items()]))
+    packaged = load_config("msrc14", "msrc14_rcm_mam", f"msrc14_stages_{name}")
+    assert made.stages is not None and packaged.stages is not None
+    if name == "affinity_net":
+        assert made.stages.cams == packaged.stages.cams
+    ours, theirs = (network_config(c, "affinity", RunFolder(tmp_path)) for c in (made, packaged))
+    assert ours.method == theirs.method and ours.encoder.freeze == theirs.encoder.freeze == (name == "irn")
+    for key in ("steps", "lr", "head_lr", "ema", "optimizer"):
+        assert getattr(ours.train, key) == getattr(theirs.train, key), key
+    assert made.stages.segmenter.encoder["weights"] == packaged.stages.segmenter.encoder["weights"] == "classifier"  # type: ignore
+    other = plan(method, stages=["classifier", "masks", {"segmenter": {"encoder": {"name": "resnet34"}}}])
+    assert "stages.segmenter.encoder.weights" not in other, "another encoder starts from its own"
+    assert not {
+        k
+        for k in plan(method, stages=["classifier", "masks", {"segmenter": {"configs": ["x"]}}])
+        if k.startswith("stages")
     }

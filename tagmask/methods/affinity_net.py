@@ -7,7 +7,7 @@ background made of what they leave, then walk over these affinities.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.cam.maps import resize
+from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
 from tagmask.methods.walking import WalkConfig, WalkMethod, on_one_grid, to_grid
@@ -34,6 +35,13 @@ class AffinityNetConfig(WalkConfig):
     background_power: float = Field(16, gt=0, description="alpha of the walk's background, (1 - strongest CAM)^alpha")
 
     walk_fields: ClassVar[tuple[str, ...]] = (*WalkConfig.walk_fields, "background_power")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """A walk that ends before what few steps have taught lets objects flow into the background."""
+        return super().short_schedule(schedule) | {
+            "method.walk_steps": (32, "few steps teach weak boundaries: longer walks dissolve objects"),
+        }
 
 
 @METHODS.register("affinity_net")

@@ -8,13 +8,14 @@ effect on semantic masks.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from tagmask.cam.maps import resize
+from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
 from tagmask.methods.walking import WalkConfig, WalkMethod, on_one_grid, to_grid
@@ -36,6 +37,16 @@ class IRNConfig(WalkConfig):
     threshold: float = Field(0.25, ge=0, le=1, description="background score after the walk")
 
     walk_fields: ClassVar[tuple[str, ...]] = (*WalkConfig.walk_fields, "threshold")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """The release's learning rate for the branch alone."""
+        return super().short_schedule(schedule) | {
+            "encoder.freeze": (True, "the branch alone learns, as released"),
+            "train.optimizer": ("sgd", "as released"),
+            "train.lr": (0.1, "as released: a tenth of it teaches no boundaries in few steps"),
+            "train.head_lr": (1.0, "that rate is the branch's"),
+        }
 
 
 @METHODS.register("irn")

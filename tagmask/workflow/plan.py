@@ -12,7 +12,7 @@ import torch
 from tagmask.config import MethodConfig, ShortSchedule, load_config
 from tagmask.encoders import build_encoder
 from tagmask.registry import METHODS
-from tagmask.stage_config import StagesConfig
+from tagmask.stage_config import CLASSIFIER, METHOD, StagesConfig
 
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
 """Thresholds of CAM labels by encoder, found on held-out photos (docs/results.md): some have broader CAMs."""
@@ -101,14 +101,28 @@ def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> li
 
 
 def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
-    """The same for a stage's segmenter, unless a configuration of its own is named for it."""
-    stage = stages.segmenter
-    if stage is None or stage.configs:
-        return []
-    method = {"name": "supervised", **stage.method}
-    name = Choice("method.name", method["name"], "learns from the masks")
-    planned = _method({**own, "method": method, "encoder": stage.encoder or own["encoder"]}, schedule)
-    return [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in [name, *planned]]
+    """The same for stages that train, unless a configuration of its own is named for one."""
+    choices = []
+    affinity, segmenter = stages.affinity, stages.segmenter
+    if affinity is not None and not affinity.configs:
+        name = affinity.method.get("name", METHOD["affinity"])
+        if name == "affinity_net" and stages.cams is not None and not stages.cams.model_fields_set:
+            labels = {"rule": "power", "crf": "psa", "confidence": None}
+            choices += [Choice(f"stages.cams.{key}", value, "AffinityNet's labels") for key, value in labels.items()]
+        planned = _method({**own, "method": {"name": name}}, schedule)
+        choices += [Choice(f"stages.affinity.{c.key}", c.value, c.why) for c in planned]
+        steps = max(60, schedule.steps // 4)
+        choices.append(Choice("stages.affinity.train.steps", steps, "affinities are learned in few passes"))
+        choices.append(Choice("stages.affinity.train.ema", None, "so few steps are not averaged"))
+    if segmenter is not None and not segmenter.configs:
+        method = {"name": METHOD["segmenter"], **segmenter.method}
+        planned = _method({**own, "method": method, "encoder": segmenter.encoder or own["encoder"]}, schedule)
+        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
+        choices.append(Choice("stages.segmenter.method.name", method["name"], "learns from the masks"))
+        if segmenter.encoder.get("name", own["encoder"].get("name")) == own["encoder"].get("name"):
+            why = "its encoder knows the classes already, which few steps do not teach"
+            choices.append(Choice("stages.segmenter.encoder.weights", CLASSIFIER, why))
+    return choices
 
 
 def _has_attention(settings: Mapping[str, Any], crop: int) -> bool:

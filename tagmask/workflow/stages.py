@@ -25,7 +25,7 @@ from tagmask.methods import build_method
 from tagmask.methods.walking import WalkMethod
 from tagmask.refine import DenseCRF
 from tagmask.registry import METHODS
-from tagmask.stage_config import MasksStage, NetworkStage
+from tagmask.stage_config import CLASSIFIER, METHOD, MasksStage, NetworkStage
 from tagmask.training import RunFolder, load_model, read_json, write_json, write_text
 from tagmask.workflow.clock import Clock
 from tagmask.workflow.runs import default_device
@@ -34,10 +34,6 @@ from tagmask.workflow.train_run import check_schedule, resumed, train
 
 LEARNS_FROM = {"affinity": "seeds", "segmenter": "masks"}
 """Stages that train a network, and the folder of their labels."""
-METHOD = {"affinity": "irn", "segmenter": "supervised"}
-"""Their methods where none is named."""
-CLASSIFIER = "classifier"
-"""``encoder.weights`` of a stage that starts from the encoder of the run's classifier."""
 PNG_EXTRA = 1200
 """Bytes of a label PNG besides its pixels: palette, header, checksums."""
 
