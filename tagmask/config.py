@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
@@ -81,12 +82,14 @@ class EncoderConfig(Strict):
 
 
 class ShortSchedule(NamedTuple):
-    """A training of hundreds of steps. crop: side, pixels; high, low: thresholds that suit the encoder's CAMs."""
+    """A training of hundreds of steps. crop: side, pixels; high, low: thresholds that suit the encoder's CAMs; asked:
+    what the user sets of the method."""
 
     steps: int
     crop: int
     high: float
     low: float
+    asked: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def momentum(self) -> float:

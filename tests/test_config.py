@@ -124,6 +124,9 @@ def test_the_plan_fits_method_encoder_and_schedule() -> None:
     assert plan({"name": "cosa"}, steps=1)["method.warmup"] == 0
     short = load_config(as_mapping([]), {"train": {"steps": 1, "warmup": plan({}, steps=1)["train.warmup"]}})
     assert short.train.warmup < short.train.steps
+    assert cosa["method.weight_cls_aux"] == cosa["method.weight_csc"] == 0
+    apart = plan({"name": "cosa", "weight_csc": 0.1})
+    assert "method.weight_cls_aux" not in apart and "method.weight_csc" not in apart, "csc needs the auxiliary CAMs"
     released = plan({"name": "cosa", "variant": "release"})
     assert "method.weight_c2s" not in released and "method.momentum" in released, "a variant's own values stay"
     assert "method.weight_equ" not in plan({"name": "tscd", "variant": "release"})

@@ -42,6 +42,10 @@ AUXILIARY_BLOCKS = [-3, -1]
 """Blocks that a ViT returns where encoder.blocks names none: the auxiliary class maps' and the last."""
 
 
+AUXILIARY = ("weight_cls_aux", "weight_c2s_aux", "weight_csc")
+"""Weights of what trains the auxiliary classifier, and of what uses its CAMs."""
+
+
 class CoSAConfig(MethodConfig):
     """Settings of ``cosa``; defaults are the paper's on VOC. ``variant`` changes some; what is set goes before it."""
 
@@ -56,6 +60,7 @@ class CoSAConfig(MethodConfig):
             "balanced": True,
             "temperature": 0.01 / 6,  # it sums the logits of six views, where the mean is taken here
             "rectify": True,
+            "weight_cls_aux": 1.0,
             "weight_c2s": 0.05,
             "weight_c2s_aux": 0.05,
             "weight_csc": 0.0,
@@ -109,19 +114,27 @@ class CoSAConfig(MethodConfig):
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """As for all methods; a threshold and a queue that follow sooner, and what was found to learn in 230 steps.
 
-        Reliability weighting and contrastive separation are for long schedules: see docs/results.md.
+        Reliability weighting, auxiliary CAMs and contrastive separation are for long schedules: see docs/results.md.
         """
         middle = round((schedule.high + schedule.low) / 2, 3)
-        return super().short_schedule(schedule) | {
-            "views.blur": (0.5, "of the weak view"),
-            "method.threshold_start": (middle, "until the dynamic threshold's first fit"),
-            "method.queue": (max(1, schedule.steps // 23), "batches that the dynamic threshold is fitted to"),
-            "method.weight_c2s": (1.0, "short schedules need the full weight"),
-            "method.balanced": (True, "most pixels are background"),
-            "method.weighting": ("none", "by reliability: for longer schedules"),
-            "method.weight_csc": (0.0, "for longer schedules: its loss was above the classification's"),
-            "train.ema": (None, "the method has an average of its own, and uses it"),
-        }
+        if any(schedule.asked.get(key) for key in ("ensemble", *AUXILIARY)):
+            auxiliary = {"method.weight_c2s_aux": (0.1, "its CAMs are poor after few steps")}
+        else:
+            why = "the auxiliary classifier costs CAMs that have few steps to grow"
+            auxiliary = {f"method.{key}": (0.0, why) for key in AUXILIARY}
+        return (
+            super().short_schedule(schedule)
+            | auxiliary
+            | {
+                "views.blur": (0.5, "of the weak view"),
+                "method.threshold_start": (middle, "until the dynamic threshold's first fit"),
+                "method.queue": (max(1, schedule.steps // 23), "batches that the dynamic threshold is fitted to"),
+                "method.weight_c2s": (1.0, "short schedules need the full weight"),
+                "method.balanced": (True, "most pixels are background"),
+                "method.weighting": ("none", "by reliability: for longer schedules"),
+                "train.ema": (None, "the method has an average of its own, and uses it"),
+            }
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -133,6 +146,17 @@ class CoSAConfig(MethodConfig):
     def _check_low(self) -> CoSAConfig:
         if self.low is not None and (self.threshold == "dynamic" or self.low > self.threshold):
             raise ValueError("low goes with a fixed threshold that is not below it; set threshold, or low=null")
+        return self
+
+    @model_validator(mode="after")
+    def _check_auxiliary(self) -> CoSAConfig:
+        users = ["ensemble"] if self.ensemble else []
+        users += [name for name in AUXILIARY[1:] if getattr(self, name) > 0]
+        if self.weight_cls_aux == 0 and users:
+            raise ValueError(
+                f"{' and '.join(users)}: auxiliary CAMs come from a classifier that weight_cls_aux=0 leaves untrained; "
+                "set that above 0, or these to 0"
+            )
         return self
 
 

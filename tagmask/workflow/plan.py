@@ -87,7 +87,7 @@ def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> li
     """
     settings = own["method"]
     kind: type[MethodConfig] = METHODS.get(settings.get("name", "baseline")).config_class
-    plan = kind.short_schedule(schedule)
+    plan = kind.short_schedule(schedule._replace(asked=settings))
     variant = getattr(kind, "presets", {}).get(settings.get("variant"), {})
     for name in variant:
         plan.pop(f"method.{name}", None)

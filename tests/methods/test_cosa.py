@@ -95,7 +95,7 @@ def watch(method: CoSA) -> tuple[list[Any], list[Any]]:
     ("changes", "step", "terms", "online", "assigning"),
     [
         ({}, 1, {"cls", "cls_aux"}, 1, 0),
-        (without("cls_aux"), 1, {"cls"}, 1, 0),
+        (without("cls_aux", "c2s_aux", "csc"), 1, {"cls"}, 1, 0),
         ({}, 2, set(WEIGHTS), 1, 1),
         ({"cam_scales": [1.0, 0.5]}, 2, set(WEIGHTS), 1, 2),
         ({"swap": False}, 2, set(WEIGHTS), 2, 0),
@@ -501,3 +501,9 @@ def test_packaged_tables(table: str) -> None:
         config = load_config(*found.configs, *row.configs, overrides=[*found.set, *row.set])
         if config.method.name == "cosa" and config.method.swap:  # type: ignore[attr-defined]
             assert config.train.ema is None, f"{row.name}: an average of an average"
+
+
+@pytest.mark.parametrize("user", [{"ensemble": True}, {"weight_c2s_aux": 0.1}, {"weight_csc": 0.1}])
+def test_auxiliary_cams_of_an_untrained_classifier_are_refused(user: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(user))}.*weight_cls_aux=0 leaves untrained"):
+        tiny(SETTINGS | without("cls_aux", "c2s_aux", "csc") | user)

@@ -61,7 +61,7 @@ def test_what_is_set_with_the_variant_or_later_stays() -> None:
 
 def test_small_protocols_keep_their_weights() -> None:
     cosa, tscd = (load_config("msrc14", f"msrc14_{name}").method for name in ("cosa", "tscd"))
-    assert (cosa.weight_c2s, cosa.weight_c2s_aux, cosa.threshold) == (1, 0.1, "dynamic")  # type: ignore[attr-defined]
+    assert (cosa.weight_c2s, cosa.weight_cls_aux, cosa.weight_c2s_aux, cosa.threshold) == (1, 0, 0, "dynamic")  # type: ignore[attr-defined]
     assert (cosa.cam_scales, cosa.weight_csc, tscd.weight_equ) == ([1.0], 0.0, 0.02)  # type: ignore[attr-defined]
     assert cosa.balanced and tscd.centered  # type: ignore[attr-defined]
 
