@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tagmask.config import dump_yaml, load_config, named_configs, parse_overrides
+from tagmask.config import RunConfig, dump_yaml, load_config, named_configs, parse_overrides
 from tagmask.errors import ConfigError
+from tagmask.stage_config import stage_mapping
 from tagmask.training import RunFolder
-from tagmask.workflow.plan import Choice, as_mapping, choose
+from tagmask.workflow.plan import as_mapping, choose
 from tagmask.workflow.stages import network_config
 
 
@@ -125,8 +126,11 @@ def test_the_plan_fits_method_encoder_and_schedule() -> None:
     short = load_config(as_mapping([]), {"train": {"steps": 1, "warmup": plan({}, steps=1)["train.warmup"]}})
     assert short.train.warmup < short.train.steps
     assert cosa["method.weight_cls_aux"] == cosa["method.weight_csc"] == 0
-    apart = plan({"name": "cosa", "weight_csc": 0.1})
-    assert "method.weight_cls_aux" not in apart and "method.weight_csc" not in apart, "csc needs the auxiliary CAMs"
+    apart, both = plan({"name": "cosa", "weight_csc": 0.1}), plan({"name": "cosa", "ensemble": True})
+    assert "method.weight_cls_aux" not in {*apart, *both} and "method.weight_csc" not in apart, "they need its CAMs"
+    assert (
+        both["method.weight_csc"] == 0 and plan({"name": "cosa", "weight_cls_aux": 0.0})["method.weight_c2s_aux"] == 0
+    )
     released = plan({"name": "cosa", "variant": "release"})
     assert "method.weight_c2s" not in released and "method.momentum" in released, "a variant's own values stay"
     assert "method.weight_equ" not in plan({"name": "tscd", "variant": "release"})
@@ -137,13 +141,25 @@ def test_the_plan_fits_method_encoder_and_schedule() -> None:
     }
 
 
+def staged(given: dict) -> RunConfig:
+    """What ``tagmask run`` makes of the user's settings: the plan under them."""
+    import torch
+
+    found = {
+        "counts": {"labelled": 276},
+        "splits": {},
+        "sizes": {side: {"median": 250} for side in ("width", "height")},
+    }
+    named = {"method": {"name": given["method"]["name"]}}
+    return load_config(named, as_mapping(choose(found, torch.device("cpu"), given)), given)
+
+
 @pytest.mark.parametrize("name", ["irn", "affinity_net"])
-def test_the_plan_of_stages_agrees_with_the_packaged_ones(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_plan_of_stages_agrees_with_the_packaged_ones(name: str, listed: bool, tmp_path: Path) -> None:
     stages = ["classifier", "cams", {"affinity": {"method": {"name": name}}}, "masks", "segmenter"]
-    method = {"name": "rcm_mam"}
-    chosen = plan(method, "resnet50", stages=stages)
-    made = load_config({"method": method, "stages": stages}, as_mapping([Choice(k, v, "") for k, v in chosen.items()]))
-    packaged = load_config("msrc14", "msrc14_rcm_mam", f"msrc14_stages_{name}")
+    given = {"method": {"name": "rcm_mam"}, "stages": stages if listed else stage_mapping(stages)}
+    made, packaged = staged(given), load_config("msrc14", "msrc14_rcm_mam", f"msrc14_stages_{name}")
     assert made.stages is not None and packaged.stages is not None
     if name == "affinity_net":
         assert made.stages.cams == packaged.stages.cams
@@ -152,10 +168,25 @@ def test_the_plan_of_stages_agrees_with_the_packaged_ones(name: str, tmp_path: P
     for key in ("steps", "lr", "head_lr", "ema", "optimizer"):
         assert getattr(ours.train, key) == getattr(theirs.train, key), key
     assert made.stages.segmenter.encoder["weights"] == packaged.stages.segmenter.encoder["weights"] == "classifier"  # type: ignore
-    other = plan(method, stages=["classifier", "masks", {"segmenter": {"encoder": {"name": "resnet34"}}}])
-    assert "stages.segmenter.encoder.weights" not in other, "another encoder starts from its own"
-    assert not {
-        k
-        for k in plan(method, stages=["classifier", "masks", {"segmenter": {"configs": ["x"]}}])
-        if k.startswith("stages")
-    }
+
+
+def test_the_plan_of_stages_fits_what_the_user_sets(tmp_path: Path) -> None:
+    def affinity(change: dict, method: str = "irn", **others: object) -> RunConfig:
+        stages = {"classifier": {}, "cams": {}, "affinity": {"method": {"name": method}} | change}
+        return network_config(staged({"method": {"name": "rcm_mam"}, "stages": stages} | others), "affinity", folder)
+
+    folder = RunFolder(tmp_path)
+    learning = affinity({"encoder": {"freeze": False}})
+    assert (learning.train.lr, learning.encoder.freeze) == (0.01, False), "the branch's rate is not the encoder's"
+    scratch = affinity({}, encoder={"weights": "none"})
+    assert not scratch.encoder.freeze and scratch.train.lr == 0.01, "a random encoder has to learn"
+    assert affinity({}, train={"lr": 0.003}).train.lr == 0.003
+    assert affinity({"train": {"steps": 10580}}, "affinity_net").method.walk_steps == 256  # type: ignore[attr-defined]
+    assert affinity({}, train={"steps": 20}).train.steps == 20
+    given = {"method": {"name": "rcm_mam"}, "stages": {"classifier": {}, "masks": {}, "segmenter": {}}}
+    given["stages"]["segmenter"] = {"encoder": {"name": "resnet34"}}
+    assert "weights" not in staged(given).stages.segmenter.encoder, "another encoder starts from its own"  # type: ignore
+    given["stages"] = {"classifier": {}, "cams": {"soft": True}, "affinity": {"method": {"name": "affinity_net"}}}
+    assert staged(given).stages.cams.rule == "power", "one setting of a stage leaves the others to the plan"  # type: ignore
+    given["stages"]["cams"] = {"rule": "constant"}
+    assert staged(given).stages.cams.confidence == 0.7  # type: ignore

@@ -34,7 +34,7 @@ Tags = Annotated[Path | None, typer.Option(help="CSV or JSONL of tags")]
 Masks = Annotated[Path | None, typer.Option(help="folder of true masks, for evaluation only")]
 Method = Annotated[str | None, typer.Option("--method", "-m", help="name of a method, see 'tagmask methods'")]
 Encoder = Annotated[str | None, typer.Option("--encoder", "-e", help="name of an encoder")]
-Weights = Annotated[str | None, typer.Option(help="auto, none, package, or a checkpoint file")]
+Weights = Annotated[str | None, typer.Option(help="auto, none, package, a checkpoint file, or a finished run")]
 Seed = Annotated[int | None, typer.Option(help="of everything random")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="run folder to write")]
 LabelsOf = Annotated[

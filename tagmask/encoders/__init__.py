@@ -13,7 +13,7 @@ from tagmask.encoders.mit import MiT
 from tagmask.encoders.timm_cnn import TimmCNN
 from tagmask.encoders.timm_swin import TimmSwin
 from tagmask.encoders.timm_vit import TimmViT
-from tagmask.encoders.weights import load_trained, trained_model
+from tagmask.encoders.weights import load_trained, trained_encoder
 from tagmask.encoders.wide_resnet38 import WideResNet38
 from tagmask.errors import ConfigError, nearest
 
@@ -62,11 +62,13 @@ def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Encod
         factory = ENCODERS.get(config.name)
     else:
         factory = _timm_factory(config.name)
-    trained = trained_model(config)
+    trained = trained_encoder(config)
     own = config.model_copy(update={"weights": "none"}) if trained else config
     encoder = factory(own, config.image_size or image_size)
     if trained is not None:
-        encoder.weights_origin = load_trained(encoder, trained)
+        load_trained(encoder, trained)
+        encoder.normalise_by(config.mean, config.std)
+        encoder.weights_origin = trained.origin
     if config.freeze:
         encoder.freeze()
     return encoder

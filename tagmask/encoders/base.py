@@ -42,6 +42,13 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1))
 
+    def normalise_by(self, mean: Iterable[float] | None, std: Iterable[float] | None) -> None:
+        """Give images another mean and standard deviation of the three colours; None leaves what there is."""
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None:
+                buffer: Tensor = getattr(self, name)
+                buffer.copy_(torch.tensor(list(values)).view(1, 3, 1, 1))
+
     def forward(
         self,
         images: Tensor,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import numpy as np
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tagmask.config import EncoderConfig, load_config
+from tagmask.config import EncoderConfig, read_yaml
 from tagmask.encoders.mxnet_params import read_params
 from tagmask.errors import WeightsError
 
@@ -66,7 +66,7 @@ def find_weights(config: EncoderConfig) -> Weights:
     """Weights that ``config.weights`` asks for.
 
     A path is read as it is (.safetensors, .npz, MXNet's .params, or .pth/.pt without code execution); folders of runs
-    are for ``trained_model``. 'package' takes the weights that a registry package carries. 'none' is random. 'auto'
+    are for ``trained_encoder``. 'package' takes the weights that a registry package carries. 'none' is random. 'auto'
     tries, in this order: a file named after the encoder in ``config.weights_dir`` (or $TAGMASK_WEIGHTS), the package,
     the model hub.
     Raises WeightsError that lists what was tried and the ways out.
@@ -95,37 +95,43 @@ def find_weights(config: EncoderConfig) -> Weights:
     )
 
 
-def trained_model(config: EncoderConfig) -> Path | None:
-    """Folder of the model that tagmask trained, where ``config.weights`` names it or its run folder; else None.
+class TrainedEncoder(NamedTuple):
+    """The encoder of a model that tagmask trained: its folder, its tensors' prefix there, and a word on its origin."""
 
-    Raises WeightsError where that model's encoder is another network.
+    folder: Path
+    prefix: str
+    origin: str
+
+
+def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
+    """The encoder of the model, or of the run folder, that ``config.weights`` names; None where it names another thing.
+
+    Raises WeightsError where that encoder is another network than the configured one.
     """
     folder = Path(config.weights).expanduser()
-    places = (folder, folder / "model")
-    found = next((p for p in places if all((p / name).is_file() for name in TRAINED)), None)
-    if found is not None:
-        before = load_config(found / "config.yaml").encoder
-        if (before.name, before.layout) != (config.name, config.layout):
-            raise WeightsError(
-                f"{found}: its encoder is '{before.name}' of layout '{before.layout}', not '{config.name}' of layout "
-                f"'{config.layout}'. Set encoder.name and encoder.layout to those, or encoder.weights to another model."
-            )
-    return found
+    found = next((p for p in (folder, folder / "model") if all((p / name).is_file() for name in TRAINED)), None)
+    if found is None:
+        return None
+    saved, about = read_yaml(found / "config.yaml"), json.loads((found / "classes.json").read_text("utf-8"))
+    name, layout = saved["encoder"]["name"], saved["encoder"].get("layout", "default")
+    if (name, layout) != (config.name, config.layout):
+        raise WeightsError(
+            f"{found}: its encoder is '{name}' of layout '{layout}', not '{config.name}' of layout '{config.layout}'. "
+            "Set encoder.name and encoder.layout to those, or encoder.weights to another model."
+        )
+    taught = f" from {about['supervision']}" if "supervision" in about else ""
+    origin = f"encoder of {saved['method']['name']} {about['digest']}{taught} ({about['weights_origin']})"
+    return TrainedEncoder(found, about.get("encoder", "encoder") + ".", origin)
 
 
-def load_trained(encoder: nn.Module, folder: Path) -> str:
-    """Copy the encoder of the model in ``folder``, normalisation included, into ``encoder``; returns its origin.
-
-    Raises WeightsError where it does not fit.
-    """
-    method = load_config(folder / "config.yaml").method.name
-    origin = json.loads((folder / "classes.json").read_text("utf-8"))["weights_origin"]
+def load_trained(encoder: nn.Module, trained: TrainedEncoder) -> None:
+    """Copy a trained encoder, normalisation included, into ``encoder``. Raises WeightsError where it does not fit."""
+    prefix = trained.prefix
     try:
-        content = load_file(folder / "weights.safetensors")
-        encoder.load_state_dict({k[len("encoder.") :]: v for k, v in content.items() if k.startswith("encoder.")})
+        content = load_file(trained.folder / "weights.safetensors")
+        encoder.load_state_dict({k[len(prefix) :]: v for k, v in content.items() if k.startswith(prefix)})
     except (RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{folder}: its encoder does not fit the one that is configured ({error}).") from error
-    return f"encoder of {method} ({origin})"
+        raise WeightsError(f"{trained.folder}: its encoder does not fit the configured one ({error}).") from error
 
 
 def load_weights(model: nn.Module, weights: Weights, known: Callable[[], Iterable[str]]) -> None:

@@ -24,7 +24,8 @@ class Method(nn.Module):
     ``wanted_views``: views of the batch that it needs ('strong', 'local', 'photo'). ``training_only``: attributes,
     parts of the method, that only ``losses`` and ``after_step`` read: a saved model leaves them out, and when it is
     loaded they are None. ``segment(images)`` → (B,C+1,H,W) logits is defined only by methods that have a segmenter;
-    ``has_cams`` and ``has_segmenter`` follow from what a subclass defines.
+    ``has_cams`` and ``has_segmenter`` follow from what a subclass defines. ``used_encoder``: where in the state dict
+    the encoder lies that a trained model sees with.
     """
 
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
@@ -33,6 +34,7 @@ class Method(nn.Module):
     training_only: ClassVar[tuple[str, ...]] = ()
     has_cams: ClassVar[bool] = False
     has_segmenter: ClassVar[bool] = False
+    used_encoder = "encoder"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

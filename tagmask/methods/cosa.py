@@ -117,24 +117,22 @@ class CoSAConfig(MethodConfig):
         Reliability weighting, auxiliary CAMs and contrastive separation are for long schedules: see docs/results.md.
         """
         middle = round((schedule.high + schedule.low) / 2, 3)
+        plan: dict[str, tuple[Any, str]] = {
+            "views.blur": (0.5, "of the weak view"),
+            "method.threshold_start": (middle, "until the dynamic threshold's first fit"),
+            "method.queue": (max(1, schedule.steps // 23), "batches that the dynamic threshold is fitted to"),
+            "method.weight_c2s": (1.0, "short schedules need the full weight"),
+            "method.balanced": (True, "most pixels are background"),
+            "method.weighting": ("none", "by reliability: for longer schedules"),
+            "method.weight_csc": (0.0, "for longer schedules"),
+            "train.ema": (None, "the method has an average of its own, and uses it"),
+        }
         if any(schedule.asked.get(key) for key in ("ensemble", *AUXILIARY)):
-            auxiliary = {"method.weight_c2s_aux": (0.1, "its CAMs are poor after few steps")}
+            plan["method.weight_c2s_aux"] = (0.1, "auxiliary CAMs are poor after few steps")
         else:
             why = "the auxiliary classifier costs CAMs that have few steps to grow"
-            auxiliary = {f"method.{key}": (0.0, why) for key in AUXILIARY}
-        return (
-            super().short_schedule(schedule)
-            | auxiliary
-            | {
-                "views.blur": (0.5, "of the weak view"),
-                "method.threshold_start": (middle, "until the dynamic threshold's first fit"),
-                "method.queue": (max(1, schedule.steps // 23), "batches that the dynamic threshold is fitted to"),
-                "method.weight_c2s": (1.0, "short schedules need the full weight"),
-                "method.balanced": (True, "most pixels are background"),
-                "method.weighting": ("none", "by reliability: for longer schedules"),
-                "train.ema": (None, "the method has an average of its own, and uses it"),
-            }
-        )
+            plan |= {f"method.{key}": (0.0, why) for key in AUXILIARY}
+        return super().short_schedule(schedule) | plan
 
     @model_validator(mode="before")
     @classmethod
@@ -146,17 +144,6 @@ class CoSAConfig(MethodConfig):
     def _check_low(self) -> CoSAConfig:
         if self.low is not None and (self.threshold == "dynamic" or self.low > self.threshold):
             raise ValueError("low goes with a fixed threshold that is not below it; set threshold, or low=null")
-        return self
-
-    @model_validator(mode="after")
-    def _check_auxiliary(self) -> CoSAConfig:
-        users = ["ensemble"] if self.ensemble else []
-        users += [name for name in AUXILIARY[1:] if getattr(self, name) > 0]
-        if self.weight_cls_aux == 0 and users:
-            raise ValueError(
-                f"{' and '.join(users)}: auxiliary CAMs come from a classifier that weight_cls_aux=0 leaves untrained; "
-                "set that above 0, or these to 0"
-            )
         return self
 
 
@@ -199,10 +186,13 @@ class CoSA(Method):
                 f"method.auxiliary_map={config.auxiliary_map}, but encoder '{type(encoder).__name__}' gives "
                 f"{len(encoder.channels)} maps; set it to -2, or let encoder.blocks name more blocks."
             )
+        _check_auxiliary(config)
         super().__init__(config, encoder, classes)
         self.classifier, self.auxiliary, self.decoder = self._heads()
         self.assignment: nn.ModuleDict | None = None
         if config.swap:
+            if config.inference == "assignment":
+                self.used_encoder = "assignment.encoder"
             self.assignment = frozen_copy(nn.ModuleDict(self.online._asdict()))
             if config.start == "independent":
                 for name, head in zip(("classifier", "auxiliary", "decoder"), self._heads()):
@@ -413,3 +403,14 @@ class CoSA(Method):
     def segment(self, images: Tensor) -> Tensor:
         """(B,C+1,H,W) logits at the images' size."""
         return to_image_size(self.used.decoder(self.used.encoder(images)), images)
+
+
+def _check_auxiliary(config: CoSAConfig) -> None:
+    """Raise ConfigError where auxiliary CAMs are used that nothing trains."""
+    users = ["ensemble"] if config.ensemble else []
+    users += [name for name in AUXILIARY[1:] if getattr(config, name) > 0]
+    if config.weight_cls_aux == 0 and users:
+        raise ConfigError(
+            f"method.{' and method.'.join(users)}: auxiliary CAMs come from a classifier that method.weight_cls_aux=0 "
+            "leaves untrained; set that above 0, or these to 0."
+        )

@@ -44,7 +44,7 @@ class IRNConfig(WalkConfig):
         return super().short_schedule(schedule) | {
             "encoder.freeze": (True, "the branch alone learns, as released"),
             "train.optimizer": ("sgd", "as released"),
-            "train.lr": (0.1, "as released: a tenth of it teaches no boundaries in few steps"),
+            "train.lr": (0.1, "as released: with a tenth of it few steps teach too little"),
             "train.head_lr": (1.0, "that rate is the branch's"),
         }
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tagmask import workflow
 from tagmask.config import EncoderConfig, RunConfig, load_config
 from tagmask.data import Collection, Item, TrainLoader, TrainViews, read_image, tag_vector
-from tagmask.encoders.weights import find_weights, trained_model
+from tagmask.encoders.weights import find_weights, trained_encoder
 from tagmask.errors import WeightsError
 from tagmask.methods import Method, build_method
 from tagmask.reproduce.job import Job, base_score
@@ -99,7 +99,7 @@ def missing_weights(jobs: Sequence[Job]) -> list[str]:
 
 def _why_missing(encoder: EncoderConfig) -> str:
     try:
-        if trained_model(encoder) is None:
+        if trained_encoder(encoder) is None:
             find_weights(encoder)
     except WeightsError as error:
         return str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -73,8 +74,8 @@ def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | 
     first = found[min(found)]
     interval = first["interval"]
     ours = mean(values.values())
-    stamp = Protocol(**first["protocol"])
-    others = [Protocol(**score["protocol"]) for score in found.values()]
+    stamp = _stamp(first)
+    others = [_stamp(score) for score in found.values()]
     among = [stamp.differs(other, _ignored(other, stamp)) for other in others]
     return {
         "mean": ours,
@@ -89,6 +90,12 @@ def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | 
     }
 
 
+def _stamp(made: Mapping[str, Any]) -> Protocol:
+    """The protocol of a score or cell, without the digest of a trained encoder that it began with: each run's own."""
+    protocol = Protocol(**made["protocol"])
+    return protocol.model_copy(update={"weights": re.sub(r"(encoder of \w+) [0-9a-f]{12}", r"\1", protocol.weights)})
+
+
 def _ignored(mine: Protocol, other: Protocol) -> tuple[str, ...]:
     """Fields in which two results of one column may differ: a threshold that was searched is each run's own."""
     searched = ("threshold",) if mine.threshold_source != "fixed" else ()
@@ -100,7 +107,7 @@ def _compare(cells: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
     there = [cell for cell in cells if cell and "protocol" in cell]
     notes: dict[tuple[str, ...], str] = {}
     for cell in there:
-        first, own = Protocol(**there[0]["protocol"]), Protocol(**cell["protocol"])
+        first, own = _stamp(there[0]), _stamp(cell)
         lines = tuple(own.differs(first, _ignored(own, first)))
         lines += tuple(f"among seeds, {line}" for line in cell["seeds_differ"])
         cell["mark"] = notes.setdefault(lines, letter(len(notes))) if lines else ""

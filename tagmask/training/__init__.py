@@ -2,7 +2,7 @@
 
 from tagmask.training.folder import RunFolder, environment, read_json, write_json, write_text
 from tagmask.training.loop import Trained, make_fabric, train_method
-from tagmask.training.model_files import load_model, save_model
+from tagmask.training.model_files import load_model, save_model, supervision
 from tagmask.training.schedule import rate
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "rate",
     "read_json",
     "save_model",
+    "supervision",
     "train_method",
     "write_json",
     "write_text",

@@ -26,7 +26,13 @@ def save_model(folder: Path, method: Method, config: RunConfig, classes: list[st
     save_file(tensors, part, metadata={"format": "pt", "method": config.method.name, "encoder": config.encoder.name})
     part.replace(folder / "weights.safetensors")
     write_text(folder / "config.yaml", dump_yaml(config))
-    about = {"classes": classes, "weights_origin": method.encoder.weights_origin, "digest": digest(tensors)}
+    about = {
+        "classes": classes,
+        "weights_origin": method.encoder.weights_origin,
+        "digest": digest(tensors),
+        "supervision": supervision(method, config),
+        "encoder": method.used_encoder,
+    }
     write_json(folder / "classes.json", about)
     write_text(folder / "README.md", _card(config, classes, method))
 
@@ -64,12 +70,18 @@ def _in_use(method: Method, key: str) -> bool:
     return key.partition(".")[0] not in method.training_only
 
 
+def supervision(method: Method, config: RunConfig) -> str:
+    """What a method learns from: 'tags', 'masks' (that something else made) or 'true masks'."""
+    return "tags" if not method.reads_masks else "masks" if config.data.train_masks else "true masks"
+
+
 def _card(config: RunConfig, classes: list[str], method: Method) -> str:
     parameters = sum(p.numel() for name, p in method.named_parameters() if _in_use(method, name)) / 1e6
-    supervision = "pixel masks" if method.reads_masks else "image tags only"
+    kinds = {"tags": "image tags only", "masks": "masks that were made for it", "true masks": "true masks"}
+    taught = kinds[supervision(method, config)]
     return f"""# {config.method.name} on {config.encoder.name}
 
-A tagmask model, trained on {supervision}, {config.train.steps} steps of {config.train.batch_size} images at \
+A tagmask model, trained on {taught}, {config.train.steps} steps of {config.train.batch_size} images at \
 {config.views.crop} px, seed {config.seed}.
 
 - Classes: {", ".join(classes)} (0 is background)

@@ -58,10 +58,14 @@ def run(
         collection, found = prepare(base, None if dry_run else folder)
     sources = [c if isinstance(c, Mapping) else read_yaml(c) for c in configs]
     given: dict[str, Any] = reduce(merge, [*sources, values, parse_overrides(overrides)], {})
-    choices = [] if going_on else choose(found, default_device(base), given)
+    if going_on:
+        # All but stages that come to a run without any is as it was.
+        new = base.stages is not None and not saved_stages(folder)
+        given = base.model_dump(mode="json", exclude={"stages"}) | {"stages": given.get("stages") if new else None}
+    choices = [] if going_on and not given["stages"] else choose(found, default_device(base), given)
     # The method's name first: settings of a method go when another one's name comes over them.
     named = {"method": {"name": base.method.name}}
-    config = base if going_on else load_config(named, as_mapping(choices), given)
+    config = load_config(named, as_mapping(choices), given) if choices else base
     stages = disk_plan(config, folder, found)
     if console is not None:
         print_fingerprint(found, console)

@@ -12,10 +12,15 @@ import torch
 from tagmask.config import MethodConfig, ShortSchedule, load_config
 from tagmask.encoders import build_encoder
 from tagmask.registry import METHODS
-from tagmask.stage_config import CLASSIFIER, METHOD, StagesConfig
+from tagmask.stage_config import CLASSIFIER, METHOD, StagesConfig, stage_mapping
 
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
 """Thresholds of CAM labels by encoder, found on held-out photos (docs/results.md): some have broader CAMs."""
+STAGE_NAMES = tuple(f"stages.{stage}.method.name" for stage in METHOD)
+HUNDREDS = 1000
+"""Steps up to which a stage is planned as a short one."""
+DESIGN = ("name", "layout")
+"""Settings of an encoder that decide whether one's weights are another's."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ def choose(found: Mapping[str, Any], device: torch.device, given: Mapping[str, A
     say of the method comes from its configuration class (``short_schedule``) and the fields that it has. Raises
     ConfigError for an unknown encoder or method.
     """
-    given = given or {}
+    given = dict(given or {})
+    if given.get("stages") is not None:
+        given["stages"] = stage_mapping(given["stages"])
     user = load_config(given)
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
     gpu = device.type == "cuda"
@@ -77,7 +84,8 @@ def choose(found: Mapping[str, Any], device: torch.device, given: Mapping[str, A
     planned.update({choice.key: choice for choice in _method(own, schedule)})
     if user.stages is not None:
         planned.update({choice.key: choice for choice in _stages(user.stages, own, schedule)})
-    return [choice for choice in planned.values() if not _is_set(given, choice.key)]
+    # Of a stage the method's name stays: without it, what is planned for it would go when the user's name comes over.
+    return [c for c in planned.values() if not _is_set(given, c.key) or c.key in STAGE_NAMES]
 
 
 def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
@@ -103,25 +111,46 @@ def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> li
 def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
     """The same for stages that train, unless a configuration of its own is named for one."""
     choices = []
-    affinity, segmenter = stages.affinity, stages.segmenter
-    if affinity is not None and not affinity.configs:
-        name = affinity.method.get("name", METHOD["affinity"])
-        if name == "affinity_net" and stages.cams is not None and not stages.cams.model_fields_set:
-            labels = {"rule": "power", "crf": "psa", "confidence": None}
-            choices += [Choice(f"stages.cams.{key}", value, "AffinityNet's labels") for key, value in labels.items()]
-        planned = _method({**own, "method": {"name": name}}, schedule)
-        choices += [Choice(f"stages.affinity.{c.key}", c.value, c.why) for c in planned]
-        steps = max(60, schedule.steps // 4)
-        choices.append(Choice("stages.affinity.train.steps", steps, "affinities are learned in few passes"))
-        choices.append(Choice("stages.affinity.train.ema", None, "so few steps are not averaged"))
+    if stages.affinity is not None and not stages.affinity.configs:
+        choices += [Choice(f"stages.{c.key}", c.value, c.why) for c in _affinity(stages, own, schedule)]
+    segmenter = stages.segmenter
     if segmenter is not None and not segmenter.configs:
         method = {"name": METHOD["segmenter"], **segmenter.method}
         planned = _method({**own, "method": method, "encoder": segmenter.encoder or own["encoder"]}, schedule)
-        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
         choices.append(Choice("stages.segmenter.method.name", method["name"], "learns from the masks"))
-        if segmenter.encoder.get("name", own["encoder"].get("name")) == own["encoder"].get("name"):
-            why = "its encoder knows the classes already, which few steps do not teach"
+        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
+        if all(segmenter.encoder.get(key, own["encoder"].get(key)) == own["encoder"].get(key) for key in DESIGN):
+            why = "its encoder has learned the classes already, for which a segmenter's few steps hardly suffice"
             choices.append(Choice("stages.segmenter.encoder.weights", CLASSIFIER, why))
+    return choices
+
+
+def _affinity(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
+    """Schedule, walk and labels of stage affinity, keys without 'stages.'; nothing for thousands of steps.
+
+    A rate of its own is left out where the user set the run's, or where the encoder learns, too.
+    """
+    stage, cams = stages.affinity, stages.cams
+    assert stage is not None and cams is not None  # 'affinity' needs 'cams'
+    steps = stage.train.get("steps", min(schedule.steps, max(60, schedule.steps // 4)))
+    if steps > HUNDREDS:
+        return []
+    method = {"name": METHOD["affinity"], **stage.method}
+    choices = [Choice("affinity.method.name", method["name"], "learns which pixels belong together")]
+    if method["name"] == "affinity_net" and ("rule" not in cams.model_fields_set or cams.rule == "power"):
+        labels = {"rule": "power", "crf": "psa", "confidence": None}
+        choices += [Choice(f"cams.{key}", value, "AffinityNet's labels") for key, value in labels.items()]
+    choices += [
+        Choice("affinity.train.steps", steps, "affinities are learned in few passes"),
+        Choice("affinity.train.warmup", min(steps - 1, max(1, steps // 20)), "a twentieth of the steps"),
+        Choice("affinity.train.ema", None, "so few steps are not averaged"),
+    ]
+    encoder = {**own["encoder"], **stage.encoder}
+    learns = encoder.get("freeze") is False or encoder.get("weights") == "none"
+    rated = {"lr", "optimizer"} & own["train"].keys()
+    for choice in _method({**own, "method": method}, schedule._replace(steps=steps)):
+        if not (learns and choice.key.startswith(("encoder.", "train.")) or rated and choice.key.startswith("train.")):
+            choices.append(Choice(f"affinity.{choice.key}", choice.value, choice.why))
     return choices
 
 

@@ -18,7 +18,7 @@ from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import Protocol, average_precision
 from tagmask.methods import Method
 from tagmask.refine import DenseCRF
-from tagmask.training import RunFolder, read_json, write_json
+from tagmask.training import RunFolder, read_json, supervision, write_json
 from tagmask.workflow.localize import LOCALIZATION, localize
 from tagmask.workflow.runs import open_run, reopen, run_stamp, working_grid
 from tagmask.workflow.scoring import AT_VAL, FILES, SCORES, Scorer
@@ -152,7 +152,7 @@ def _protocol(
         truth=f"{collection.source}:{first.mask.parent.name if first.mask else ''}",
         tags_at_test=name != "segmenter",
         left_out=scorer.untagged if name != "segmenter" else 0,
-        supervision="tags" if not method.reads_masks else "masks" if config.data.train_masks else "true masks",
+        supervision=supervision(method, config),
         masks=_masks(config, method, folder),
         threshold=threshold if from_cam else None,
         threshold_source=("best on val" if name == AT_VAL else "fixed")

@@ -54,14 +54,17 @@ def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig
         kept = {"weights_dir": base["encoder"]["weights_dir"]}
         base["encoder"] = kept | ({"weights": "none"} if config.encoder.weights == "none" else {})
     own["method"] = {"name": METHOD[name]} | (own.get("method") or {})
-    if (own.get("encoder") or {}).get("weights") == CLASSIFIER:
-        if own["encoder"].get("name", config.encoder.name) != config.encoder.name:
+    if encoder.get("weights") == CLASSIFIER:
+        classifier = (config.encoder.name, config.encoder.layout)
+        design = (encoder.get("name", classifier[0]), encoder.get("layout", classifier[1]))
+        if design != classifier:
             raise ConfigError(
-                f"stages.{name}.encoder.weights={CLASSIFIER}, but its encoder '{own['encoder']['name']}' is not the "
-                f"classifier's '{config.encoder.name}'; leave one of the two out."
+                f"stages.{name}.encoder.weights={CLASSIFIER}, but its encoder is '{design[0]}' of layout '{design[1]}' "
+                f"and the classifier's '{classifier[0]}' of layout '{classifier[1]}'; set "
+                f"stages.{name}.encoder.weights=auto, or to a checkpoint of that encoder."
             )
         # Until there is a classifier, what it starts from: no stage is trained before, only built to be looked at.
-        own["encoder"]["weights"] = str(folder.model) if is_trained(folder) else config.encoder.weights
+        encoder["weights"] = str(folder.model) if is_trained(folder) else config.encoder.weights
     kind = METHODS.get(own["method"]["name"])
     if name == "affinity" and not issubclass(kind, WalkMethod):
         raise ConfigError(
@@ -94,8 +97,11 @@ def check_stages(config: RunConfig, folder: RunFolder) -> dict[str, RunConfig]:
         if stage is not None and stage.crf != "none":
             DenseCRF.preset(stage.crf)
     configs = {name: network_config(config, name, folder) for name in LEARNS_FROM if getattr(stages, name)}
-    for own in configs.values():
-        check_schedule(own)
+    for name, own in configs.items():
+        try:
+            check_schedule(own)
+        except ConfigError as error:
+            raise ConfigError(f"Stage '{name}' (stages.{name}.train.steps={own.train.steps}): {error}") from error
     if stages.masks is not None and stages.masks.walk:
         if "affinity" not in configs:
             raise ConfigError("stages.masks.walk: there is no stage 'affinity' to walk over.")
@@ -236,8 +242,11 @@ def _train(
         raise ConfigError(f"{own.path}: was trained on other labels than those there now; delete it to train again.")
     if own.config_file.is_file():
         wanted = config.model_dump(mode="json")
-        # Where the labels lie is written as the user wrote the run folder, which may differ.
-        wanted["data"]["train_masks"] = own.config().model_dump(mode="json")["data"]["train_masks"]
+        # Where labels and classifier lie is written as the user wrote the run folder, which may differ.
+        saved = own.config()
+        wanted["data"]["train_masks"] = str(saved.data.train_masks)
+        if config.encoder.weights == str(folder.model) and Path(saved.encoder.weights).name == folder.model.name:
+            wanted["encoder"]["weights"] = saved.encoder.weights
         resumed(own, [wanted], {}, [])
     own.path.mkdir(parents=True, exist_ok=True)
     write_json(note, made_from)

@@ -18,7 +18,7 @@ from tagmask.encoders import build_encoder, weights
 from tagmask.encoders.weights import LITE0, fingerprint, read_state
 from tagmask.errors import WeightsError
 from tagmask.methods import build_method
-from tagmask.training import save_model
+from tagmask.training import read_json, save_model
 
 TINY = "test_vit"  # three heads, six blocks, 64 channels
 
@@ -329,11 +329,38 @@ def trained(tmp_path):
 def test_the_encoder_of_a_trained_model(trained, inner):
     run, source = trained
     encoder = build(weights=str(run / inner))
-    assert encoder.weights_origin == "encoder of baseline (file some.safetensors)"
+    digest = read_json(run / "model" / "classes.json")["digest"]
+    assert encoder.weights_origin == f"encoder of baseline {digest} from tags (file some.safetensors)"
     state = encoder.state_dict()
     assert state.keys() == source.state_dict().keys() and "mean" in state
     for key, value in source.state_dict().items():
         assert torch.equal(state[key], value), key
+
+
+def test_the_users_normalisation_goes_over_a_trained_encoders(trained):
+    encoder = build(weights=str(trained[0]), mean=(0.5, 0.6, 0.7))
+    assert torch.equal(encoder.mean.flatten(), torch.tensor([0.5, 0.6, 0.7]))
+    assert torch.equal(encoder.std, trained[1].std)
+
+
+@pytest.mark.parametrize("inference", ["assignment", "online"])
+def test_of_two_networks_the_one_that_is_used(tmp_path, inference):
+    config = load_config(
+        {"encoder": {"name": "resnet18", "weights": "none"}, "method": {"name": "cosa", "inference": inference}}
+    )
+    method = build_method(config, 2)
+    with torch.no_grad():
+        method.online.encoder.body.conv1.weight.add_(1)
+    save_model(tmp_path, method, config, ["cat", "dog"])
+    loaded = build(weights=str(tmp_path)).body.conv1.weight
+    assert torch.equal(loaded, method.used.encoder.body.conv1.weight)
+    assert torch.equal(loaded, method.online.encoder.body.conv1.weight) == (inference == "online")
+
+
+def test_true_masks_behind_an_encoder_are_named(tmp_path):
+    config = load_config({"encoder": {"name": "resnet18", "weights": "none"}, "method": {"name": "supervised"}})
+    save_model(tmp_path, build_method(config, 2), config, ["cat", "dog"])
+    assert "from true masks (none (random))" in build(weights=str(tmp_path)).weights_origin
 
 
 def test_a_trained_encoder_of_another_design_is_refused(trained):

@@ -506,4 +506,4 @@ def test_packaged_tables(table: str) -> None:
 @pytest.mark.parametrize("user", [{"ensemble": True}, {"weight_c2s_aux": 0.1}, {"weight_csc": 0.1}])
 def test_auxiliary_cams_of_an_untrained_classifier_are_refused(user: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(user))}.*weight_cls_aux=0 leaves untrained"):
-        tiny(SETTINGS | without("cls_aux", "c2s_aux", "csc") | user)
+        build(**without("cls_aux", "c2s_aux", "csc") | user)
