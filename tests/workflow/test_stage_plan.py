@@ -10,8 +10,8 @@ import pytest
 from tagmask.config import RunConfig, load_config
 from tagmask.errors import ConfigError
 from tagmask.training import RunFolder
-from tagmask.workflow import prepare
-from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, network_config, walk_settings
+from tagmask.workflow import prepare, run, train
+from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, network_config, save_stages, walk_settings
 
 
 def test_disk_that_the_plan_names_is_enough_and_not_far_off(config: RunConfig, staged: Path) -> None:
@@ -85,6 +85,11 @@ def test_a_stage_takes_what_it_does_not_set_from_the_run(config: RunConfig) -> N
             ["classifier", "masks", {"segmenter": {"encoder": {"name": "resnet26", "weights": "classifier"}}}],
             "'resnet18'",
         ),
+        (["classifier", "cams", {"affinity": {"train": {"steps": 2, "warmup": 2}}}], "Stage 'affinity'.*train.warmup"),
+        (
+            ["classifier", "masks", {"segmenter": {"encoder": {"layout": "v1", "weights": "classifier"}}}],
+            "weights=auto",
+        ),
         (["classifier", {"masks": {"crf": "pas"}}], "psa"),
         (["classifier", {"masks": {"walk": {"beta": 3}}}], "no stage 'affinity'"),
         (["classifier", "cams", "affinity", {"masks": {"walk": {"radius": 3}}}], "walk_radius, beta"),
@@ -115,3 +120,18 @@ def test_settings_of_a_stage_are_overridden_by_name() -> None:
     assert settings == {"walk_radius": 5, "beta": 4, "walk_steps": 256, "background_power": 16}
     assert load_config(made.model_dump(mode="json")) == made
     assert load_config().stages is None
+
+
+def test_stages_that_come_to_a_trained_run_are_planned(config: RunConfig, tmp_path: Path) -> None:
+    out, alone = tmp_path / "run", config.model_copy(update={"stages": None})
+    train(alone, out)
+    stages = ["stages=[classifier, cams, affinity, masks, segmenter]"]
+    shown = run([], {}, stages, out, resume=True, dry_run=True)
+    assert shown["plan"] and all(key.startswith("stages.") for key in shown["plan"]), "the rest is as it was"
+    assert shown["config"]["stages"]["segmenter"]["encoder"] == {"weights": "classifier"}
+    assert {k: v for k, v in shown["config"].items() if k != "stages"} == alone.model_dump(
+        mode="json", exclude={"stages"}
+    )
+    save_stages(RunFolder(out), load_config(shown["config"]))
+    again = run([], {}, ["stages.masks.crf=psa"], out, resume=True, dry_run=True)
+    assert again["plan"] == {} and again["config"]["stages"]["segmenter"]["encoder"] == {"weights": "classifier"}
