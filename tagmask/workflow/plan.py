@@ -119,7 +119,8 @@ def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule
         planned = _method({**own, "method": method, "encoder": segmenter.encoder or own["encoder"]}, schedule)
         choices.append(Choice("stages.segmenter.method.name", method["name"], "learns from the masks"))
         choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
-        if all(segmenter.encoder.get(key, own["encoder"].get(key)) == own["encoder"].get(key) for key in DESIGN):
+        same = all(segmenter.encoder.get(key, own["encoder"].get(key)) == own["encoder"].get(key) for key in DESIGN)
+        if same and schedule.steps <= HUNDREDS:
             why = "its encoder has learned the classes already, for which a segmenter's few steps hardly suffice"
             choices.append(Choice("stages.segmenter.encoder.weights", CLASSIFIER, why))
     return choices
