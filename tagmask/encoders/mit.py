@@ -81,9 +81,9 @@ class MiT(Encoder):
             weights.state = from_published(weights.state)
         load_weights(self.model, weights, lambda: ())
         self.register_buffer("uniform_eps", torch.tensor(uniform))
-        _set_eps(self)
+        _set_eps(self, uniform)
         self.register_load_state_dict_pre_hook(_without_eps)
-        self.register_load_state_dict_post_hook(_set_eps)
+        self.register_load_state_dict_post_hook(_loaded_eps)
         self.channels = list(variant.channels)
         self.strides = list(accumulate(strides, mul))
         self.depth = sum(variant.depths)
@@ -305,12 +305,17 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _set_eps(encoder: Any, _: Any = None) -> None:
-    """Give the norms in blocks and behind stages the eps that ``uniform_eps`` says."""
-    eps = UNIFORM_EPS if encoder.uniform_eps else BLOCK_EPS
+def _set_eps(encoder: Any, uniform: bool) -> None:
+    """Give the norms in blocks and behind stages the eps that all norms have, or their own."""
+    eps = UNIFORM_EPS if uniform else BLOCK_EPS
     for stage in encoder.model.stages:
         for norm in (stage.norm, *(n for block in stage.blocks for n in (block.norm1, block.norm2))):
             norm.eps = eps
+
+
+def _loaded_eps(encoder: Any, _: Any) -> None:
+    """The eps that loaded weights ran with."""
+    _set_eps(encoder, bool(encoder.uniform_eps))
 
 
 def _without_eps(encoder: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
