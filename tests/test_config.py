@@ -167,7 +167,7 @@ def test_the_plan_of_stages_agrees_with_the_packaged_ones(name: str, listed: boo
     assert ours.method == theirs.method and ours.encoder.freeze == theirs.encoder.freeze == (name == "irn")
     for key in ("steps", "lr", "head_lr", "ema", "optimizer"):
         assert getattr(ours.train, key) == getattr(theirs.train, key), key
-    assert made.stages.segmenter.encoder["weights"] == packaged.stages.segmenter.encoder["weights"] == "classifier"  # type: ignore
+    assert made.stages.segmenter.encoder["weights"] == packaged.stages.segmenter.encoder["weights"] == "classifier"  # type: ignore[union-attr]
 
 
 def test_the_plan_of_stages_fits_what_the_user_sets(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_the_plan_of_stages_fits_what_the_user_sets(tmp_path: Path) -> None:
     assert affinity({}, train={"steps": 20}).train.steps == 20
     given = {"method": {"name": "rcm_mam"}, "stages": {"classifier": {}, "masks": {}, "segmenter": {}}}
     given["stages"]["segmenter"] = {"encoder": {"name": "resnet34"}}
-    assert "weights" not in staged(given).stages.segmenter.encoder, "another encoder starts from its own"  # type: ignore
+    assert "weights" not in staged(given).stages.segmenter.encoder, "another encoder starts from its own"  # type: ignore[union-attr]
     given["stages"] = {"classifier": {}, "cams": {"soft": True}, "affinity": {"method": {"name": "affinity_net"}}}
-    assert staged(given).stages.cams.rule == "power", "one setting of a stage leaves the others to the plan"  # type: ignore
+    assert staged(given).stages.cams.rule == "power", "one setting of a stage leaves the others to the plan"  # type: ignore[union-attr]
     given["stages"]["cams"] = {"rule": "constant"}
-    assert staged(given).stages.cams.confidence == 0.7  # type: ignore
+    assert staged(given).stages.cams.confidence == 0.7  # type: ignore[union-attr]

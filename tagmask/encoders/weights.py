@@ -108,6 +108,8 @@ def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
 
     Raises WeightsError where that encoder is another network than the configured one.
     """
+    if config.weights in ("auto", "none", "package"):
+        return None
     folder = Path(config.weights).expanduser()
     found = next((p for p in (folder, folder / "model") if all((p / name).is_file() for name in TRAINED)), None)
     if found is None:

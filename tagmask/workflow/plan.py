@@ -17,6 +17,7 @@ from tagmask.stage_config import CLASSIFIER, METHOD, StagesConfig, stage_mapping
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
 """Thresholds of CAM labels by encoder, found on held-out photos (docs/results.md): some have broader CAMs."""
 STAGE_NAMES = tuple(f"stages.{stage}.method.name" for stage in METHOD)
+"""Keys of the methods of stages."""
 HUNDREDS = 1000
 """Steps up to which a stage is planned as a short one."""
 DESIGN = ("name", "layout")

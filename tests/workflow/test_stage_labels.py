@@ -79,7 +79,7 @@ def test_label_files_have_the_photos_size_and_the_data_sets_classes(tmp_path: Pa
 
     made = write_labels(tmp_path / "out", items, collection.classes, make, {"classes": []}, soft=True)
     values = np.array(Image.open(tmp_path / "out" / f"{items[0].id}.png"))
-    assert values.shape == (64, 80) and values[0, 0] == items[0].tags[-1] + 1 and values[1, 1] == 255  # type: ignore
+    assert values.shape == (64, 80) and values[0, 0] == items[0].tags[-1] + 1 and values[1, 1] == 255  # type: ignore[index]
     assert not np.array(Image.open(tmp_path / "out" / "nothing.png")).any(), "nothing in it: background"
     assert made.written == 2 and "nowhere.jpg" in made.failed[0][0]
     with np.load(tmp_path / "out" / f"{items[0].id}.npz") as saved:

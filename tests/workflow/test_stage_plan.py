@@ -116,7 +116,7 @@ def test_settings_of_a_stage_are_overridden_by_name() -> None:
     assert made.stages is not None and made.stages.named() == ["classifier", "cams", "affinity", "masks"]
     assert made.stages.cams is not None and made.stages.cams.high == 0.35
     assert made.stages.affinity is not None and made.stages.affinity.train == {"steps": 9}
-    settings = walk_settings(network_config(made, "affinity", RunFolder("out")), made.stages.masks)  # type: ignore
+    settings = walk_settings(network_config(made, "affinity", RunFolder("out")), made.stages.masks)  # type: ignore[arg-type]
     assert settings == {"walk_radius": 5, "beta": 4, "walk_steps": 256, "background_power": 16}
     assert load_config(made.model_dump(mode="json")) == made
     assert load_config().stages is None
