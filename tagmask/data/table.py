@@ -56,9 +56,15 @@ def table(config: DataConfig, seed: int = 0) -> Collection:
     if path is None:
         raise DataError(f"{root}: neither {' nor '.join(TABLE_NAMES)} is there. Write one, or set data.tags.")
     rows, columns = read_table(path, config.separator)
-    classes = given_classes(config, root) or check_classes(
-        columns or sorted({t for r in rows for t in r.tags}), str(path)
-    )
+    classes = given_classes(config, root)
+    if classes is None:
+        names = columns or sorted({t for r in rows for t in r.tags})
+        if not names:
+            raise DataError(
+                f"{path}: none of its {len(rows)} rows has a tag. Write what is in a photo behind its name, as in "
+                "'photo.jpg,cat'."
+            )
+        classes = check_classes(names, str(path))
     base, masks = image_folder(config, root), mask_folder(config, root)
     images = find_images(base, [masks] if masks is not None else [])
     if not images:
