@@ -54,6 +54,10 @@ class Method(nn.Module):
     def after_step(self, step: int) -> None:
         """Called after the optimiser: EMA networks, prototypes, thresholds."""
 
+    def figures(self) -> dict[str, float]:
+        """Numbers of its state that change in training, which the log keeps beside the losses."""
+        return {}
+
     def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:
         """Optimiser groups: encoder at ``lr``, everything new at ``lr * head_lr``; norm layers at ``lr`` or frozen."""
         norms = {id(p) for p in norm_parameters(self.encoder)}

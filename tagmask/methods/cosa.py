@@ -239,6 +239,10 @@ class CoSA(Method):
             for average, source in zip(self.assigner, self.online):
                 update_average(average, source, self.config.momentum)
 
+    def figures(self) -> dict[str, float]:
+        """The dynamic thresholds, of those CAMs that have been looked at."""
+        return {f"threshold_{name}": float(t.value) for name, t in self.thresholds.items() if t.batches > 0}
+
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls, cls_aux; after ``warmup`` c2s, c2s_aux (equation 5), s2c (8), csc (10) and reg, weighted as in 11."""
         cfg = self.config

@@ -62,9 +62,9 @@ def write_report(
     """Write ``run/report.html`` and return its path.
 
     panels: photos to choose from. metrics: ``{"scores": [dictionaries of tagmask.evaluate.score], "classification":
-    {"map": share, "per_class": {name: share}}}``, both optional. log: rows ``{"step", "losses": {name: value}, "lr",
-    "images_per_second", …}``; rows without losses are passed over. fingerprint: of the data, as ``tagmask check``
-    saves it. Raises DataError naming the photo whose panel does not fit.
+    {"map": share, "per_class": {name: share}}}``, both optional. log: rows ``{"step", "losses": {name: value},
+    "figures": {name: value}, "lr", "images_per_second", …}``; rows without losses are passed over. fingerprint: of the
+    data, as ``tagmask check`` saves it. Raises DataError naming the photo whose panel does not fit.
     """
     scores = list(metrics.get("scores") or [])
     groups = choose(panels)
@@ -185,16 +185,17 @@ def _legend(panels: Sequence[Panel]) -> list[tuple[str, str | None]]:
 
 
 def _training(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Plots of every loss term and of the learning rate, and what the log says in numbers."""
+    """Plots of every loss term, of the method's figures and of the learning rate; what the log says in numbers."""
     rows = [row for row in log if row.get("losses")]
     if not rows:
         return None
     plots = []
-    for name in dict.fromkeys(name for row in rows for name in row["losses"]):
-        values = [(row["step"], row["losses"].get(name)) for row in rows]
-        points = [(step, value) for step, value in values if value is not None and np.isfinite(value)]
-        if points:
-            plots.append(Markup(line(name, *_columns(points))))
+    for kind in ("losses", "figures"):
+        for name in dict.fromkeys(name for row in rows for name in row.get(kind, {})):
+            values = [(row["step"], row.get(kind, {}).get(name)) for row in rows]
+            points = [(step, value) for step, value in values if value is not None and np.isfinite(value)]
+            if points:
+                plots.append(Markup(line(name, *_columns(points), smooth=kind == "losses")))
     rates = [(row["step"], row["lr"]) for row in rows if row.get("lr") is not None]
     if rates:
         plots.append(Markup(line("learning rate", *_columns(rates), smooth=False)))

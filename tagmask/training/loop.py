@@ -151,7 +151,7 @@ def train_method(
             done = step + 1
             spent += time.perf_counter() - began
             if done % train.log_every == 0 or done == train.steps:
-                record = log.step(done, parts, optimizer.param_groups[0]["lr"], spent, waited)
+                record = log.step(done, parts, method.figures(), optimizer.param_groups[0]["lr"], spent, waited)
                 progress.update(done, record)
             if done % train.checkpoint_every == 0 or done == train.steps:
                 state |= {"step": done, "seconds": spent, "waited": waited}
@@ -270,7 +270,9 @@ class _Log:
                     raise ConfigError("train.tensorboard needs: pip install 'tagmask[tensorboard]'.") from error
                 self.board = SummaryWriter(str(folder.path / "tensorboard"))
 
-    def step(self, step: int, parts: list[Losses], lr: float, spent: float, waited: float) -> dict[str, Any]:
+    def step(
+        self, step: int, parts: list[Losses], figures: dict[str, float], lr: float, spent: float, waited: float
+    ) -> dict[str, Any]:
         names = parts[-1].terms
         losses = {n: _mean([p.terms[n] for p in parts]) for n in names} | {"total": _mean([p.total for p in parts])}
         before, then = self.last
@@ -279,6 +281,7 @@ class _Log:
         record = {
             "step": step,
             "losses": losses,
+            **({"figures": figures} if figures else {}),
             "lr": lr,
             "images_per_second": round(images, 3),
             "seconds": round(spent, 3),
@@ -288,6 +291,8 @@ class _Log:
         if self.board is not None:
             for name, value in losses.items():
                 self.board.add_scalar(f"loss/{name}", value, step)
+            for name, value in figures.items():
+                self.board.add_scalar(f"figure/{name}", value, step)
             self.board.add_scalar("lr", lr, step)
         return record
 

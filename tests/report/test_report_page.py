@@ -58,7 +58,14 @@ def scores() -> list[dict]:
 
 
 LOG = [
-    {"step": s, "losses": {"cls": 1 / (s + 1), "seg": 2.0}, "lr": 1e-4, "images_per_second": 12.5} for s in range(100)
+    {
+        "step": s,
+        "losses": {"cls": 1 / (s + 1), "seg": 2.0},
+        "figures": {"threshold_main": 0.3} if s > 50 else {},
+        "lr": 1e-4,
+        "images_per_second": 12.5,
+    }
+    for s in range(100)
 ] + [{"step": 100, "miou": 0.5}]
 FINGERPRINT = {
     "counts": {"images": 9, "empty": 0},
@@ -142,6 +149,8 @@ def test_numbers_and_protocol_are_on_the_page(tmp_path):
     assert "segmenter on test" in text and "tags at test" in text and "oracle threshold" in text
     peak = score["curve"]["peak"]
     assert f"peak {100 * peak['miou']:.1f} at {peak['threshold']:g}" in text
+    page = (tmp_path / "report.html").read_text()
+    assert all(f"{name} over training steps" in page for name in ("seg", "threshold_main", "learning rate"))
     assert "12.5 images a second" in text and "images: 9" in text and "in train: 6" in text and "empty" not in text
     assert re.search(r"Best.*photo8.*Worst.*photo0", text)
 

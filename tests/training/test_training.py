@@ -56,6 +56,9 @@ class Toy(Method):
                 raise RuntimeError("something else")
         return Losses({"value": value}, value)
 
+    def figures(self) -> dict[str, float]:
+        return {"seen": float(len(self.seen))}
+
 
 @pytest.fixture(autouse=True)
 def toy() -> Iterator[None]:
@@ -170,6 +173,7 @@ def test_log_has_losses_speed_and_scores(tmp_path: Path) -> None:
     records = folder.log()
     assert [r["step"] for r in records] == [2, 2, 4, 4]
     assert records[0]["losses"].keys() == {"value", "total"} and records[0]["images_per_second"] > 0
+    assert [r["figures"] for r in records[::2]] == [{"seen": 2.0}, {"seen": 4.0}]
     assert records[1]["scores"] == {"val/segmenter": 0.5}
     assert 0 <= done.data_share <= 1 and done.steps == 4
     assert list((tmp_path / "run" / "tensorboard").iterdir())
