@@ -28,6 +28,8 @@ def label(
 
 def report_masks(summary: dict, json: bool) -> None:
     """Print what ``write_masks`` did; exit with 1 where photos failed."""
+    from tagmask.label import describe_missing
+
     if json:
         common.print_json(summary)
     else:
@@ -37,6 +39,8 @@ def report_masks(summary: dict, json: bool) -> None:
         common.screen().print(
             f"{summary['written']} masks in {summary['folder']}{kept}{untagged}{unsure}", markup=False, highlight=False
         )
+        if lacking := describe_missing(summary):
+            common.screen().print(lacking, style="yellow", markup=False, highlight=False, soft_wrap=True)
         for failure in summary["failed"]:
             common.screen().print(
                 f"left out: {failure['why']}", style="red", markup=False, highlight=False, soft_wrap=True

@@ -1,7 +1,17 @@
 """Masks from a trained method: with tags (``label``) and without (``predict``)."""
 
-from tagmask.label.engine import Labelled, write_label_files, write_masks
+from tagmask.label.engine import Labelled, describe_missing, read_missing, write_label_files, write_masks
 from tagmask.label.infer import Inference
 from tagmask.label.segmenter import Prediction, Segmenter, load
 
-__all__ = ["Inference", "Labelled", "Prediction", "Segmenter", "load", "write_label_files", "write_masks"]
+__all__ = [
+    "Inference",
+    "Labelled",
+    "Prediction",
+    "Segmenter",
+    "describe_missing",
+    "load",
+    "read_missing",
+    "write_label_files",
+    "write_masks",
+]

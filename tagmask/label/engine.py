@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from tagmask.data import Item, read_ahead, tag_vector, write_mask
+from tagmask.data import Item, read_ahead, read_mask, tag_vector, write_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.label.infer import Inference
 from tagmask.training.folder import read_json, write_json
@@ -24,9 +26,16 @@ Make = Callable[[Item, Tensor], "tuple[Tensor, Tensor | None, Sequence[str]]"]
 asked for, with the names of the n classes; None where there are no scores."""
 
 
+MISSING = "missing.csv"
+"""Beside masks of tagged photos, one line for a photo and a class that it is tagged with and its mask lacks."""
+
+
 @dataclass
 class Labelled:
-    """What a labelling run did. skipped: masks that were there already; failed: (file, why); untagged: left out."""
+    """What a labelling run did. skipped: masks that were there already; failed: (file, why); untagged: left out.
+
+    missing: of photos, written or skipped, those whose mask lacks classes that they are tagged with, as (id, classes).
+    """
 
     folder: Path
     written: int = 0
@@ -34,6 +43,7 @@ class Labelled:
     failed: list[tuple[str, str]] = field(default_factory=list)
     unsure: float = 0.0
     untagged: int = 0
+    missing: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def summary(self) -> dict:
         """JSON-able counts."""
@@ -43,8 +53,12 @@ class Labelled:
             "skipped": self.skipped,
             "untagged": self.untagged,
             "unsure_share": round(self.unsure, 4),
+            "missing": {"photos": len(self.missing), "classes": dict(self._counts().most_common())},
             "failed": [{"file": f, "why": w} for f, w in self.failed],
         }
+
+    def _counts(self) -> Counter[str]:
+        return Counter(name for _, names in self.missing for name in names)
 
 
 def write_masks(
@@ -80,12 +94,13 @@ def write_masks(
             raise DataError(f"{item.image}: has no row of tags; 'tagmask predict' labels photos without tags.")
         return *inference.labels(photo, tag_vector(item.tags, len(classes))), names
 
-    return write_label_files(folder, items, make, note, overwrite, soft, console)
+    return write_label_files(folder, items, classes, make, note, overwrite, soft, console)
 
 
 def write_label_files(
     folder: Path,
     items: Iterable[Item],
+    classes: Sequence[str],
     make: Make,
     note: dict[str, Any],
     overwrite: bool = False,
@@ -93,6 +108,8 @@ def write_label_files(
     console: Console | None = None,
 ) -> Labelled:
     """Write ``<id>.png`` for each item into ``folder``, and ``note``, which says how they were made, as classes.json.
+
+    Where items have tags, missing.csv says which masks lack a class of theirs. classes: names of 1..C.
 
     Files that are there are kept unless ``overwrite``, which removes those of ``items``, soft maps as well, before it
     begins: a run that is killed and goes on never mixes old and new ones. soft: also save ``<id>.npz``, compressed,
@@ -128,6 +145,7 @@ def write_label_files(
     todo = [item for item in items if not paths[item.id].is_file()]
     result = Labelled(folder, skipped=len(items) - len(todo))
     pixels = unsure = 0
+    lacking: dict[str, list[str]] = {}
     console = console or Console(stderr=True)
     shown = track(read_ahead(todo), folder.name, len(todo), console=console, disable=not console.is_terminal)
     for item, photo in shown:
@@ -144,5 +162,48 @@ def write_label_files(
         result.written += 1
         pixels += labels.numel()
         unsure += int((labels == IGNORE).sum())
+        lacking[item.id] = _lacking(item, labels, classes)
     result.unsure = unsure / pixels if pixels else 0.0
+    tagged = [item for item in items if item.tags is not None]
+    for item in tagged:
+        if item.id not in lacking and paths[item.id].is_file():
+            lacking[item.id] = _lacking(item, read_mask(paths[item.id], len(classes)), classes)
+    result.missing = [(item.id, lacking[item.id]) for item in tagged if lacking.get(item.id)]
+    if tagged:
+        _write_missing(folder / MISSING, result.missing)
     return result
+
+
+def _lacking(item: Item, labels: Tensor, classes: Sequence[str]) -> list[str]:
+    """Classes of the item's tags without a pixel in its label map (H,W)."""
+    there = set(labels.unique().tolist())
+    return [classes[tag] for tag in item.tags or () if tag + 1 not in there]
+
+
+def _write_missing(path: Path, missing: Sequence[tuple[str, Sequence[str]]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["image", "class"])
+        table.writerows((image, name) for image, names in missing for name in names)
+
+
+def read_missing(folder: Path) -> dict[str, list[str]]:
+    """Of photos whose masks in ``folder`` lack tagged classes, these classes, by the photo's id; {} without a list."""
+    path = folder / MISSING
+    found: dict[str, list[str]] = {}
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                found.setdefault(row["image"], []).append(row["class"])
+    return found
+
+
+def describe_missing(summary: dict[str, Any]) -> str:
+    """One sentence on the masks that lack tagged classes, from a ``Labelled.summary``; empty where none does."""
+    photos, classes = summary["missing"]["photos"], summary["missing"]["classes"]
+    if not photos:
+        return ""
+    named = ", ".join(f"{name} {count}" for name, count in list(classes.items())[:5])
+    more = ", …" if len(classes) > 5 else ""
+    lack = "1 mask has" if photos == 1 else f"{photos} masks have"
+    return f"{lack} no pixel of a class that the photo is tagged with ({named}{more}): {summary['folder']}/{MISSING}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -241,7 +241,8 @@ class CoSA(Method):
 
     def figures(self) -> dict[str, float]:
         """The dynamic thresholds, of those CAMs that have been looked at."""
-        return {f"threshold_{name}": float(t.value) for name, t in self.thresholds.items() if t.batches > 0}
+        used = ((n, cast(DynamicThreshold, t)) for n, t in self.thresholds.items())
+        return {f"threshold_{name}": float(one.value) for name, one in used if one.batches > 0}
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls, cls_aux; after ``warmup`` c2s, c2s_aux (equation 5), s2c (8), csc (10) and reg, weighted as in 11."""

@@ -24,6 +24,7 @@ SIDE = 320
 """Longer side of a picture on the page, pixels."""
 SHOWN = 6
 """Photos among the best and among the worst; twice as many where there are no scores."""
+LACKING = "Masks without a class that the photo is tagged with"
 CAMS_SHOWN = 3
 """Class activation maps of one photo, the strongest first."""
 
@@ -34,7 +35,7 @@ class Panel:
 
     image: uint8 (H,W,3). tags: names. classes: foreground names; label i is ``classes[i-1]``. cam: float (H,W), or
     (C',H,W) with ``cam_names``, in [0,1], any resolution. refined, prediction, truth: uint8 (H,W), 255 for unsure
-    or void. score: the photo's mIoU in [0,1].
+    or void. score: the photo's mIoU in [0,1]. missing: tagged classes without a pixel in the photo's mask.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Panel:
     prediction: np.ndarray | None = None
     truth: np.ndarray | None = None
     score: float | None = None
+    missing: Sequence[str] = ()
 
 
 def write_report(
@@ -96,17 +98,24 @@ def write_report(
 
 
 def choose(panels: Sequence[Panel], shown: int = SHOWN) -> list[tuple[str, list[Panel]]]:
-    """Named groups of panels: best and worst where photos have scores, else the first ones as samples.
+    """Named groups of panels: best and worst where photos have scores, else the first ones as samples; then others
+    whose masks lack a tagged class.
 
     A photo without tags is a trivial success when nothing is found in it, so the best are sought among the others.
     """
     scored = sorted((p for p in panels if p.score is not None), key=lambda p: -(p.score or 0.0))
     if not scored:
-        return [("Samples", list(panels[: 2 * shown]))] if panels else []
+        groups = [("Samples", list(panels[: 2 * shown]))] if panels else []
+        return groups + _lacking(panels[2 * shown :], shown)
     best = [panel for panel in scored if panel.tags][: min(shown, (len(scored) + 1) // 2)] or scored[:shown]
     chosen = set(map(id, best))
     worst = [panel for panel in scored if id(panel) not in chosen][-shown:][::-1]
-    return [("Best", best), *([("Worst", worst)] if worst else [])]
+    return [("Best", best), *([("Worst", worst)] if worst else []), *_lacking(panels, shown)]
+
+
+def _lacking(panels: Sequence[Panel], shown: int) -> list[tuple[str, list[Panel]]]:
+    found = [panel for panel in panels if panel.missing and panel.score is None][:shown]
+    return [(LACKING, found)] if found else []
 
 
 def _template() -> Any:
@@ -144,7 +153,7 @@ def _pictures(panel: Panel) -> dict[str, Any]:
     except (DataError, ValueError, TypeError) as error:
         raise DataError(f"{panel.id}: its pictures cannot be drawn for the report ({error}).") from error
     tags = [(tag, colour(panel.classes.index(tag) + 1) if tag in panel.classes else None) for tag in panel.tags]
-    return {"id": panel.id, "score": panel.score, "tags": tags, "pictures": pictures}
+    return {"id": panel.id, "score": panel.score, "tags": tags, "missing": panel.missing, "pictures": pictures}
 
 
 def _heats(panel: Panel, image: np.ndarray) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_
 from tagmask.data import Collection, Item, print_fingerprint
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
+from tagmask.label import Labelled, describe_missing
 from tagmask.methods import build_method
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, Trained, write_json
@@ -144,7 +145,7 @@ def _staged(
     with clock("report"):
         pages = [report(run.path) for run in runs]
     write_json(folder.path / "minutes.json", minutes)
-    nothing = {"folder": str(folder.masks), "written": 0, "failed": []}
+    nothing = Labelled(folder.masks).summary()
     summary = {
         "run": str(folder.path),
         "minutes": minutes,
@@ -196,6 +197,8 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
     if summary["scores"]:
         print_scores(summary["scores"], console)
     print_classification(summary["classification"], console)
+    if lacking := describe_missing(summary["masks"]):
+        console.print(lacking, style="yellow", markup=False, highlight=False, soft_wrap=True)
     for made in (summary["masks"], summary["predictions"]):
         for failure in made["failed"] if made else ():
             console.print(f"left out: {failure['why']}", style="red", markup=False, highlight=False, soft_wrap=True)

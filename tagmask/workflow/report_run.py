@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from tagmask.data import Collection, Item, read_image, read_mask, tag_vector
-from tagmask.label import Inference
+from tagmask.label import Inference, read_missing
 from tagmask.label.infer import best_labels
 from tagmask.report import Panel, write_report
+from tagmask.report.page import SHOWN
 from tagmask.training import RunFolder, read_json
 from tagmask.workflow.runs import open_run, reopen
 
@@ -27,7 +28,8 @@ def report(
 ) -> Path:
     """Write the run's report.html. split: whose photos are shown; default: the last one scored, else 'train'.
 
-    Of photos that a score knows, the best and the worst are shown; of others a seeded sample.
+    Of photos that a score knows, the best and the worst are shown; of others a seeded sample. Then come some whose
+    masks lack a class that they are tagged with.
     """
     folder, config, method = open_run(run, overrides)
     collection = reopen(folder, config)
@@ -46,10 +48,13 @@ def report(
     else:
         order = torch.randperm(len(items), generator=torch.Generator().manual_seed(config.seed)).tolist()
         shown = [items[i] for i in order[:photos]]
+    lacking = read_missing(folder.masks)
+    there = {item.id for item in shown}
+    shown += [item for item in collection.split("all") if item.id in lacking and item.id not in there][:SHOWN]
     inference = Inference(method, config)
     return write_report(
         folder.path,
-        [_panel(item, inference, collection, folder, known.get(item.id)) for item in shown],
+        [_panel(item, inference, collection, folder, known.get(item.id), lacking.get(item.id, [])) for item in shown],
         metrics | {"classification": metrics.get("classification", {}).get(split)},
         folder.log(),
         folder.config_file.read_text(encoding="utf-8"),
@@ -59,7 +64,14 @@ def report(
     )
 
 
-def _panel(item: Item, inference: Inference, collection: Collection, folder: RunFolder, score: float | None) -> Panel:
+def _panel(
+    item: Item,
+    inference: Inference,
+    collection: Collection,
+    folder: RunFolder,
+    score: float | None,
+    missing: Sequence[str],
+) -> Panel:
     photo = read_image(item.image)
     names = [collection.classes[t] for t in item.tags or ()]
     factor = min(1.0, PICTURE / max(photo.shape[-2:]))
@@ -69,7 +81,7 @@ def _panel(item: Item, inference: Inference, collection: Collection, folder: Run
     def picture(labels: torch.Tensor) -> torch.Tensor:
         return F.interpolate(labels[None, None], size=size, mode="nearest-exact")[0, 0].cpu()
 
-    panel = Panel(item.id, small.permute(1, 2, 0).numpy(), names, collection.classes, score=score)
+    panel = Panel(item.id, small.permute(1, 2, 0).numpy(), names, collection.classes, score=score, missing=missing)
     if inference.method.has_cams and item.tags:
         tags = tag_vector(item.tags, len(collection.classes))
         cams = inference.cams(photo, tags)

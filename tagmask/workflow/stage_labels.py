@@ -118,4 +118,4 @@ def write_labels(
         background = ["background"] if len(scores) > len(present) else []
         return values[places.cpu().long()], scores, [*background, *(classes[i] for i in present.tolist())]
 
-    return write_label_files(folder, items, one, note, soft=soft, console=console)
+    return write_label_files(folder, items, classes, one, note, soft=soft, console=console)

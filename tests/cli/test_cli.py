@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ import tagmask
 from tagmask.cli import app
 from tagmask.data import write_demo
 from tagmask.errors import ConfigError, DataError, WeightsError
+from tagmask.label import read_missing
 from tagmask.training import RunFolder
 from tagmask.workflow import reopen
 from tagmask.workflow.score_run import SPECIAL
@@ -93,6 +95,32 @@ def test_masks_hold_only_tagged_classes(run: Path, scenes: Path) -> None:
     for item in collection.split("train"):
         labels = set(np.unique(np.array(Image.open(run / "masks" / f"{item.id}.png"))).tolist())
         assert labels <= {0, 255} | {t + 1 for t in item.tags or ()}
+
+
+def test_masks_that_lack_a_tagged_class_are_listed(run: Path, scenes: Path, tmp_path: Path) -> None:
+    collection = reopen(RunFolder(run), tagmask.load_config(run / "config.yaml"))
+    items = [item for split in ("train", "val") for item in collection.split(split)]
+    wanted = {
+        (item.id, collection.classes[tag])
+        for item in items
+        for tag in item.tags or ()
+        if tag + 1 not in np.array(Image.open(run / "masks" / f"{item.id}.png"))
+    }
+    with (run / "masks" / "missing.csv").open(newline="") as file:
+        assert {(row["image"], row["class"]) for row in csv.DictReader(file)} == wanted
+    item = next(item for item in items if item.tags)
+    shutil.copytree(run, tmp_path / "run")
+    blank = Image.open(run / "masks" / f"{item.id}.png")
+    blank.putdata([0] * (blank.width * blank.height))
+    blank.save(tmp_path / "run" / "masks" / f"{item.id}.png")
+    own = [collection.classes[tag] for tag in item.tags or ()]
+    result = call("label", str(tmp_path / "run"), "--split", "train+val", "--json")
+    assert json.loads(result.stdout)["missing"]["photos"] == len({i for i, _ in wanted} | {item.id})
+    assert read_missing(tmp_path / "run" / "masks")[item.id] == own
+    shown = " ".join(call("label", str(tmp_path / "run"), "--split", "train+val").output.split())
+    assert "no pixel of a class that the photo is tagged with" in shown and own[0] in shown
+    tagmask.workflow.report(tmp_path / "run", photos=1)
+    assert (tmp_path / "run" / "report.html").read_text().count("not in the mask:") >= 1
 
 
 def test_evaluate_again_gives_the_same_and_prints_the_protocol(run: Path) -> None:

@@ -15,7 +15,7 @@ from tagmask.data.reading import palette
 from tagmask.errors import DataError
 from tagmask.evaluate import Protocol, ScoreStream, ThresholdCurve
 from tagmask.report import Panel, heat, overlay, write_report
-from tagmask.report.page import choose
+from tagmask.report.page import LACKING, choose
 
 CLASSES = ["cat", "dog $x$", "<b>boat</b>"]
 
@@ -197,6 +197,18 @@ def test_best_and_worst_do_not_overlap_and_empty_photos_are_not_the_best():
     groups = dict(choose([*panels, empty], shown=3))
     assert empty.id not in {p.id for p in groups["Best"]}
     assert [name for name, _ in choose([panel(0), panel(1)])] == ["Samples"]
+
+
+def test_masks_that_lack_a_class_are_a_group_and_samples_stay_a_sample(tmp_path):
+    lacking = [panel(30), panel(31)]
+    for one in lacking:
+        one.missing = ["dog"]
+    samples, (name, members) = choose([lacking[0], panel(0), panel(1), panel(2), lacking[1]], shown=1)
+    assert samples[0] == "Samples" and [p.id for p in samples[1]] == [lacking[0].id, panel(0).id]
+    assert name == LACKING and [p.id for p in members] == [lacking[1].id]
+    assert [n for n, _ in choose([panel(0, 0.2), panel(1, 0.7), *lacking])][:2] == ["Best", "Worst"]
+    write_report(tmp_path, [panel(0, 0.2), lacking[0]], {}, [], "", {})
+    assert "not in the mask: dog" in (tmp_path / "report.html").read_text()
 
 
 def test_overlay_tints_outlines_and_hatches():

@@ -95,7 +95,7 @@ def test_overwriting_that_is_killed_leaves_no_old_labels(tmp_path: Path, scenes:
                 raise KeyboardInterrupt
             return torch.full(photo.shape[-2:], value, dtype=torch.uint8), torch.full((1, 2, 2), value), ["x"]
 
-        return write_label_files(tmp_path, items, make, {"value": value}, **options)
+        return write_label_files(tmp_path, items, list("abcdefgh"), make, {"value": value}, **options)
 
     write(1, soft=True)
     assert len(list(tmp_path.glob("*.npz"))) == 3
@@ -108,7 +108,7 @@ def test_overwriting_that_is_killed_leaves_no_old_labels(tmp_path: Path, scenes:
     assert {int(np.array(Image.open(path)).max()) for path in tmp_path.glob("*.png")} == {2}
     extra = replace(items[0], id="further")
     with pytest.raises(ConfigError, match="further photos"):
-        write_label_files(tmp_path, [extra], None, {"value": 3}, overwrite=True)  # type: ignore[arg-type]
+        write_label_files(tmp_path, [extra], [], None, {"value": 3}, overwrite=True)  # type: ignore[arg-type]
 
 
 def test_the_crf_of_masks_is_applied() -> None:
