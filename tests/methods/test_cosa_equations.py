@@ -1,0 +1,155 @@
+"""``cosa``: labels, terms and thresholds against its equations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tagmask.cam import DynamicThreshold, normalize
+from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
+from tagmask.methods.assigning import Assigned, cam_assignment, mean_of_views, photo_positions, without_doubt
+from tagmask.methods.cosa import CoSA
+from tagmask.types import Batch
+from tests.methods.contract import CLASSES
+from tests.methods.cosa_parts import WEIGHTS, build, two_views
+
+
+def test_labels_equal_equation_3() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cams = torch.rand(2, 4, 3, 5, generator=generator)
+    cams[0, 2, 0, 0], cams[0, 1, 0, 0] = 0.6, 0.1
+    trusted = torch.tensor([[False, True, True, False], [True, False, True, True]])
+    xi = 0.6
+    labels, confidence = cam_assignment(Assigned(cams, trusted, xi), (3, 5))
+    halves, _ = cam_assignment(Assigned(cams, trusted, torch.tensor(xi)), (3, 5), low=0.3)
+    for b in range(2):
+        for y in range(3):
+            for x in range(5):
+                column = [float(cams[b, c, y, x]) if trusted[b, c] else 0.0 for c in range(4)]
+                nu = max(column)
+                expected = column.index(nu) + 1 if nu >= float(torch.tensor(xi)) else 0
+                assert labels[b, y, x] == expected and confidence[b, y, x].item() == pytest.approx(nu)
+                assert halves[b, y, x] == (expected if expected or nu < 0.3 else 255)
+    assert labels[0, 0, 0] == 3, "a CAM equal to the threshold is foreground"
+    none, zero = cam_assignment(Assigned(cams, torch.zeros(2, 4, dtype=torch.bool), xi), (6, 5))
+    assert none.shape == (2, 6, 5) and not none.any() and not zero.any()
+
+
+def test_views_are_turned_back_and_averaged() -> None:
+    small, large = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 4, 4)
+    mirrored = [torch.cat([x, x.flip(-1)]) for x in (small, large)]
+    torch.testing.assert_close(mean_of_views(mirrored[1:], True), large)
+    up = nn.functional.interpolate(small, size=(4, 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(mean_of_views(mirrored, True), (up + large) / 2)
+    torch.testing.assert_close(mean_of_views([large, small], False), (up + large) / 2)
+
+
+def test_padding_and_doubtful_tags_are_ignored() -> None:
+    batch = two_views()  # the last four rows are padding
+    batch.tags[0] = torch.tensor([1.0, 1.0, 0.0])
+    trusted = batch.tags > 0
+    trusted[0, 1] = False
+    labels = torch.zeros(4, 64, 64, dtype=torch.long)
+    labels[:, :8] = 1
+    result = without_doubt(labels, batch, trusted)
+    assert (result[:, 60:] == 255).all() and (result[:, :8] == 1).all()
+    assert (result[0, 8:60] == 255).all() and (result[1:, 8:60] == 0).all()
+    assert photo_positions(batch, (4, 4)).all() and not photo_positions(batch, (32, 32))[:, 30:].any()
+
+
+def manual_terms(method: CoSA, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The terms from the published operators, one network pass a view, and the thresholds."""
+    strong = method.encoder(batch.views["strong"].images)
+    maps, logits = method.classifier.cam(strong.maps[-1]), method.decoder(strong)
+    network = method.assigner
+    labels, doubt, thresholds = {}, {}, {}
+    views = [network.encoder(x) for x in (batch.images, batch.images.flip(-1))]
+    for name, head, index in (("main", network.classifier, -1), ("aux", network.auxiliary, -2)):
+        straight, mirrored = (head.cam(v.maps[index]) for v in views)
+        cams = normalize(torch.maximum(straight, mirrored.flip(-1)).relu())
+        threshold = DynamicThreshold(4, 0.3)
+        thresholds[name] = float(threshold.update(cams, batch.tags, photo_positions(batch, (4, 4))))
+        for size in ((4, 4), (64, 64)):
+            large = nn.functional.interpolate(cams, size=size, mode="bilinear", align_corners=False)
+            nu, best = (large * batch.tags[:, :, None, None]).max(1)
+            label = torch.where(nu >= thresholds[name], best + 1, 0)
+            labels[name, size] = label.masked_fill(~photo_positions(batch, size), 255)
+            doubt[name, size] = perplexity(nu, thresholds[name])
+    seg = (network.decoder(views[0]) + network.decoder(views[1]).flip(-1)) / 2
+    big, small = (64, 64), (4, 4)
+    soft_margin = nn.functional.multilabel_soft_margin_loss
+    return {
+        "cls": soft_margin(method.classifier(strong.maps[-1]), batch.tags),
+        "cls_aux": soft_margin(method.auxiliary(strong.maps[-2]), batch.tags),
+        "c2s": cam_to_seg(logits, labels["main", big], doubt["main", big]),
+        "c2s_aux": cam_to_seg(logits, labels["aux", big], doubt["aux", big]),
+        "s2c": seg_to_cam(maps, seg, batch.tags, 0.01, photo_positions(batch, small)),
+        "csc": contrastive_separation(maps, labels["aux", small], doubt["aux", small]),
+    }, thresholds
+
+
+def test_terms_and_total_equal_equation_11() -> None:
+    method, batch = build(start="independent").eval(), two_views()
+    batch.tags[1] = torch.tensor([1.0, 1.0, 0.0])
+    expected, thresholds = manual_terms(method, batch)
+    losses = method.losses(batch, 5)
+    assert set(losses.terms) == set(expected) | {"reg"}
+    for name, value in expected.items():
+        assert losses.terms[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+        assert value.item() > 0, name
+    for name, xi in thresholds.items():
+        assert method.thresholds[name].value.item() == pytest.approx(xi, abs=1e-6)  # type: ignore[union-attr,operator]
+    assert thresholds["main"] != thresholds["aux"]
+    total = sum(WEIGHTS[name] * term.item() for name, term in losses.terms.items())
+    assert losses.total.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_dynamic_threshold_gathers_batches_after_warm_up_only() -> None:
+    method, batch = build(), two_views()
+    method.losses(batch, 1)
+    assert all(t.batches == 0 and t.value == pytest.approx(0.3) for t in method.thresholds.values())
+    assert method.figures() == {}
+    for _ in range(2):
+        method.losses(batch, 2)
+    assert all(t.batches == 2 for t in method.thresholds.values())
+    assert method.figures() == {f"threshold_{n}": float(t.value) for n, t in method.thresholds.items()}
+    assert "thresholds.main.value" in method.state_dict() and "thresholds.aux.counts" in method.state_dict()
+    fixed = build(threshold=0.4)
+    assert len(fixed.thresholds) == 0
+    fixed.losses(batch, 2)
+
+
+@pytest.mark.parametrize(
+    ("detach", "encoder", "classifier"),
+    [("none", True, True), ("features", False, True), ("classifier", True, False)],
+)
+def test_what_the_segmentation_trains(detach: str, encoder: bool, classifier: bool) -> None:
+    """Table 4a: the guidance of CAMs reaches features, the classifier's weights, or both; the same value each time."""
+    method = build(detach=detach)
+    term = method.losses(two_views(), 5).terms["s2c"]
+    term.backward()
+    assert term.item() == pytest.approx(build().losses(two_views(), 5).terms["s2c"].item(), rel=1e-5)
+    assert any(p.grad is not None and p.grad.any() for p in method.encoder.parameters()) == encoder
+    grad = method.classifier.conv.weight.grad
+    assert (grad is not None and bool(grad.any())) == classifier
+
+
+def test_gate_leaves_out_tags_that_are_not_in_the_crop() -> None:
+    method, batch = build(gate=0.5, threshold=0.3), two_views()
+    cams = torch.rand(4, CLASSES, 4, 4)
+    scores = torch.full((4, CLASSES), 0.9)
+    scores[0, 0] = 0.4
+    assigned = method._assign("main", batch, cams, scores)
+    assert not assigned.trusted[0].any() and torch.equal(assigned.trusted[1:], batch.tags[1:] > 0)
+    labels, _ = method._labels(batch, assigned)
+    assert (labels[0] == 255).all() and (labels[1, :60] != 255).all()
+
+
+def test_refinement_changes_the_labels_and_not_the_confidence() -> None:
+    plain, refined, batch = build(threshold=0.3), build(threshold=0.3, refine="par"), two_views()
+    assert plain.refiner is None and refined.refiner is not None
+    assigned = Assigned(torch.rand(4, CLASSES, 4, 4), batch.tags > 0, 0.3)
+    before, after = plain._labels(batch, assigned), refined._labels(batch, assigned)
+    assert torch.equal(before[1], after[1]) and not torch.equal(before[0], after[0])
+    assert (after[0][:, 60:] == 255).all()
