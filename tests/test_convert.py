@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import subprocess
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ from typer.testing import CliRunner
 from tagmask.cli import app
 from tagmask.config import DataConfig
 from tagmask.convert import coco as coco_module
-from tagmask.convert import coco_masks, coco_results, read_label_file, sbd_masks, voc_submission, write_tags
+from tagmask.convert import coco_masks, coco_results, sbd_masks, voc_submission
 from tagmask.data import open_data, palette, read_mask, write_mask
 from tagmask.data.coco import COCO_CATEGORIES, LABELS
 from tagmask.errors import DataError
@@ -313,133 +309,6 @@ def test_voc_submission_refuses(voc: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="empty"):
         voc_submission(masks, out, [])
     assert not (out / "results.tgz").exists()
-
-
-LABELLED = {"2007_000032": np.array([1, 0, 1], np.float32), "2007_000033": np.array([0, 0, 0], np.float32)}
-
-
-def test_label_file_as_others_write_it(tmp_path: Path) -> None:
-    np.save(tmp_path / "cls_labels.npy", LABELLED)  # type: ignore[arg-type]
-    found = read_label_file(tmp_path / "cls_labels.npy")
-    assert found.keys() == LABELLED.keys()
-    for key, vector in found.items():
-        assert vector.dtype == np.float32
-        np.testing.assert_array_equal(vector, LABELLED[key])
-    assert write_tags(found, ["cat", "cow", "dog"], tmp_path / "tags.jsonl") == 2
-    rows = [json.loads(line) for line in (tmp_path / "tags.jsonl").read_text().splitlines()]
-    assert rows == [{"image": "2007_000032", "tags": ["cat", "dog"]}, {"image": "2007_000033", "tags": []}]
-    with pytest.raises(DataError, match="of 3 classes, 2 names"):
-        write_tags(found, ["cat", "cow"], tmp_path / "tags.jsonl")
-    with pytest.raises(DataError, match=r"\.jsonl"):
-        write_tags(found, ["cat", "cow", "dog"], tmp_path / "tags.csv")
-
-
-def npy(path: Path, payload: bytes) -> Path:
-    """A .npy file of one object, with the given pickle."""
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-        file.write(payload)
-    return path
-
-
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("kind", ["float32", ">f8", "uint8", "int64", "bool"])
-def test_label_file_protocols_and_types(tmp_path: Path, protocol: int, kind: str) -> None:
-    content = np.array({k: v.astype(kind) for k, v in LABELLED.items()}, dtype=object)
-    path = npy(tmp_path / "a.npy", pickle.dumps(content, protocol=protocol))
-    for key, vector in read_label_file(path).items():
-        np.testing.assert_array_equal(vector, LABELLED[key])
-
-
-def test_label_file_of_python_2_and_old_numpy(tmp_path: Path) -> None:
-    # Written out by hand: text as bytes, numpy.core, and the dictionary from __builtin__.
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n"
-    array += b"(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x00\\x00\\x80?\\x00\\x00\\x00\\x00'\ntb"
-    path = npy(tmp_path / "a.npy", b"c__builtin__\ndict\n(tR(S'2007_1'\n" + array + b"u.")
-    found = read_label_file(path)
-    assert list(found) == ["2007_1"] and found["2007_1"].tolist() == [1.0, 0.0]
-
-
-class Evil:
-    def __init__(self, call: Callable[..., Any], *args: Any) -> None:
-        self.call, self.args = call, args
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call, self.args
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_malicious_pickles_are_refused(tmp_path: Path, protocol: int) -> None:
-    witness = tmp_path / "ran"
-    command = f"touch {witness}"
-    attacks = [
-        Evil(os.system, command),
-        Evil(subprocess.Popen, ["touch", str(witness)]),
-        Evil(eval, f"open({str(witness)!r}, 'w')"),
-        Evil(np.load, str(witness)),
-        {"a": np.ones(2), "b": Evil(os.system, command)},
-        {"a": np.array([Evil(os.system, command)], dtype=object)},
-    ]
-    for attack in attacks:
-        path = npy(tmp_path / "a.npy", pickle.dumps(np.array(attack, dtype=object), protocol=protocol))
-        with pytest.raises(DataError, match="refused, because it contains a call of"):
-            read_label_file(path)
-    assert not witness.exists()
-    # The test means something: loaded in the usual way the file does run its command.
-    path = npy(tmp_path / "a.npy", pickle.dumps(np.array(attacks[0], dtype=object), protocol=protocol))
-    np.load(path, allow_pickle=True)
-    assert witness.exists()
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"cbuiltins\ngetattr\n.",
-        b"cbuiltins\neval\n(S'1'\ntR.",
-        b"c_codecs\nencode\n(S'a'\nS'zlib'\ntR.",  # another codec
-        b"c_codecs\nencode\n}S'function'\nS'x'\nsb.",  # changes the function itself
-        b"cnumpy\ndtype\n(S'V9999999'\ntR.",
-        b"cnumpy\ndtype\n(S'f4'\ntR(I3\nS'<'\n(S'a'\ntNNI-1\nI-1\nI0\ntb.",  # fields on a number
-        b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I9\ntcnumpy\ndtype\n(S'f4'\ntRI00\nS'short'\ntb.",
-        b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I-9\ntcnumpy\ndtype\n(S'f4'\ntRI00\nS'short'\ntb.",
-        b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I2\ntcnumpy\ndtype\n(S'O'\ntRI00\n(lS'a'\natb.",
-        b"Pid\n.",
-    ],
-)
-def test_crafted_pickles_are_refused(tmp_path: Path, payload: bytes) -> None:
-    with pytest.raises(DataError, match="refused|expected a dictionary"):
-        read_label_file(npy(tmp_path / "a.npy", payload))
-
-
-def test_label_files_that_are_none(tmp_path: Path) -> None:
-    path = tmp_path / "a.npy"
-    with pytest.raises(DataError, match="cannot be read"):
-        read_label_file(path)
-    np.save(path, np.ones(3))
-    with pytest.raises(DataError, match="array of float64, not a dictionary"):
-        read_label_file(path)
-    contents: list[tuple[Any, str]] = [
-        ({}, "expected a dictionary"),
-        ([1, 2], "expected a dictionary"),
-        ({"a": [0, 1]}, "entry 'a' is not a name with a vector"),
-        ({3: np.ones(2)}, "entry 3 is not"),
-        ({"a": np.ones((2, 2))}, "entry 'a' is not"),
-        ({"a": np.full(2, 0.5)}, "other values"),
-        ({"a": np.ones(2), "b": np.ones(3)}, "vectors of 2 and of 3"),
-    ]
-    for content, message in contents:
-        holder = np.empty((), object)
-        holder[()] = content
-        np.save(path, holder)
-        with pytest.raises(DataError, match=message):
-            read_label_file(path)
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match="not a readable label file"):
-        read_label_file(path)
-    np.save(path, LABELLED)  # type: ignore[arg-type]
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="not a readable label file"):
-        read_label_file(path)
 
 
 def run(*args: Any) -> dict[str, Any]:

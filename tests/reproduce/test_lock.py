@@ -23,7 +23,7 @@ from tagmask.errors import ConfigError
 from tagmask.reproduce import lock as locks
 from tagmask.reproduce import runner
 from tagmask.reproduce.lock import SILENCE, held, holder
-from tests.reproduce.test_reproduce import TABLE
+from tests.reproduce.tiny_table import TABLE
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,23 @@
+"""What the tests of ``reproduce`` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tagmask.reproduce import lock
+from tests.reproduce.tiny_table import TABLE
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other machine is at these folders, and none is waited for."""
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TABLE, encoding="utf-8")
+    return str(path)
