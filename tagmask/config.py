@@ -169,6 +169,7 @@ class LabelConfig(Strict):
     low: float | None = None
     refine: str = Field("par", description="none, par, pamr or varm, on CAMs")
     refine_masks: str = Field("par", description="the same on the segmenter's probabilities, where tags are given")
+    complete: bool = Field(True, description="a tag's class that the segmenter finds nowhere is taken from its CAM")
     crf: str = Field("none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab")
     scales: list[float] = Field([1.0], description="of the segmenter's test")
     flip: bool = False

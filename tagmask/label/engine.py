@@ -83,7 +83,7 @@ def write_masks(
         "ignore": IGNORE,
         "tags_used": with_tags,
         "source": inference.source if with_tags else "segmenter",
-        "label": inference.config.model_dump(mode="json"),
+        "label": inference.config.model_dump(mode="json") | {"complete": inference.completes},
         "model": read_json(model / "classes.json")["digest"],
     }
 

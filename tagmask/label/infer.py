@@ -44,6 +44,7 @@ class Inference:
             raise ConfigError(f"Method '{method.config.name}' has no segmenter; use label.source=cam.")
         if self.source == "cam" and not method.has_cams:
             raise ConfigError(f"Method '{method.config.name}' has no CAMs; use label.source=segmenter.")
+        self.completes = self.config.complete and self.source == "segmenter" and method.has_cams
 
     def _autocast(self) -> AbstractContextManager:
         if self.precision == "fp32":
@@ -127,7 +128,8 @@ class Inference:
             scores = self.probabilities(photo, tags)
             if self.mask_refiner is not None:
                 scores = self._refine_masks(photo, scores, tags)
-            return best_labels(scores, photo, cfg.unsure), scores
+            labels = best_labels(scores, photo, cfg.unsure)
+            return (self._completed(labels, photo, tags) if self.completes else labels), scores
         cams = self.cams(photo, tags)
         scores = self.refine(photo, cams, tags)
         if cfg.high is None or cfg.low is None:
@@ -136,6 +138,15 @@ class Inference:
         images = self.batch(photo, cfg.max_side)
         labels = pseudo_labels(cams[None], given, cfg.high, cfg.low, refine=self.refiner, images=images)
         return F.interpolate(labels[None].byte(), size=photo.shape[-2:], mode="nearest-exact")[0, 0], scores
+
+    def _completed(self, labels: Tensor, photo: Tensor, tags: Tensor) -> Tensor:
+        """The segmenter's labels (H,W); tagged classes without a pixel get those of the refined CAMs."""
+        there = set(labels.unique().tolist())
+        lacking = [tag + 1 for tag in tags.nonzero().flatten().tolist() if tag + 1 not in there]
+        if not lacking:
+            return labels
+        found = best_labels(self.refine(photo, self.cams(photo, tags), tags), photo)
+        return torch.where(torch.isin(found, torch.tensor(lacking, device=found.device)), found, labels)
 
     def _refine_masks(self, photo: Tensor, scores: Tensor, tags: Tensor) -> Tensor:
         """The background's and tagged classes' scores (C+1,h,w), refined and summing to 1; the others stay 0."""

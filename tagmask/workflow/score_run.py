@@ -23,7 +23,7 @@ from tagmask.workflow.localize import LOCALIZATION, localize
 from tagmask.workflow.runs import open_run, reopen, run_stamp, working_grid
 from tagmask.workflow.scoring import AT_VAL, FILES, SCORES, Scorer
 from tagmask.workflow.spread import SPREAD, spread
-from tagmask.workflow.trained_on import how_made, kept_masks, of_stage, unsure_by
+from tagmask.workflow.trained_on import completed, how_made, kept_masks, made_with, of_stage, unsure_by
 
 SPECIAL = {LOCALIZATION: localize, SPREAD: spread}
 """Scores that go over the photos by themselves, and whose entries are not like the others'."""
@@ -133,7 +133,7 @@ def _protocol(
     if name in FILES:
         # Of how the files were made, not of what the configuration says today.
         made = read_json(folder.path / name / "classes.json")
-        cfg, source = LabelConfig.model_validate(made["label"]), made["source"]
+        cfg, source = made_with(made), made["source"]
         stage = made.get("stage", {})
         cfg = cfg.model_copy(update={"crf": stage.get("crf", cfg.crf)})
         if stage:
@@ -179,9 +179,10 @@ def _refinement(name: str, cfg: LabelConfig, from_cam: bool, tile: int | None) -
     if name == "refined":
         return cfg.refine
     if name == "masks":
-        if from_cam or cfg.refine_masks == "none":
-            return cfg.refine if from_cam else "none"
-        return f"{cfg.refine_masks}, tiled photos not" if tile else cfg.refine_masks
+        if from_cam:
+            return cfg.refine
+        tiled = ", tiled photos not" if tile and cfg.refine_masks != "none" else ""
+        return f"{cfg.refine_masks}{tiled}{completed(cfg)}"
     return "none"
 
 

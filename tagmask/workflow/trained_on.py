@@ -40,7 +40,7 @@ def how_made(kept: Mapping[str, Any]) -> str:
     note = kept["note"]
     if "label" not in note:
         return f"not by tagmask, '{kept['folder']}'"
-    label, stage, cam = LabelConfig.model_validate(note["label"]), note.get("stage", {}), note["source"] == "cam"
+    label, stage, cam = made_with(note), note.get("stage", {}), note["source"] == "cam"
     parts = [f"{kept['method']} on {kept['encoder']}"] if "method" in kept else []
     parts.append(("CAMs" if cam else "segmenter") + ("" if note["tags_used"] else " without tags"))
     scales, flip = (label.cam_scales, label.cam_flip) if cam else (label.scales, label.flip)
@@ -48,7 +48,7 @@ def how_made(kept: Mapping[str, Any]) -> str:
     walked = of_stage(stage)
     if cam and walked is None:
         parts.append(f"threshold {label.threshold:g}")
-    parts.append(walked or f"refined by {label.refine if cam else label.refine_masks}")
+    parts.append(walked or f"refined by {label.refine if cam else label.refine_masks + completed(label)}")
     crf = stage["crf"] if stage else "none" if cam else label.crf
     if crf != "none":
         parts.append(f"CRF {crf}")
@@ -56,6 +56,16 @@ def how_made(kept: Mapping[str, Any]) -> str:
     if unsure is not None:
         parts.append(f"255 by {unsure}")
     return ", ".join(parts)
+
+
+def made_with(note: Mapping[str, Any]) -> LabelConfig:
+    """The settings that label files were made with; earlier versions did not complete masks, and did not say so."""
+    return LabelConfig.model_validate({"complete": False} | note["label"])
+
+
+def completed(label: LabelConfig) -> str:
+    """What a segmenter's masks are said to be, behind their refinement, where CAMs stand in for it."""
+    return ", tags it finds nowhere from CAMs" if label.complete else ""
 
 
 def unsure_by(label: LabelConfig, cam: bool) -> tuple[float, float] | float | None:

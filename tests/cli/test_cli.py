@@ -123,6 +123,22 @@ def test_masks_that_lack_a_tagged_class_are_listed(run: Path, scenes: Path, tmp_
     assert (tmp_path / "run" / "report.html").read_text().count("not in the mask:") >= 1
 
 
+def test_masks_are_stamped_as_completed_where_they_were(run: Path, tmp_path: Path) -> None:
+    def stamp(folder: Path) -> str:
+        found = json.loads((folder / "metrics.json").read_text())["scores"]
+        own = [s["protocol"] for s in found if s["name"] == "masks"]
+        return [p["refine"] for p in own if p["split"] == "train"][-1]
+
+    assert stamp(run) == "par, tags it finds nowhere from CAMs"
+    earlier = tmp_path / "earlier"
+    shutil.copytree(run, earlier)
+    about = json.loads((earlier / "masks" / "classes.json").read_text())
+    assert about["label"].pop("complete") is True
+    (earlier / "masks" / "classes.json").write_text(json.dumps(about))
+    call("evaluate", earlier, "--split", "train", "--what", "masks")
+    assert stamp(earlier) == "par", "made before masks were completed"
+
+
 def test_evaluate_again_gives_the_same_and_prints_the_protocol(run: Path) -> None:
     before = {s["name"]: s["miou"] for s in json.loads((run / "metrics.json").read_text())["scores"]
               if s["protocol"]["split"] == "test"}  # fmt: skip

@@ -67,6 +67,18 @@ def test_large_photos_are_tiled_by_themselves() -> None:
     assert set(method.seen) == {(20, 32)}
 
 
+def test_a_tag_that_the_segmenter_finds_nowhere_is_taken_from_its_cam() -> None:
+    image = torch.tensor([200, 180, 100], dtype=torch.uint8)[:, None, None].repeat(1, 6, 8)
+    image[0, 2:4] = 0  # there the third class has the largest CAM; its logit, a mean, never wins
+    plain, done = (Inference(Pointwise(), config(complete=c)).labels(image, torch.tensor([1, 0, 1]))[0] for c in (0, 1))
+    assert plain.unique().tolist() == [0, 1] and done.unique().tolist() == [0, 3]
+    assert (done[2:4] == 3).all() and torch.equal(done[:2], plain[:2]) and torch.equal(done[4:], plain[4:])
+    one = torch.tensor([1, 0, 0])
+    same = [Inference(Pointwise(), config(complete=c)).labels(image, one)[0] for c in (False, True)]
+    assert torch.equal(*same), "what the segmenter finds is its own"
+    assert not Inference(Pointwise(), config(source="cam")).completes
+
+
 def test_scales_and_flip_merge_as_named() -> None:
     image = photo(16, 12)
     x = image[None].float() / 255
