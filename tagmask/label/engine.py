@@ -83,7 +83,7 @@ def write_masks(
         "ignore": IGNORE,
         "tags_used": with_tags,
         "source": inference.source if with_tags else "segmenter",
-        "label": inference.config.model_dump(mode="json") | {"complete": inference.completes},
+        "label": inference.config.model_dump(mode="json") | {"complete": with_tags and inference.completes},
         "model": read_json(model / "classes.json")["digest"],
     }
 
@@ -170,7 +170,10 @@ def write_label_files(
             lacking[item.id] = _lacking(item, read_mask(paths[item.id], len(classes)), classes)
     result.missing = [(item.id, lacking[item.id]) for item in tagged if lacking.get(item.id)]
     if tagged:
-        _write_missing(folder / MISSING, result.missing)
+        own = {item.id for item in items}
+        others = [(i, names) for i, names in read_missing(folder).items() if i not in own]
+        kept = [(i, names) for i, names in others if (folder / f"{i}.png").is_file()]
+        _write_missing(folder / MISSING, [*kept, *result.missing])
     return result
 
 

@@ -129,7 +129,7 @@ class Inference:
             if self.mask_refiner is not None:
                 scores = self._refine_masks(photo, scores, tags)
             labels = best_labels(scores, photo, cfg.unsure)
-            return (self._completed(labels, photo, tags) if self.completes else labels), scores
+            return (self._completed(labels, scores, photo, tags) if self.completes else labels), scores
         cams = self.cams(photo, tags)
         scores = self.refine(photo, cams, tags)
         if cfg.high is None or cfg.low is None:
@@ -139,14 +139,16 @@ class Inference:
         labels = pseudo_labels(cams[None], given, cfg.high, cfg.low, refine=self.refiner, images=images)
         return F.interpolate(labels[None].byte(), size=photo.shape[-2:], mode="nearest-exact")[0, 0], scores
 
-    def _completed(self, labels: Tensor, photo: Tensor, tags: Tensor) -> Tensor:
-        """The segmenter's labels (H,W); tagged classes without a pixel get those of the refined CAMs."""
-        there = set(labels.unique().tolist())
-        lacking = [tag + 1 for tag in tags.nonzero().flatten().tolist() if tag + 1 not in there]
+    def _completed(self, labels: Tensor, scores: Tensor, photo: Tensor, tags: Tensor) -> Tensor:
+        """The segmenter's labels (H,W); tagged classes that win nowhere get the pixels of the refined CAMs."""
+        wanted = {tag + 1 for tag in tags.nonzero().flatten().tolist()}
+        lacking = wanted - set(labels.unique().tolist())
+        if lacking and self.config.unsure:  # what is found, but nowhere surely, stays unsure
+            lacking -= set(best_labels(scores, photo).unique().tolist())
         if not lacking:
             return labels
         found = best_labels(self.refine(photo, self.cams(photo, tags), tags), photo)
-        return torch.where(torch.isin(found, torch.tensor(lacking, device=found.device)), found, labels)
+        return torch.where(torch.isin(found, torch.tensor(sorted(lacking), device=found.device)), found, labels)
 
     def _refine_masks(self, photo: Tensor, scores: Tensor, tags: Tensor) -> Tensor:
         """The background's and tagged classes' scores (C+1,h,w), refined and summing to 1; the others stay 0."""

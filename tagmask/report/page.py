@@ -24,9 +24,9 @@ SIDE = 320
 """Longer side of a picture on the page, pixels."""
 SHOWN = 6
 """Photos among the best and among the worst; twice as many where there are no scores."""
-LACKING = "Masks without a class that the photo is tagged with"
 CAMS_SHOWN = 3
 """Class activation maps of one photo, the strongest first."""
+LACKING = "Masks without a class that the photo is tagged with"
 
 
 @dataclass

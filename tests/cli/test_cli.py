@@ -117,6 +117,8 @@ def test_masks_that_lack_a_tagged_class_are_listed(run: Path, scenes: Path, tmp_
     result = call("label", str(tmp_path / "run"), "--split", "train+val", "--json")
     assert json.loads(result.stdout)["missing"]["photos"] == len({i for i, _ in wanted} | {item.id})
     assert read_missing(tmp_path / "run" / "masks")[item.id] == own
+    call("label", tmp_path / "run", "--split", "test")
+    assert own == read_missing(tmp_path / "run" / "masks")[item.id], "of another split"
     shown = " ".join(call("label", str(tmp_path / "run"), "--split", "train+val").output.split())
     assert "no pixel of a class that the photo is tagged with" in shown and own[0] in shown
     tagmask.workflow.report(tmp_path / "run", photos=1)

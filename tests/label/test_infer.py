@@ -77,6 +77,10 @@ def test_a_tag_that_the_segmenter_finds_nowhere_is_taken_from_its_cam() -> None:
     same = [Inference(Pointwise(), config(complete=c)).labels(image, one)[0] for c in (False, True)]
     assert torch.equal(*same), "what the segmenter finds is its own"
     assert not Inference(Pointwise(), config(source="cam")).completes
+    faint = torch.full((3, 2, 2), 100, dtype=torch.uint8)  # all logits equal: one wins, with a probability of 0.5
+    faint[1] = 103
+    unsure = Inference(Pointwise(), config(unsure=0.9)).labels(faint, one)[0]
+    assert (unsure == 255).all(), "found, though not surely"
 
 
 def test_scales_and_flip_merge_as_named() -> None:
