@@ -14,7 +14,7 @@ def report(
     run: common.RunPath,
     overrides: common.Overrides = None,
     split: Annotated[str | None, typer.Option(help="whose photos to show; default: train")] = None,
-    photos: Annotated[int, typer.Option(help="how many photos to show")] = 16,
+    photos: Annotated[int, typer.Option(help="how many photos to show, and some whose masks lack a class")] = 16,
     json: common.Json = False,
 ) -> None:
     """Write RUN/report.html: pictures, curves, scores, configuration; one file that needs nothing else."""

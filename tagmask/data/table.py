@@ -61,8 +61,8 @@ def table(config: DataConfig, seed: int = 0) -> Collection:
         names = columns or sorted({t for r in rows for t in r.tags})
         if not names:
             raise DataError(
-                f"{path}: none of its {len(rows)} rows has a tag. Write what is in a photo behind its name, as in "
-                "'photo.jpg,cat'."
+                f"{path}: {len(rows)} photos are named there, and none has a tag. Name what is in them, or the classes "
+                "in data.classes."
             )
         classes = check_classes(names, str(path))
     base, masks = image_folder(config, root), mask_folder(config, root)

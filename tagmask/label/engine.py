@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from tagmask.config import LabelConfig
 from tagmask.data import Item, read_ahead, read_mask, tag_vector, write_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.label.infer import Inference
-from tagmask.training.folder import read_json, write_json
+from tagmask.training.folder import read_json, write_json, write_text
 from tagmask.types import IGNORE
 
 Make = Callable[[Item, Tensor], "tuple[Tensor, Tensor | None, Sequence[str]]"]
 """An item and its photo, uint8 (3,H,W) → label map uint8 (H,W), and the scores (n,h,w) to save where soft maps are
-asked for, with the names of the n classes; None where there are no scores."""
+asked for, with the names of the n classes; None where there are no scores. A label map may be completed where the
+scores are not."""
 
 
 MISSING = "missing.csv"
@@ -34,7 +37,7 @@ MISSING = "missing.csv"
 class Labelled:
     """What a labelling run did. skipped: masks that were there already; failed: (file, why); untagged: left out.
 
-    missing: of photos, written or skipped, those whose mask lacks classes that they are tagged with, as (id, classes).
+    missing: by id of photos, written or skipped, the classes that they are tagged with and their masks lack.
     """
 
     folder: Path
@@ -43,7 +46,7 @@ class Labelled:
     failed: list[tuple[str, str]] = field(default_factory=list)
     unsure: float = 0.0
     untagged: int = 0
-    missing: list[tuple[str, list[str]]] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
 
     def summary(self) -> dict:
         """JSON-able counts."""
@@ -58,7 +61,7 @@ class Labelled:
         }
 
     def _counts(self) -> Counter[str]:
-        return Counter(name for _, names in self.missing for name in names)
+        return Counter(name for names in self.missing.values() for name in names)
 
 
 def write_masks(
@@ -83,7 +86,7 @@ def write_masks(
         "ignore": IGNORE,
         "tags_used": with_tags,
         "source": inference.source if with_tags else "segmenter",
-        "label": inference.config.model_dump(mode="json") | {"complete": with_tags and inference.completes},
+        "label": label_note(inference.config, with_tags and inference.completes),
         "model": read_json(model / "classes.json")["digest"],
     }
 
@@ -95,6 +98,13 @@ def write_masks(
         return *inference.labels(photo, tag_vector(item.tags, len(classes))), names
 
     return write_label_files(folder, items, classes, make, note, overwrite, soft, console)
+
+
+def label_note(config: LabelConfig, completed: bool) -> dict[str, Any]:
+    """Settings as a note holds them. 'complete' stands there only where it was done: masks that it does not touch are
+    the same with and without it, and those of earlier versions do not name it."""
+    left_out = set() if completed else {"complete"}
+    return config.model_dump(mode="json", exclude=left_out)
 
 
 def write_label_files(
@@ -110,6 +120,7 @@ def write_label_files(
     """Write ``<id>.png`` for each item into ``folder``, and ``note``, which says how they were made, as classes.json.
 
     Where items have tags, missing.csv says which masks lack a class of theirs. classes: names of 1..C.
+    Labels that are there are read for it; those that cannot be are counted in ``failed``, too.
 
     Files that are there are kept unless ``overwrite``, which removes those of ``items``, soft maps as well, before it
     begins: a run that is killed and goes on never mixes old and new ones. soft: also save ``<id>.npz``, compressed,
@@ -136,10 +147,15 @@ def write_label_files(
                 f"{folder}: holds masks of further photos, too, which another model or other settings made; label "
                 "these photos with them, delete the folder, or use another --out."
             )
+    others = {
+        i: names for i, names in read_missing(folder).items() if i not in paths and (folder / f"{i}.png").is_file()
+    }
     if overwrite:
         for path in paths.values():
             path.unlink(missing_ok=True)
             path.with_suffix(".npz").unlink(missing_ok=True)
+        if (folder / MISSING).is_file():
+            _write_missing(folder, others)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(about, note)
     todo = [item for item in items if not paths[item.id].is_file()]
@@ -165,15 +181,15 @@ def write_label_files(
         lacking[item.id] = _lacking(item, labels, classes)
     result.unsure = unsure / pixels if pixels else 0.0
     tagged = [item for item in items if item.tags is not None]
-    for item in tagged:
-        if item.id not in lacking and paths[item.id].is_file():
+    kept = [item for item in tagged if item.id not in lacking and paths[item.id].is_file()]
+    for item in track(kept, "masks there", console=console, disable=not console.is_terminal):
+        try:
             lacking[item.id] = _lacking(item, read_mask(paths[item.id], len(classes)), classes)
-    result.missing = [(item.id, lacking[item.id]) for item in tagged if lacking.get(item.id)]
+        except DataError as error:
+            result.failed.append((str(paths[item.id]), f"{error} Delete it to make it again."))
+    result.missing = {item.id: lacking[item.id] for item in tagged if lacking.get(item.id)}
     if tagged:
-        own = {item.id for item in items}
-        others = [(i, names) for i, names in read_missing(folder).items() if i not in own]
-        kept = [(i, names) for i, names in others if (folder / f"{i}.png").is_file()]
-        _write_missing(folder / MISSING, [*kept, *result.missing])
+        _write_missing(folder, others | result.missing)
     return result
 
 
@@ -183,11 +199,12 @@ def _lacking(item: Item, labels: Tensor, classes: Sequence[str]) -> list[str]:
     return [classes[tag] for tag in item.tags or () if tag + 1 not in there]
 
 
-def _write_missing(path: Path, missing: Sequence[tuple[str, Sequence[str]]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["image", "class"])
-        table.writerows((image, name) for image, names in missing for name in names)
+def _write_missing(folder: Path, missing: Mapping[str, Sequence[str]]) -> None:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", "class"])
+    table.writerows((image, name) for image, names in missing.items() for name in names)
+    write_text(folder / MISSING, text.getvalue())
 
 
 def read_missing(folder: Path) -> dict[str, list[str]]:
@@ -195,9 +212,8 @@ def read_missing(folder: Path) -> dict[str, list[str]]:
     path = folder / MISSING
     found: dict[str, list[str]] = {}
     if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["image"], []).append(row["class"])
+        for image, name in list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))[1:]:
+            found.setdefault(image, []).append(name)
     return found
 
 

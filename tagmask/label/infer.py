@@ -122,7 +122,10 @@ class Inference:
 
     @torch.inference_mode()
     def labels(self, photo: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
-        """Label map uint8 (H,W) of a tagged photo, 255 where unsure, and the scores (C+1,h,w) it came from."""
+        """Label map uint8 (H,W) of a tagged photo, 255 where unsure, and the scores (C+1,h,w) it came from.
+
+        Where ``completes``, classes that the segmenter finds nowhere stand in the map and not in its scores.
+        """
         cfg = self.config
         if self.source == "segmenter":
             scores = self.probabilities(photo, tags)
@@ -140,7 +143,8 @@ class Inference:
         return F.interpolate(labels[None].byte(), size=photo.shape[-2:], mode="nearest-exact")[0, 0], scores
 
     def _completed(self, labels: Tensor, scores: Tensor, photo: Tensor, tags: Tensor) -> Tensor:
-        """The segmenter's labels (H,W); tagged classes that win nowhere get the pixels of the refined CAMs."""
+        """The segmenter's labels (H,W); tagged classes that win nowhere get the refined CAMs' pixels, where background
+        or nothing sure stands: what the segmenter finds is its own."""
         wanted = {tag + 1 for tag in tags.nonzero().flatten().tolist()}
         lacking = wanted - set(labels.unique().tolist())
         if lacking and self.config.unsure:  # what is found, but nowhere surely, stays unsure
@@ -148,7 +152,8 @@ class Inference:
         if not lacking:
             return labels
         found = best_labels(self.refine(photo, self.cams(photo, tags), tags), photo)
-        return torch.where(torch.isin(found, torch.tensor(sorted(lacking), device=found.device)), found, labels)
+        taken = torch.isin(found, torch.tensor(sorted(lacking), device=found.device))
+        return torch.where(taken & ((labels == 0) | (labels == IGNORE)), found, labels)
 
     def _refine_masks(self, photo: Tensor, scores: Tensor, tags: Tensor) -> Tensor:
         """The background's and tagged classes' scores (C+1,h,w), refined and summing to 1; the others stay 0."""

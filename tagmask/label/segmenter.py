@@ -28,7 +28,8 @@ class Prediction:
     """labels: uint8 (H,W), 0 background, 1..C classes, 255 unsure.
 
     scores: float32 (C+1,h,w) on the grid that the model worked on: the photo's own unless ``views.short_side`` of the
-    run reduced it.
+    run reduced it. In labels made with tags, a class that wins nowhere in the scores may come from its CAM
+    (``label.complete``).
     """
 
     labels: np.ndarray

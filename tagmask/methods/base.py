@@ -55,7 +55,7 @@ class Method(nn.Module):
         """Called after the optimiser: EMA networks, prototypes, thresholds."""
 
     def figures(self) -> dict[str, float]:
-        """Numbers of its state that change in training, which the log keeps beside the losses."""
+        """Numbers of its state that change in training; the log keeps the first process's beside the losses."""
         return {}
 
     def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:

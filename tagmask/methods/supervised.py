@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.config import MethodConfig
 from tagmask.encoders import Encoder
 from tagmask.errors import TrainingError
+from tagmask.losses import balanced_cross_entropy
 from tagmask.methods.base import Method, build_head, to_image_size
 from tagmask.registry import METHODS
 from tagmask.types import IGNORE, Batch, Losses
@@ -24,6 +26,7 @@ class SupervisedConfig(MethodConfig):
     name: Literal["supervised"] = "supervised"
     head: str = "largefov"
     head_options: dict[str, Any] = {}
+    balanced: bool = Field(False, description="background and foreground are halves of the loss")
 
 
 @METHODS.register("supervised")
@@ -39,13 +42,16 @@ class Supervised(Method):
         self.decoder = build_head(config.head, encoder, classes + 1, config.head_options)
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """seg: mean cross-entropy over labelled pixels; 0 for a batch that has none."""
+        """seg: mean cross-entropy over labelled pixels, or ``balanced``; 0 for a batch that has none."""
         if batch.masks is None:
             raise TrainingError("Method 'supervised' needs masks; set data.masks to their folder.")
         logits = to_image_size(self.decoder(self.encoder(batch.images)), batch.images)
         labels = batch.masks.long()
-        count = (labels != IGNORE).sum().clamp(min=1)
-        seg = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / count
+        if self.config.balanced:
+            seg = balanced_cross_entropy(logits, labels)
+        else:
+            count = (labels != IGNORE).sum().clamp(min=1)
+            seg = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / count
         return Losses({"seg": seg}, seg)
 
     def segment(self, images: Tensor) -> Tensor:

@@ -60,16 +60,19 @@ def write_report(
     environment: Mapping[str, Any],
     fingerprint: Mapping[str, Any] | None = None,
     title: str = "tagmask report",
+    further: Sequence[Panel] = (),
 ) -> Path:
     """Write ``run/report.html`` and return its path.
 
     panels: photos to choose from. metrics: ``{"scores": [dictionaries of tagmask.evaluate.score], "classification":
     {"map": share, "per_class": {name: share}}}``, both optional. log: rows ``{"step", "losses": {name: value},
     "figures": {name: value}, "lr", "images_per_second", …}``; rows without losses are passed over. fingerprint: of the
-    data, as ``tagmask check`` saves it. Raises DataError naming the photo whose panel does not fit.
+    data, as ``tagmask check`` saves it. further: photos that are shown if their masks lack a class. Raises DataError
+    naming the photo whose panel does not fit.
     """
     scores = list(metrics.get("scores") or [])
     groups = choose(panels)
+    groups += lacking_group([*panels, *further], groups)
     shown = [panel for _, members in groups for panel in members]
     pictured = [(name, [_pictures(panel) for panel in members]) for name, members in groups]
     widest = max((len(panel["pictures"]) for _, members in pictured for panel in members), default=0)
@@ -98,23 +101,23 @@ def write_report(
 
 
 def choose(panels: Sequence[Panel], shown: int = SHOWN) -> list[tuple[str, list[Panel]]]:
-    """Named groups of panels: best and worst where photos have scores, else the first ones as samples; then others
-    whose masks lack a tagged class.
+    """Named groups of panels: best and worst where photos have scores, else the first ones as samples.
 
     A photo without tags is a trivial success when nothing is found in it, so the best are sought among the others.
     """
     scored = sorted((p for p in panels if p.score is not None), key=lambda p: -(p.score or 0.0))
     if not scored:
-        groups = [("Samples", list(panels[: 2 * shown]))] if panels else []
-        return groups + _lacking(panels[2 * shown :], shown)
+        return [("Samples", list(panels[: 2 * shown]))] if panels else []
     best = [panel for panel in scored if panel.tags][: min(shown, (len(scored) + 1) // 2)] or scored[:shown]
     chosen = set(map(id, best))
     worst = [panel for panel in scored if id(panel) not in chosen][-shown:][::-1]
-    return [("Best", best), *([("Worst", worst)] if worst else []), *_lacking(panels, shown)]
+    return [("Best", best), *([("Worst", worst)] if worst else [])]
 
 
-def _lacking(panels: Sequence[Panel], shown: int) -> list[tuple[str, list[Panel]]]:
-    found = [panel for panel in panels if panel.missing and panel.score is None][:shown]
+def lacking_group(panels: Sequence[Panel], groups: Sequence[tuple[str, list[Panel]]]) -> list[tuple[str, list[Panel]]]:
+    """A group of the panels whose masks lack a tagged class and that are not in ``groups``; none where all are."""
+    there = {panel.id for _, members in groups for panel in members}
+    found = [panel for panel in panels if panel.missing and panel.id not in there][:SHOWN]
     return [(LACKING, found)] if found else []
 
 

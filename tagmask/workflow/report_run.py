@@ -48,19 +48,24 @@ def report(
     else:
         order = torch.randperm(len(items), generator=torch.Generator().manual_seed(config.seed)).tolist()
         shown = [items[i] for i in order[:photos]]
-    lacking = read_missing(folder.masks)
+    lacking = {i: names for i, names in read_missing(folder.masks).items() if (folder.masks / f"{i}.png").is_file()}
     there = {item.id for item in shown}
-    shown += [item for item in collection.split("all") if item.id in lacking and item.id not in there][:SHOWN]
+    further = [item for item in collection.split("all") if item.id in lacking and item.id not in there][:SHOWN]
     inference = Inference(method, config)
+
+    def panel(item: Item) -> Panel:
+        return _panel(item, inference, collection, folder, known.get(item.id), lacking.get(item.id, []))
+
     return write_report(
         folder.path,
-        [_panel(item, inference, collection, folder, known.get(item.id), lacking.get(item.id, [])) for item in shown],
+        [panel(item) for item in shown],
         metrics | {"classification": metrics.get("classification", {}).get(split)},
         folder.log(),
         folder.config_file.read_text(encoding="utf-8"),
         read_json(folder.environment_file),
         read_json(folder.fingerprint_file),
         title=f"{config.method.name} on {config.encoder.name}: {folder.path.name}",
+        further=[panel(item) for item in further],
     )
 
 

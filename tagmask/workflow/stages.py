@@ -20,7 +20,7 @@ from rich.table import Table
 from tagmask.config import LabelConfig, RunConfig, dump_yaml, load_config, merge, read_yaml
 from tagmask.data import Collection
 from tagmask.errors import ConfigError
-from tagmask.label import Inference, Labelled
+from tagmask.label import Inference, Labelled, label_note
 from tagmask.methods import build_method
 from tagmask.methods.walking import WalkMethod
 from tagmask.refine import DenseCRF
@@ -221,7 +221,7 @@ def _note(config: RunConfig, collection: Collection, folder: RunFolder, stage: s
         "ignore": 255,
         "tags_used": True,
         "source": "cam",
-        "label": config.label.model_dump(mode="json"),
+        "label": label_note(config.label, completed=False),
         "model": read_json(folder.model / "classes.json")["digest"],
         "stage": {"name": stage, **settings},
     }

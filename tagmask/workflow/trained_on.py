@@ -65,7 +65,12 @@ def made_with(note: Mapping[str, Any]) -> LabelConfig:
 
 def completed(label: LabelConfig) -> str:
     """What a segmenter's masks are said to be, behind their refinement, where CAMs stand in for it."""
-    return ", tags it finds nowhere from CAMs" if label.complete else ""
+    if not label.complete:
+        return ""
+    scales = ", ".join(f"{scale:g}" for scale in label.cam_scales) + (" + flip" if label.cam_flip else "")
+    return (
+        f", tags without a pixel from CAMs (threshold {label.threshold:g}, scales {scales}, refined by {label.refine})"
+    )
 
 
 def unsure_by(label: LabelConfig, cam: bool) -> tuple[float, float] | float | None:

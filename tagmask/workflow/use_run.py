@@ -32,7 +32,7 @@ def label(
     """
     folder, config, method = open_run(run, overrides)
     collection = reopen(folder, config)
-    items = [item for name in split.split("+") for item in collection.split(name)]
+    items = list({item.id: item for name in split.split("+") for item in collection.split(name)}.values())
     tagged = [item for item in items if item.tags is not None]
     done = write_masks(
         Inference(method, config),

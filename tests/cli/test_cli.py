@@ -131,7 +131,7 @@ def test_masks_are_stamped_as_completed_where_they_were(run: Path, tmp_path: Pat
         own = [s["protocol"] for s in found if s["name"] == "masks"]
         return [p["refine"] for p in own if p["split"] == "train"][-1]
 
-    assert stamp(run) == "par, tags it finds nowhere from CAMs"
+    assert stamp(run) == "par, tags without a pixel from CAMs (threshold 0.3, scales 1 + flip, refined by par)"
     earlier = tmp_path / "earlier"
     shutil.copytree(run, earlier)
     about = json.loads((earlier / "masks" / "classes.json").read_text())

@@ -82,8 +82,8 @@ BROKEN = {
     "image,tags\nx,cat\nx.jpg,dog\n": "lines 2 and 3",
     "image,tags\nq,cat\n": "no row names an image",
     "image,cat,dog\nx,1,0\ny,1,yes\n": "line 3: column 'dog' holds 'yes'",
-    "image,tags\nx,\n": "none of its 1 rows has a tag",
-    "image,tags\n": "none of its 0 rows has a tag",
+    "image,tags\nx,\n": "1 photos are named there, and none has a tag",
+    "image,tags\n": "0 photos are named there, and none has a tag",
 }
 
 

@@ -69,17 +69,20 @@ def test_large_photos_are_tiled_by_themselves() -> None:
 
 def test_a_tag_that_the_segmenter_finds_nowhere_is_taken_from_its_cam() -> None:
     image = torch.tensor([200, 180, 100], dtype=torch.uint8)[:, None, None].repeat(1, 6, 8)
-    image[0, 2:4] = 0  # there the third class has the largest CAM; its logit, a mean, never wins
-    plain, done = (Inference(Pointwise(), config(complete=c)).labels(image, torch.tensor([1, 0, 1]))[0] for c in (0, 1))
-    assert plain.unique().tolist() == [0, 1] and done.unique().tolist() == [0, 3]
-    assert (done[2:4] == 3).all() and torch.equal(done[:2], plain[:2]) and torch.equal(done[4:], plain[4:])
-    one = torch.tensor([1, 0, 0])
-    same = [Inference(Pointwise(), config(complete=c)).labels(image, one)[0] for c in (False, True)]
-    assert torch.equal(*same), "what the segmenter finds is its own"
+    image[1, 2:4, :5] = 20  # there the third class has the largest CAM; its logit, a mean, wins nowhere
+    image[0, 2:4, 2:5] = 20  # the second class wins, and background elsewhere
+    tags = torch.tensor([0, 1, 1])
+    plain, done = (Inference(Pointwise(), config(complete=c)).labels(image, tags)[0] for c in (False, True))
+    assert plain.unique().tolist() == [0, 2] and (plain[2:4, 2:5] == 2).all()
+    expected = plain.clone()
+    expected[2:4, :2] = 3
+    assert torch.equal(done, expected), "what the segmenter finds is its own"
+    found = [Inference(Pointwise(), config(complete=c)).labels(image, torch.tensor([0, 1, 0]))[0] for c in (0, 1)]
+    assert torch.equal(*found) and (found[0] == 2).any()
     assert not Inference(Pointwise(), config(source="cam")).completes
     faint = torch.full((3, 2, 2), 100, dtype=torch.uint8)  # all logits equal: one wins, with a probability of 0.5
     faint[1] = 103
-    unsure = Inference(Pointwise(), config(unsure=0.9)).labels(faint, one)[0]
+    unsure = Inference(Pointwise(), config(unsure=0.9)).labels(faint, torch.tensor([1, 0, 0]))[0]
     assert (unsure == 255).all(), "found, though not surely"
 
 

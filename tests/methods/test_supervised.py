@@ -22,11 +22,32 @@ def test_without_masks_it_says_so() -> None:
         build_method(tiny(SETTINGS), CLASSES).losses(squares(), 0)
 
 
-def test_a_batch_of_ignored_pixels_costs_nothing() -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_loss_is_a_mean_of_pixels_or_of_halves(balanced: bool) -> None:
+    batch = squares(masks=True)
+    assert batch.masks is not None
+    batch.masks[0, :5] = 255
+    torch.manual_seed(0)
+    method = build_method(tiny(SETTINGS | {"balanced": balanced}), CLASSES)
+    torch.nn.init.constant_(method.decoder.out.bias[:1], 2.0)  # type: ignore[union-attr,index]
+    found = method.losses(batch, 0).total.item()
+    logs = method.segment(batch.images).detach().double().log_softmax(1)  # type: ignore[operator]
+    costs: dict[bool, list[float]] = {True: [], False: []}
+    for b, y, x in (batch.masks != 255).nonzero().tolist():
+        label = int(batch.masks[b, y, x])
+        costs[label == 0].append(-float(logs[b, label, y, x]))
+    means = [sum(one) / len(one) for one in costs.values()]
+    whole = sum(map(sum, costs.values())) / sum(map(len, costs.values()))
+    assert found == pytest.approx(sum(means) / 2 if balanced else whole, rel=1e-5)
+    assert abs(sum(means) / 2 - whole) > 1e-3
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_batch_of_ignored_pixels_costs_nothing(balanced: bool) -> None:
     batch = squares(masks=True)
     assert batch.masks is not None
     batch.masks.fill_(255)
-    method = build_method(tiny(SETTINGS), CLASSES)
+    method = build_method(tiny(SETTINGS | {"balanced": balanced}), CLASSES)
     losses = method.losses(batch, 0)
     losses.total.backward()
     assert losses.total.item() == 0

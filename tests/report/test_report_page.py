@@ -15,7 +15,7 @@ from tagmask.data.reading import palette
 from tagmask.errors import DataError
 from tagmask.evaluate import Protocol, ScoreStream, ThresholdCurve
 from tagmask.report import Panel, heat, overlay, write_report
-from tagmask.report.page import LACKING, choose
+from tagmask.report.page import LACKING, choose, lacking_group
 
 CLASSES = ["cat", "dog $x$", "<b>boat</b>"]
 
@@ -199,16 +199,24 @@ def test_best_and_worst_do_not_overlap_and_empty_photos_are_not_the_best():
     assert [name for name, _ in choose([panel(0), panel(1)])] == ["Samples"]
 
 
-def test_masks_that_lack_a_class_are_a_group_and_samples_stay_a_sample(tmp_path):
-    lacking = [panel(30), panel(31)]
-    for one in lacking:
+def test_masks_that_lack_a_class_are_a_group_of_their_own(tmp_path):
+    scored = [panel(i, i / 20) for i in range(20)]
+    for one in (scored[0], scored[10]):
         one.missing = ["dog"]
-    samples, (name, members) = choose([lacking[0], panel(0), panel(1), panel(2), lacking[1]], shown=1)
-    assert samples[0] == "Samples" and [p.id for p in samples[1]] == [lacking[0].id, panel(0).id]
-    assert name == LACKING and [p.id for p in members] == [lacking[1].id]
-    assert [n for n, _ in choose([panel(0, 0.2), panel(1, 0.7), *lacking])][:2] == ["Best", "Worst"]
-    write_report(tmp_path, [panel(0, 0.2), lacking[0]], {}, [], "", {})
-    assert "not in the mask: dog" in (tmp_path / "report.html").read_text()
+    extra = panel(30, 0.99)
+    extra.missing = ["cat"]
+    groups = choose(scored)
+    ((name, members),) = lacking_group([*scored, extra], groups)
+    assert name == LACKING and [p.id for p in members] == [scored[10].id, extra.id], "the worst is shown already"
+    assert not lacking_group(scored[:1], groups)
+    write_report(tmp_path, scored, {}, [], "", {}, further=[extra])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("not in the mask: dog") == 2 and page.count("not in the mask: cat") == 1
+    best = page[page.index(">Best") : page.index(">Worst")]
+    assert extra.id not in best, "it was chosen for what it lacks"
+    write_report(tmp_path, [panel(0)], {}, [], "", {}, further=[extra])
+    page = (tmp_path / "report.html").read_text()
+    assert page.index(LACKING) < page.index(extra.id), "no sample"
 
 
 def test_overlay_tints_outlines_and_hatches():

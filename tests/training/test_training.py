@@ -176,7 +176,11 @@ def test_log_has_losses_speed_and_scores(tmp_path: Path) -> None:
     assert [r["figures"] for r in records[::2]] == [{"seen": 2.0}, {"seen": 4.0}]
     assert records[1]["scores"] == {"val/segmenter": 0.5}
     assert 0 <= done.data_share <= 1 and done.steps == 4
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"loss/value", "loss/total", "figure/seen", "lr", "score/val/segmenter"} <= set(board.Tags()["scalars"])
+    assert [event.value for event in board.Scalars("figure/seen")] == [2.0, 4.0]
 
 
 def test_log_after_resume_holds_each_step_once(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from tagmask.config import load_config
 from tagmask.data import open_data
 from tagmask.errors import ConfigError
-from tagmask.label import write_label_files
+from tagmask.label import read_missing, write_label_files
 from tagmask.refine import DenseCRF, label_probabilities
 from tagmask.stage_config import CamsStage, MasksStage
 from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, write_labels
@@ -109,6 +109,34 @@ def test_overwriting_that_is_killed_leaves_no_old_labels(tmp_path: Path, scenes:
     extra = replace(items[0], id="further")
     with pytest.raises(ConfigError, match="further photos"):
         write_label_files(tmp_path, [extra], [], None, {"value": 3}, overwrite=True)  # type: ignore[arg-type]
+
+
+def test_the_list_of_masks_that_lack_a_class_is_whole_or_not_there(tmp_path: Path, scenes: Path) -> None:
+    collection = open_data(load_config({"data": {"root": str(scenes)}}).data)
+    items = [replace(item, id=f"sub/{i}, {item.id}") for i, item in enumerate(collection.items) if item.tags][:3]
+    classes = ['a "b", c', *collection.classes[1:]]
+
+    def write(value: int, die_after: int = 9, own: Any = items, **options: Any) -> Any:
+        def make(item: Any, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+            if items.index(item) == die_after:
+                raise KeyboardInterrupt
+            return torch.full(photo.shape[-2:], value, dtype=torch.uint8), torch.zeros(1, 2, 2), ["x"]
+
+        return write_label_files(tmp_path, own, classes, make, {"value": value}, **options)
+
+    every = {item.id: [classes[tag] for tag in item.tags or ()] for item in items}
+    assert write(0, own=items[:1]).missing == read_missing(tmp_path) == {items[0].id: every[items[0].id]}
+    again = write(0)
+    assert again.skipped == 1 and again.missing == read_missing(tmp_path) == every
+    (tmp_path / "missing.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "missing.csv").read_bytes())
+    assert write(0, own=items[:1]).skipped == 1 and read_missing(tmp_path) == every, "rows of others stay"
+    with pytest.raises(KeyboardInterrupt):
+        write(1, die_after=1, overwrite=True)
+    assert read_missing(tmp_path) == {}, "these masks are no more"
+    path = tmp_path / f"{items[0].id}.png"
+    path.write_bytes(path.read_bytes()[:40])
+    broken = write(1)
+    assert broken.failed[0][0] == str(path) and "Delete it" in broken.failed[0][1] and broken.written == 2
 
 
 def test_the_crf_of_masks_is_applied() -> None:

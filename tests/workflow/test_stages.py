@@ -297,6 +297,7 @@ def test_masks_without_an_affinity_are_refined_cams(config: RunConfig, classifie
         assert names[0] == "background" and len(names) == len(saved["scores"])
     (score,) = evaluate(out, "train", ["masks"])
     assert score["protocol"]["refine"] == "par" and score["protocol"]["crf"].startswith("psa")
+    assert "complete" not in read_json(out / "masks" / "classes.json")["label"], "a stage's masks are not completed"
 
 
 def test_refined_masks_may_have_a_background_of_their_own(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
