@@ -10,22 +10,13 @@ import yaml
 
 from tagmask.reproduce import read_table, reproduce
 from tagmask.reproduce.render import render
+from tests.reproduce.tiny_table import SET
 
-STAGED = """
+STAGED = (
+    f"""
 title: staged
-set:
-  - encoder.name=resnet18
-  - encoder.weights=none
-  - views.crop=64
-  - train.steps=2
-  - train.warmup=0
-  - train.batch_size=4
-  - train.workers=0
-  - train.accelerator=cpu
-  - data.source=demo
-  - data.demo_images=12
-  - label.cam_scales=[1.0]
-  - evaluate.bootstrap=0
+{SET}"""
+    + """\
   - "method.head_options={hidden: 8}"
 seeds: [0, 1]
 columns:
@@ -34,6 +25,7 @@ rows:
   - {name: staged, stages: true, set: [method.warmup=1, "stages={classifier: {}, masks: {}, segmenter: {}}"]}
   - {name: retrained, set: [method.name=supervised], masks_from: staged}
 """
+)
 PROTOCOL = {
     "split": "test", "split_hash": "ab", "images": 1, "truth": "x", "tags_at_test": False, "seed": 0, "weights": "none",
     "method": "m", "encoder": "e", "version": "0.1.0",

@@ -1,9 +1,6 @@
 """A table of two rows on drawn scenes, for the tests of ``reproduce``."""
 
-TABLE = """
-title: tiny
-about: two rows
-set:
+SET = """set:
   - encoder.name=resnet18
   - encoder.weights=none
   - views.crop=64
@@ -16,7 +13,14 @@ set:
   - data.demo_images=12
   - label.cam_scales=[1.0]
   - evaluate.bootstrap=20
-seeds: [0, 1]
+"""
+"""Settings of a run that takes no time, in YAML; more of them may follow in the list."""
+TABLE = (
+    f"""
+title: tiny
+about: two rows
+{SET}"""
+    + """seeds: [0, 1]
 columns:
   - {title: CAM, split: train, score: cam}
   - {title: val threshold, split: train, score: cam (val threshold)}
@@ -26,3 +30,4 @@ rows:
   - {name: first, set: ["method.head_options={hidden: 8}", method.warmup=1], label: true, printed: {test: 61.5}}
   - {name: second, set: [method.name=supervised, "method.head_options={hidden: 8}"], masks_from: first, seeds: [1]}
 """
+)
