@@ -1,5 +1,6 @@
 """The benchmarks' cases can all be found; their times are nobody's test."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,3 +37,16 @@ def test_a_conversion_that_fails_ends_the_measurement(tmp_path: Path) -> None:
         command, capture_output=True, text=True, check=False, timeout=90, env={**os.environ, "PYTHONPATH": paths}
     )
     assert done.returncode != 0 and "pycocotools" in done.stderr and "photos/s" not in done.stdout
+
+
+def test_hours_are_those_of_both_phases(tmp_path: Path) -> None:
+    tiny = ["views.crop=64", "train.batch_size=2", "train.accelerator=cpu", "train.workers=0", "train.precision=fp32"]
+    size = ["--steps", "2", "--skip", "1", "--images", "6", "--size", "48", "64"]
+    command = [sys.executable, BENCHMARKS / "schedule.py", "tscd_voc", *size, "--json", tmp_path / "found.json"]
+    command += ["--set", "encoder.name=mit_b0", *tiny]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "found.json").read_text())
+    assert (row["steps"], row["batch"], row["crop"]) == (20000, 2, 64) and row["memory"] > 2**27
+    assert row["hours"] == pytest.approx((2000 / row["warmup_rate"] + 18000 / row["rate"]) / 3600)
+    assert "| tscd_voc | CPU" in done.stdout

@@ -1,0 +1,140 @@
+"""Steps a second, peak memory and hours of whole training configurations, measured in the training loop itself.
+
+Photos of VOC's size (500 x 375 JPEG, drawn: smooth colours and noise) with tags of 20 classes; random weights, which
+cost what pretrained ones do. Each configuration is trained for a few steps of classification and as many with every
+term on, with its own crops, batch, precision, workers and optimiser; the first steps of each phase are left out. The
+hours are those of its own number of steps, each phase counted with its length; scoring is not in them. Where further
+terms begin later than the first one, they come out a little high.
+
+    python benchmarks/schedule.py tscd_voc cosa_voc                     # on a GPU where there is one
+    python benchmarks/schedule.py tscd_voc --set train.batch_size=4 train.accumulate=2
+    python benchmarks/schedule.py eca_voc --set method.guide.view=photo method.guide.cache=FOLDER   # what it saves
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tagmask import workflow
+from tagmask.config import RunConfig, load_config
+from tagmask.reproduce.cost import bare
+from tagmask.training import RunFolder
+
+CLASSES = 20
+GIB = 2**30
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure each configuration in a process of its own, print a table, save JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", help="packaged names or files, one table row each")
+    parser.add_argument("--steps", type=int, default=40, help="measured steps of each phase")
+    parser.add_argument("--skip", type=int, default=10, help="steps before them")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--size", type=int, nargs=2, default=[375, 500], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings over the configurations'")
+    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # the photos of the process that measures one configuration
+    args = parser.parse_args(words)
+    if args.one:
+        print(json.dumps(measure(args.configs[0], Path(args.one), args)))
+        return
+    rows = []
+    print(
+        "| configuration | machine | precision | batch, crop | classification | whole | memory, GiB | steps | hours |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as home:
+        photos = write_photos(Path(home) / "photos", args.images, *args.size)
+        for name in args.configs:
+            shared = ["--steps", str(args.steps), "--skip", str(args.skip), "--one", str(photos)]
+            words = [name, *shared, *(["--set", *args.set] if args.set else [])]
+            done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode != 0:
+                raise SystemExit(f"{name}: could not be measured, see above.")
+            row = json.loads(done.stdout.splitlines()[-1])
+            rows.append(row)
+            first = f"{row['warmup_rate']:.2f} steps/s" if row["warmup_rate"] else "–"
+            print(
+                f"| {name} | {row['device']} | {row['precision']} | {row['batch']}, {row['crop']} | {first} | "
+                f"{row['rate']:.2f} steps/s | {row['memory'] / GIB:.1f} | {row['steps']:,} | {row['hours']:.1f} |",
+                flush=True,
+            )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(name: str, photos: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Rates, memory and projected hours of one configuration."""
+    # Its own lists and classes are of the data set that it is for; these are given by the photos.
+    data = {"source": "table", "root": str(photos), "classes": None, "train": None, "val": None, "test": None}
+    config = bare(load_config(name, {"data": data}, overrides=args.set))
+    cuda = config.train.accelerator != "cpu" and torch.cuda.is_available()
+    length = int(getattr(config.method, "warmup", 0))
+    slow, fast = rates(config, args, warm=length > 0)
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = (length / slow if slow else 0.0) + (config.train.steps - length) / fast
+    return {
+        "configuration": name,
+        "set": args.set,
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "precision": config.train.precision,
+        "batch": config.train.batch_size,
+        "crop": config.views.crop,
+        "warmup_rate": slow,
+        "rate": fast,
+        "memory": peak,
+        "steps": config.train.steps,
+        "hours": seconds / 3600,
+    }
+
+
+def rates(config: RunConfig, args: argparse.Namespace, warm: bool) -> tuple[float | None, float]:
+    """Steps a second of the training loop, waiting for photos included: classification, if any, and all terms."""
+    phase = args.skip + args.steps
+    own = config.model_copy(deep=True)
+    later = [key for key in type(own.method).model_fields if key.endswith("warmup") or key.startswith("start_")]
+    begins = [key for key in later if isinstance(getattr(own.method, key), int)]
+    own.method = own.method.model_copy(update=dict.fromkeys(begins, phase if warm else 0))
+    steps = 2 * phase if warm else phase
+    own.train = own.train.model_copy(
+        update={"steps": steps, "warmup": 0, "log_every": 1, "evaluate_every": 0, "checkpoint_every": steps}
+    )
+    with tempfile.TemporaryDirectory() as home:
+        workflow.train(own, Path(home) / "run")
+        spent = {row["step"]: row["seconds"] for row in RunFolder(Path(home) / "run").log() if "seconds" in row}
+    slow = args.steps / (spent[phase] - spent[args.skip]) if warm else None
+    return slow, args.steps / (spent[steps] - spent[steps - args.steps])
+
+
+def write_photos(folder: Path, images: int, height: int, width: int) -> Path:
+    """JPEG photos that compress about as photos do, and tags.csv, one or two classes each."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    rows = ["image,tags"]
+    for i in range(images):
+        colours = Image.fromarray(random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
+        smooth = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = (smooth + random.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{i:04d}.jpg", quality=90)
+        tags = {i % CLASSES, int(random.integers(CLASSES))}
+        rows.append(f"{i:04d}.jpg,{';'.join(f'class{tag:02d}' for tag in sorted(tags))}")
+    (folder / "tags.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+if __name__ == "__main__":
+    main()
