@@ -31,8 +31,8 @@ def build_energy(weight: float, config: EnergyConfig) -> DenseEnergy | None:
 def dense_energy(energy: DenseEnergy, batch: Batch, logits: Tensor, labels: Tensor) -> Tensor:
     """Dense energy of the segmentation logits (B,C+1,h,w) on the images; full weight where labels (B,H,W) are 255.
 
-    The logits go to the energy's own grid before the softmax, not to the images' size and back: the same values but
-    at the kinks of the interpolation, for a fraction of the pixels.
+    The logits go to the energy's own grid before the softmax, where the release takes probabilities to the images' size
+    and back: a softmax of means for means of softmaxes, nearly the same values for a fraction of the pixels.
     """
     height, width = batch.images.shape[-2:]
     size = (max(1, int(height * energy.scale)), max(1, int(width * energy.scale)))
