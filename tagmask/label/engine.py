@@ -19,7 +19,7 @@ from torch import Tensor
 from tagmask.config import LabelConfig
 from tagmask.data import Item, read_ahead, read_mask, tag_vector, write_mask
 from tagmask.errors import ConfigError, DataError
-from tagmask.label.infer import Inference
+from tagmask.label.infer import Inference, values_in
 from tagmask.training.folder import read_json, write_json, write_text
 from tagmask.types import IGNORE
 
@@ -178,10 +178,11 @@ def write_label_files(
         result.written += 1
         pixels += labels.numel()
         unsure += int((labels == IGNORE).sum())
-        lacking[item.id] = _lacking(item, labels, classes)
+        if item.tags:
+            lacking[item.id] = _lacking(item, labels, classes)
     result.unsure = unsure / pixels if pixels else 0.0
     tagged = [item for item in items if item.tags is not None]
-    kept = [item for item in tagged if item.id not in lacking and paths[item.id].is_file()]
+    kept = [item for item in tagged if item.tags and item.id not in lacking and paths[item.id].is_file()]
     for item in track(kept, "masks there", console=console, disable=not console.is_terminal):
         try:
             lacking[item.id] = _lacking(item, read_mask(paths[item.id], len(classes)), classes)
@@ -195,7 +196,7 @@ def write_label_files(
 
 def _lacking(item: Item, labels: Tensor, classes: Sequence[str]) -> list[str]:
     """Classes of the item's tags without a pixel in its label map (H,W)."""
-    there = set(labels.unique().tolist())
+    there = values_in(labels)
     return [classes[tag] for tag in item.tags or () if tag + 1 not in there]
 
 
@@ -208,12 +209,20 @@ def _write_missing(folder: Path, missing: Mapping[str, Sequence[str]]) -> None:
 
 
 def read_missing(folder: Path) -> dict[str, list[str]]:
-    """Of photos whose masks in ``folder`` lack tagged classes, these classes, by the photo's id; {} without a list."""
+    """Of photos whose masks in ``folder`` lack tagged classes, these classes, by the photo's id; {} without a list.
+
+    Raises DataError for a list that was changed into something else.
+    """
     path = folder / MISSING
     found: dict[str, list[str]] = {}
     if path.is_file():
-        for image, name in list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))[1:]:
-            found.setdefault(image, []).append(name)
+        for line, row in enumerate(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")), 1):
+            if len(row) != 2:
+                raise DataError(
+                    f"{path}, row {line}: {len(row)} columns, not image and class. Delete it to get it anew."
+                )
+            if line > 1:
+                found.setdefault(row[0], []).append(row[1])
     return found
 
 

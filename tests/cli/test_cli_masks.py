@@ -98,7 +98,7 @@ def test_a_segmenter_learns_from_a_run_in_one_command(run: Path, scenes: Path, t
     names = (scenes / "train.txt").read_text().split()
     assert {p.stem for p in (first / "masks").glob("*.png")} == {Path(n).stem for n in names}, "masks are made"
     made = tagmask.load_config(tmp_path / "second" / "config.yaml")
-    assert made.method.head == "aspp" and made.data.train_masks == first / "masks" and made.seed == 5  # type: ignore
+    assert made.method.head == "aspp" and made.data.train_masks == first / "masks" and made.seed == 5  # type: ignore[attr-defined]
     assert (tmp_path / "second" / "data.json").read_text() == (first / "data.json").read_text()
     (score,) = json.loads(call("evaluate", tmp_path / "second", "--split", "test", "--json").stdout)
     stamp = score["protocol"]

@@ -35,9 +35,10 @@ def test_a_small_budget_keeps_what_makes_a_row(tmp_path: Path) -> None:
     assert all(c.encoder.name == "mit_b1" for c in full) and all(c.encoder.drop_path == 0 for c in small)
     for a, b in zip(full, small):
         assert b.encoder.name == "resnet18" and b.data.train is None and b.train.batch_size == 4
-        assert (a.method.refine, a.method.weight_scd > 0) == (b.method.refine, b.method.weight_scd > 0)  # type: ignore
+        switches = [(c.method.refine, c.method.weight_scd > 0) for c in (a, b)]  # type: ignore[attr-defined]
+        assert switches[0] == switches[1]
         assert a.label == b.label, "scored as the paper scores"
-    assert small[-1].method.affinity == "none", "no attention to learn affinities from"  # type: ignore
+    assert small[-1].method.affinity == "none", "no attention to learn affinities from"  # type: ignore[attr-defined]
     encoders = read_table("tscd/table4")
     names = [configure(encoders, r, 0, data, tmp_path, [], encoder="resnet50").encoder.name for r in encoders.rows]
     assert names == ["resnet101", "resnet101", "wide_resnet38", "wide_resnet38", "resnet50", "resnet50"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tagmask.config import load_config
 from tagmask.data import open_data
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, DataError
 from tagmask.label import read_missing, write_label_files
 from tagmask.refine import DenseCRF, label_probabilities
 from tagmask.stage_config import CamsStage, MasksStage
@@ -133,6 +133,10 @@ def test_the_list_of_masks_that_lack_a_class_is_whole_or_not_there(tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         write(1, die_after=1, overwrite=True)
     assert read_missing(tmp_path) == {}, "these masks are no more"
+    (tmp_path / "missing.csv").write_text("image,class,note\n")
+    with pytest.raises(DataError, match=r"missing\.csv, row 1: 3 columns.*Delete it"):
+        write(1)
+    (tmp_path / "missing.csv").unlink()
     path = tmp_path / f"{items[0].id}.png"
     path.write_bytes(path.read_bytes()[:40])
     broken = write(1)
