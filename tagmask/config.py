@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
@@ -98,8 +98,12 @@ class ShortSchedule(NamedTuple):
 
 
 class MethodConfig(Strict):
-    """Base of every method's configuration; ``name`` picks the method."""
+    """Base of every method's configuration; ``name`` picks the method.
 
+    at_use: fields that only say how a trained model is used, and so may be set after training, too.
+    """
+
+    at_use: ClassVar[frozenset[str]] = frozenset()
     name: str
 
     @classmethod

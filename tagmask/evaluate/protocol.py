@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 ThresholdSource = Literal["fixed", "best on val", "best on this split (oracle)", "none"]
-LATER = ("crop", "grid", "precision", "rim", "masks")
+LATER = ("crop", "grid", "precision", "rim", "masks", "use")
 """Fields that earlier versions did not record; None says so."""
 
 
@@ -42,6 +42,7 @@ class Protocol(BaseModel):
     seed: int = Field(description="of the training run")
     weights: str = Field(description="origin of the pretrained weights")
     method: str
+    use: str | None = Field(None, description="how the method was used, where there are several ways")
     encoder: str
     version: str = Field(default_factory=lambda: installed_version("tagmask"), description="of tagmask")
 
@@ -78,7 +79,8 @@ class Protocol(BaseModel):
             parts.append(self.precision)
         if self.rim:
             parts.append(f"rims of {self.rim:g}")
-        trained = f"{self.method} on {self.encoder}, from {self.supervision}"
+        method = self.method + (f" ({self.use})" if self.use is not None else "")
+        trained = f"{method} on {self.encoder}, from {self.supervision}"
         trained += f" ({self.masks})" if self.masks is not None else ""
         parts += [f"truth: {self.truth}", trained + (f", crops of {self.crop}" if self.crop is not None else "")]
         parts += [f"weights: {self.weights}"]

@@ -58,6 +58,10 @@ class Method(nn.Module):
         """Numbers of its state that change in training; the log keeps the first process's beside the losses."""
         return {}
 
+    def use(self) -> str | None:
+        """How the trained method is used, for the stamp on scores; None where there is one way only."""
+        return None
+
     def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:
         """Optimiser groups: encoder at ``lr``, everything new at ``lr * head_lr``; norm layers at ``lr`` or frozen."""
         norms = {id(p) for p in norm_parameters(self.encoder)}

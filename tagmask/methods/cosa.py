@@ -49,6 +49,7 @@ AUXILIARY = ("weight_cls_aux", "weight_c2s_aux", "weight_csc")
 class CoSAConfig(MethodConfig):
     """Settings of ``cosa``; defaults are the paper's on VOC. ``variant`` changes some; what is set goes before it."""
 
+    at_use: ClassVar[frozenset[str]] = frozenset({"inference", "ensemble"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "release": {
@@ -238,6 +239,12 @@ class CoSA(Method):
         if self.assignment is not None:
             for average, source in zip(self.assigner, self.online):
                 update_average(average, source, self.config.momentum)
+
+    def use(self) -> str | None:
+        """The network behind scores, and whose CAMs."""
+        averaged = self.assignment is not None and self.config.inference == "assignment"
+        network = "assignment network" if averaged else "online network"
+        return network + (", mean of both CAMs" if self.config.ensemble else "")
 
     def figures(self) -> dict[str, float]:
         """The dynamic thresholds, of those CAMs that have been looked at."""

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from tagmask.config import Strict
 from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError, nearest
+from tagmask.registry import METHODS
 from tagmask.workflow.localize import LOCALIZATION
 from tagmask.workflow.scoring import AT_VAL, SCORES
 from tagmask.workflow.spread import SPREAD
@@ -186,5 +187,14 @@ def _check_seeds(where: str, table: Table, row: Row, source: str) -> None:
 
 def _check_scoring(where: str, settings: list[str]) -> None:
     for setting in settings:
-        if not setting.startswith(SCORING):
-            raise ConfigError(f"{where} sets {setting}; without a training of its own only label and evaluate can be.")
+        if not is_scoring(setting):
+            raise ConfigError(
+                f"{where} sets {setting}; without a training of its own only label, evaluate and what a method allows "
+                "at use can be."
+            )
+
+
+def is_scoring(setting: str) -> bool:
+    """Whether 'key=value' only changes how a trained run is used."""
+    at_use = {f"method.{field}" for name in METHODS.names() for field in METHODS.get(name).config_class.at_use}
+    return setting.startswith(SCORING) or setting.partition("=")[0] in at_use

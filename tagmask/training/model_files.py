@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tagmask.config import RunConfig, dump_yaml, load_config
+from tagmask.config import MethodConfig, RunConfig, dump_yaml, load_config
 from tagmask.errors import DataError
 from tagmask.methods import Method, build_method
 from tagmask.training.folder import read_json, write_json, write_text
@@ -46,8 +46,14 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:12]
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method, RunConfig, list[str]]:
-    """Method in eval mode, configuration and class names. Raises DataError naming what is missing or does not fit."""
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", method: MethodConfig | None = None
+) -> tuple[Method, RunConfig, list[str]]:
+    """Method in eval mode, configuration and class names.
+
+    method: its configuration in the place of the saved one, differing in fields ``at_use``. Raises DataError naming
+    what is missing or does not fit, ConfigError as the method does.
+    """
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         raise DataError(f"{folder}: no weights.safetensors. Is training finished? 'tagmask train --resume' goes on.")
@@ -55,15 +61,17 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method
     names = read_json(folder / "classes.json")
     bare = config.model_copy(deep=True)
     bare.encoder.weights = "none"
-    method = build_method(bare, len(names["classes"]))
-    method.encoder.weights_origin = names["weights_origin"]
-    for part in method.training_only:
-        setattr(method, part, None)
+    if method is not None:
+        bare.method = method
+    built = build_method(bare, len(names["classes"]))
+    built.encoder.weights_origin = names["weights_origin"]
+    for part in built.training_only:
+        setattr(built, part, None)
     try:
-        method.load_state_dict(load_file(weights))
+        built.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
         raise DataError(f"{weights}: does not fit method '{config.method.name}' in config.yaml ({error}).") from error
-    return method.eval().to(device), config, names["classes"]
+    return built.eval().to(device), config, names["classes"]
 
 
 def _in_use(method: Method, key: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +14,15 @@ from tagmask.errors import ConfigError, DataError
 from tagmask.methods import Method
 from tagmask.training import RunFolder, load_model, make_fabric, read_json, write_json
 
-CHANGEABLE = {
+CHANGEABLE: dict[str, Set[str] | None] = {
     "label": None,
     "evaluate": None,
     "data": {"root", "tags", "images", "masks", "colour_map"},
     "train": {"accelerator", "devices", "precision", "workers"},
     "views": {"short_side"},
 }
-"""Settings that may change once a run is trained: how it is used, and where things lie on this machine."""
+"""Settings that may change once a run is trained: how it is used, and where things lie on this machine. Of a method's
+own those that it names as ``at_use``."""
 
 
 def default_device(config: RunConfig) -> torch.device:
@@ -42,6 +43,7 @@ def run_stamp(config: RunConfig, method: Method) -> dict[str, Any]:
         "seed": config.seed,
         "weights": method.encoder.weights_origin,
         "method": config.method.name,
+        "use": method.use(),
         "encoder": config.encoder.name,
     }
 
@@ -108,13 +110,15 @@ def open_run(run: Any, overrides: Sequence[str] = ()) -> tuple[RunFolder, RunCon
     Raises ConfigError for an override of what training has decided already.
     """
     folder = RunFolder(run)
+    saved = folder.config()
+    changeable = CHANGEABLE | {"method": saved.method.at_use}
     for section, values in parse_overrides(overrides).items():
-        allowed = CHANGEABLE.get(section, set())
+        allowed = changeable.get(section, set())
         wrong = (
             [section] if not isinstance(values, dict) else sorted(set(values) - allowed) if allowed is not None else []
         )
         if wrong:
             raise ConfigError(f"{section}.{wrong[0]} was decided when {run} was trained; it cannot be overridden now.")
-    config = load_config(folder.config().model_dump(mode="json"), overrides=overrides)
-    method, _, _ = load_model(folder.model, default_device(config))
+    config = load_config(saved.model_dump(mode="json"), overrides=overrides)
+    method, _, _ = load_model(folder.model, default_device(config), config.method)
     return folder, config, method
