@@ -77,6 +77,7 @@ class CoSAConfig(MethodConfig):
     head_options: dict[str, Any] = {}
     auxiliary_map: int = Field(-2, lt=-1, description="the encoder's map of the auxiliary CAM; the last is -1")
     warmup: int = Field(6000, ge=0, description="steps of classification only")
+    s2c_warmup: int = Field(0, ge=0, description="GC starts no sooner than at this step, nor than warmup ends")
     swap: bool = Field(True, description="SA: a running average assigns the labels; false: the trained network itself")
     momentum: float = Field(0.9994, ge=0, le=1, description="of the assignment network's running average")
     start: Literal["copy", "independent"] = Field("copy", description="independent: its heads are drawn anew")
@@ -263,19 +264,20 @@ class CoSA(Method):
             scores = self.auxiliary(features.maps[cfg.auxiliary_map])
             terms["cls_aux"] = F.multilabel_soft_margin_loss(scores.float(), batch.tags)
         if step >= cfg.warmup:
-            terms |= self._assigned_terms(batch, features, maps)
+            terms |= self._assigned_terms(batch, features, maps, step >= cfg.s2c_warmup)
         total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
         return Losses(terms, total)
 
-    def _assigned_terms(self, batch: Batch, features: Features, maps: Tensor) -> dict[str, Tensor]:
+    def _assigned_terms(self, batch: Batch, features: Features, maps: Tensor, guides: bool) -> dict[str, Tensor]:
         """The terms that learn from the assigner; features and class maps (B,C,h,w) of the strong view."""
         cfg = self.config
+        guides = guides and cfg.weight_s2c > 0
         main = cfg.weight_c2s > 0 or self.energy is not None
         auxiliary = cfg.weight_c2s_aux > 0 or cfg.weight_csc > 0
-        if not (main or auxiliary or cfg.weight_s2c > 0):
+        if not (main or auxiliary or guides):
             return {}
         terms: dict[str, Tensor] = {}
-        weak = self._weak_view(batch, auxiliary, cfg.weight_s2c > 0)
+        weak = self._weak_view(batch, auxiliary, guides)
         logits = self.decoder(features) if main or cfg.weight_c2s_aux > 0 else None
         # Once for both kinds of labels.
         large = None if logits is None else to_image_size(logits, batch.images).float().log_softmax(1)
