@@ -38,8 +38,8 @@ class TrainViews:
     with a standard deviation of 0.1 to 2 pixels. 'strong' in ``wanted``: the main view's pixels after
     ``config.strong`` of the nine photometric operations of RandAugment (Cubuk et al. 2020), one after the other; the
     main view is then the weak one. With 0 both are the same.
-    'local' in ``wanted``: square crops of the main view's geometry, flipped at random, with jitter .4/.4/.2/.1 and
-    grey at .2 of their own (ECA). 'photo': the whole photo, its long side brought to ``config.crop`` and zero padding
+    'local' in ``wanted``: square crops of the main view's geometry, anywhere in the photo, flipped at random, with
+    jitter .4/.4/.2/.1 and grey at .2 of their own (ECA). 'photo': the whole photo, its long side brought to ``config.crop`` and zero padding
     at the right or bottom, as it is in each step: unflipped, photometry left out (it draws no random number).
     Raises ConfigError on unknown views and on local crops larger than the main one.
     """
@@ -115,26 +115,44 @@ class TrainViews:
         return View(whole, torch.tensor(box), affine.float())
 
     def _local(self, canvas: Tensor, box: list[int], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        side, size = self.config.crop, self.config.local.size
-        x, y = (self._start(box[i], box[i + 2], generator) for i in (0, 1))
-        flip = _uniform(generator) < self.config.flip
-        x0, y0 = max(box[0] - x, 0), max(box[1] - y, 0)
-        x1, y1 = min(box[2] - x, size), min(box[3] - y, size)
-        crop = canvas[:, y : y + size, x : x + size]
-        if flip:
-            crop, x0, x1 = crop.flip(-1), size - x1, size - x0
-        photo = jitter(crop[:, y0:y1, x0:x1], LOCAL_JITTER, generator)
-        if _uniform(generator) < LOCAL_GREY:
-            photo = F.rgb_to_grayscale(photo, num_output_channels=3)
-        inner = [x0, y0, x1, y1]
-        return _place(photo, inner, size), torch.tensor(inner), crop_affine(x, y, size, side, flip)
+        size = self.config.local.size
+        starts = []
+        for i in (0, 1):
+            first, last = local_starts(box[i], box[i + 2], size, self.config.crop)
+            starts.append(first + _integer(generator, last - first + 1))
+        return local_crop(canvas, box, starts, size, self.config.flip, generator)
 
-    def _start(self, low: int, high: int, generator: Generator) -> int:
-        """First pixel of a local crop: inside the photo where the photo is larger than it, else over all of it."""
-        side, size = self.config.crop, self.config.local.size
-        first, last = sorted((low, high - size))
-        first, last = max(first, 0), min(last, side - size)
-        return first + _integer(generator, last - first + 1)
+
+def local_starts(low: int, high: int, size: int, side: int) -> tuple[int, int]:
+    """First and last pixel that a local crop of ``size`` may start at, on a canvas of ``side``.
+
+    It lies inside the photo, which goes from ``low`` to ``high``, where the photo is larger than it, else over all of
+    the photo.
+    """
+    first, last = sorted((low, high - size))
+    return max(first, 0), min(last, side - size)
+
+
+def local_crop(
+    canvas: Tensor, box: Sequence[int], start: Sequence[int], size: int, flip: float, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A local view (ECA): the square of ``size`` at ``start`` (x,y), flipped at random, with colours of its own.
+
+    canvas: (3,S,S) in [0,1], on any device; box: of its photo. generator: on the CPU. Returns the crop (3,size,size),
+    the box of the photo in it, long (4,), and the affine (2,3) to the canvas, as a View has them.
+    """
+    x, y = start
+    flipped = _uniform(generator) < flip
+    x0, y0 = max(box[0] - x, 0), max(box[1] - y, 0)
+    x1, y1 = min(box[2] - x, size), min(box[3] - y, size)
+    crop = canvas[:, y : y + size, x : x + size]
+    if flipped:
+        crop, x0, x1 = crop.flip(-1), size - x1, size - x0
+    photo = jitter(crop[:, y0:y1, x0:x1], LOCAL_JITTER, generator)
+    if _uniform(generator) < LOCAL_GREY:
+        photo = F.rgb_to_grayscale(photo, num_output_channels=3)
+    inner = [x0, y0, x1, y1]
+    return _place(photo, inner, size), torch.tensor(inner), crop_affine(x, y, size, canvas.shape[-1], flipped)
 
 
 def _window(length: int, side: int, generator: Generator) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tagmask.config import MethodConfig, RunConfig
+from tagmask.config import MethodConfig, RunConfig, ViewConfig
 from tagmask.encoders import Encoder, build_encoder, norm_parameters
 from tagmask.errors import ConfigError
 from tagmask.registry import HEADS, METHODS, REFINERS
@@ -46,6 +46,9 @@ class Method(nn.Module):
         self.config = config
         self.encoder = encoder
         self.classes = classes
+
+    def use_views(self, views: ViewConfig) -> None:
+        """Called once the method is built, with the settings of the training views."""
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Terms of one training step; a term whose weight is 0 at this step is not computed."""
@@ -126,4 +129,6 @@ def build_method(config: RunConfig, classes: int) -> Method:
     if classes < 1:
         raise ConfigError("There are no classes: no image has a tag. Check the tags file and its separator.")
     encoder = build_encoder(config.encoder, image_size=config.encoder.image_size or config.views.crop)
-    return METHODS.get(config.method.name)(config.method, encoder, classes)
+    method: Method = METHODS.get(config.method.name)(config.method, encoder, classes)
+    method.use_views(config.views)
+    return method

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from tagmask.cam import PrototypeCalibration, affinity_region_maps, cam_seeds, region_labels
 from tagmask.cam.maps import resize
-from tagmask.config import ShortSchedule, Strict, merge
+from tagmask.config import ShortSchedule, Strict, ViewConfig, merge
 from tagmask.encoders import Encoder
 from tagmask.encoders.guide import Guide, GuideConfig
 from tagmask.errors import ConfigError
 from tagmask.losses import balanced_cross_entropy, cam_correspondence
 from tagmask.methods.affinity import AffinitySettings, affinity_term, build_affinity, predict_affinity, propagate
 from tagmask.methods.baseline import Baseline, BaselineConfig
+from tagmask.methods.local_views import object_views
 from tagmask.registry import METHODS
 from tagmask.types import IGNORE, Batch, Features, Losses, View
 
@@ -81,6 +82,7 @@ class ECAConfig(AffinitySettings, BaselineConfig):
     affinity_power: float = Field(2.0, gt=0, description="of affinities in the propagation")
     affinity_steps: int = Field(1, ge=1, description="of the propagation")
     divergence: Literal["js", "cosine"] = Field("js", description="that tells class maps of local views apart")
+    local: Literal["object", "photo"] = Field("object", description="where local views lie: around objects, anywhere")
     corr_stride: int | None = Field(None, ge=1, description="grid of corr, in pixels; none: that of the class maps")
     start_seg: int = Field(0, ge=0, description="step from which CAM labels teach; none of the four before warmup")
     start_region: int = Field(0, ge=0, description="step from which CARM labels teach")
@@ -115,12 +117,19 @@ class ECA(Baseline):
         self.affinity = build_affinity(config, encoder, config.weight_aff)
         guided = config.weight_region > 0 or (self.affinity is not None and config.affinity_from != "cam")
         self.guide = Guide(config.guide) if guided else None
-        views = {"local": config.weight_corr > 0, "photo": guided and config.guide.view == "photo"}
+        cut = config.weight_corr > 0 and config.local == "photo"
+        views = {"local": cut, "photo": guided and config.guide.view == "photo"}
         self.wanted_views = frozenset(name for name, wanted in views.items() if wanted)
         self.calibration: PrototypeCalibration | None = None
         if guided and config.calibration.enabled:
             settings = config.calibration.model_dump(exclude={"enabled", "most_seeds"})
             self.calibration = PrototypeCalibration(classes, encoder.channels[-1], **settings)
+
+    def use_views(self, views: ViewConfig) -> None:
+        """Raises ConfigError for local views larger than the main one."""
+        if self.config.weight_corr > 0 and views.local.size > views.crop:
+            raise ConfigError(f"views.local.size ({views.local.size}) is larger than views.crop ({views.crop}).")
+        self.views = views
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls; from ``warmup`` and their own starts on seg, region, corr (equation 11) and aff, weighted as in 12."""
@@ -220,9 +229,12 @@ class ECA(Baseline):
     def _correspondence(self, batch: Batch, labels: Tensor) -> Tensor:
         """corr: summed over an image's local views, mean over images; labels (B,H,W) of the main view."""
         cfg = self.config
-        if "local" not in batch.views:
+        if cfg.local == "object":
+            local = object_views(batch, labels, self.views)
+        elif "local" in batch.views:
+            local = batch.views["local"]
+        else:
             raise ConfigError("Method 'eca' trains on the view 'local'; the batch has none. Load it with that view.")
-        local = batch.views["local"]
         count = local.images.shape[1]
         images = local.images.flatten(0, 1)
         maps = self._cam(images)

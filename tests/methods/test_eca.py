@@ -31,7 +31,7 @@ LOCAL = 32
 GUIDE = {"encoder": {"name": "test_vit", "weights": "none"}}
 SETTINGS: dict[str, Any] = {
     "name": "eca", "warmup": 2, "head_options": {"embed": 16}, "cam_scales": [1.0], "cam_flip": False,
-    "affinity": "none", "guide": GUIDE,
+    "affinity": "none", "guide": GUIDE, "local": "photo",
 }  # fmt: skip
 TERMS = {
     "cls": {"encoder", "classifier"},
@@ -78,7 +78,7 @@ class TestECA(MethodContract):
 
 
 class TestECAWithAttention(SlowTraining):
-    settings = SETTINGS | {"affinity": "attention", "affinity_from": "both", "affinity_warmup": 3}
+    settings = SETTINGS | {"local": "object", "affinity": "attention", "affinity_from": "both", "affinity_warmup": 3}
     terms = TERMS | {"aff": {"encoder", "affinity"}}
     encoders = ("vit", "mit")
 
@@ -307,6 +307,7 @@ def test_corr_can_be_taken_on_a_finer_grid() -> None:
 
 def test_local_views_are_asked_for_only_where_they_are_used() -> None:
     assert build().wanted_views == {"local"} and build(weight_corr=0).wanted_views == frozenset()
+    assert build(local="object").wanted_views == frozenset(), "the method cuts them"
     whole = {"guide": GUIDE | {"view": "photo"}, "weight_corr": 0}
     assert build(**whole).wanted_views == {"photo"}
     assert build(**whole, weight_region=0).wanted_views == frozenset(), "without a guide"
