@@ -65,7 +65,7 @@ def main() -> None:
     config = load_config(
         {
             "encoder": {"name": args.encoder, "weights": "none"},
-            "views": {"crop": args.crop},
+            "views": {"crop": args.crop, "local": {"size": args.crop // 2}},
             "method": {"name": args.method, **METHODS[args.method]},
         },
         overrides=args.set,

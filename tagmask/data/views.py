@@ -39,8 +39,9 @@ class TrainViews:
     ``config.strong`` of the nine photometric operations of RandAugment (Cubuk et al. 2020), one after the other; the
     main view is then the weak one. With 0 both are the same.
     'local' in ``wanted``: square crops of the main view's geometry, anywhere in the photo, flipped at random, with
-    jitter .4/.4/.2/.1 and grey at .2 of their own (ECA). 'photo': the whole photo, its long side brought to ``config.crop`` and zero padding
-    at the right or bottom, as it is in each step: unflipped, photometry left out (it draws no random number).
+    jitter .4/.4/.2/.1 and grey at .2 of their own (ECA). 'photo': the whole photo, its long side brought to
+    ``config.crop`` and zero padding at the right or bottom, as it is in each step: unflipped, photometry left out (it
+    draws no random number).
     Raises ConfigError on unknown views and on local crops larger than the main one.
     """
 
