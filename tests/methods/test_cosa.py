@@ -199,10 +199,9 @@ def test_packaged_configurations(name: str) -> None:
     assert same == default.model_dump(exclude={"warmup"}), "the paper's values are the defaults"
 
 
-@pytest.mark.parametrize("table", ["msrc14/cosa", "msrc14/cosa_swap"])
-def test_packaged_tables(table: str) -> None:
-    found = read_table(table)
-    for row in found.rows:
+def test_no_row_of_the_ladder_averages_an_average() -> None:
+    found = read_table("msrc14/cosa")
+    for row in (row for row in found.rows if row.run_of is None):
         config = load_config(*found.configs, *row.configs, overrides=[*found.set, *row.set])
         if config.method.name == "cosa" and config.method.swap:  # type: ignore[attr-defined]
             assert config.train.ema is None, f"{row.name}: an average of an average"
