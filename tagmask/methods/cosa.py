@@ -77,7 +77,7 @@ class CoSAConfig(MethodConfig):
     head_options: dict[str, Any] = {}
     auxiliary_map: int = Field(-2, lt=-1, description="the encoder's map of the auxiliary CAM; the last is -1")
     warmup: int = Field(6000, ge=0, description="steps of classification only")
-    s2c_warmup: int = Field(0, ge=0, description="GC starts no sooner than at this step, nor than warmup ends")
+    s2c_warmup: int | None = Field(None, ge=0, description="step that GC starts at, where that is after warmup")
     swap: bool = Field(True, description="SA: a running average assigns the labels; false: the trained network itself")
     momentum: float = Field(0.9994, ge=0, le=1, description="of the assignment network's running average")
     start: Literal["copy", "independent"] = Field("copy", description="independent: its heads are drawn anew")
@@ -264,7 +264,7 @@ class CoSA(Method):
             scores = self.auxiliary(features.maps[cfg.auxiliary_map])
             terms["cls_aux"] = F.multilabel_soft_margin_loss(scores.float(), batch.tags)
         if step >= cfg.warmup:
-            terms |= self._assigned_terms(batch, features, maps, step >= cfg.s2c_warmup)
+            terms |= self._assigned_terms(batch, features, maps, step >= (cfg.s2c_warmup or 0))
         total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
         return Losses(terms, total)
 

@@ -73,6 +73,7 @@ def test_small_protocols_keep_their_weights() -> None:
         ({"name": "afa", "warmup": 1, "affinity_warmup": 4}, "method.affinity_warmup"),
         ({"name": "eca", "warmup": 1, "start_corr": 8}, "method.start_corr"),
         ({"name": "rcm_mam", "attention_warmup": 4}, "method.attention_warmup"),
+        ({"name": "cosa", "warmup": 1, "s2c_warmup": 4}, "method.s2c_warmup"),
     ],
 )
 def test_a_phase_that_never_begins_is_refused(method: dict[str, Any], key: str) -> None:
@@ -88,4 +89,5 @@ def test_fields_that_are_no_phases_are_left_alone() -> None:
     check_schedule(tiny({"name": "eca", "warmup": 1, "affinity_warmup": None}))
     check_schedule(tiny({"name": "eca", "warmup": 1, "start_seg": 9, "weight_seg": 0.0}))
     check_schedule(tiny({"name": "afa", "warmup": 1, "affinity": "none"}))
+    check_schedule(tiny({"name": "cosa", "warmup": 1, "s2c_warmup": 9, "weight_s2c": 0.0}))
     check_schedule(tiny({"name": "rcm_mam", "attention": "none"}))
