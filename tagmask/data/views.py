@@ -48,8 +48,8 @@ class TrainViews:
     def __init__(self, config: ViewConfig, wanted: frozenset[str] = frozenset()) -> None:
         if not wanted <= VIEWS:
             raise ConfigError(f"unknown view '{min(wanted - VIEWS)}'; there are {', '.join(sorted(VIEWS))}.")
-        if "local" in wanted and config.local.size > config.crop:
-            raise ConfigError(f"views.local.size ({config.local.size}) is larger than views.crop ({config.crop}).")
+        if "local" in wanted:
+            check_local(config)
         if not 0 < config.scale[0] <= config.scale[1]:
             raise ConfigError(f"views.scale {config.scale}: give a low and a high factor, both above 0.")
         self.config = config
@@ -122,6 +122,12 @@ class TrainViews:
             first, last = local_starts(box[i], box[i + 2], size, self.config.crop)
             starts.append(first + _integer(generator, last - first + 1))
         return local_crop(canvas, box, starts, size, self.config.flip, generator)
+
+
+def check_local(config: ViewConfig) -> None:
+    """Raise ConfigError for local crops larger than the main view."""
+    if config.local.size > config.crop:
+        raise ConfigError(f"views.local.size ({config.local.size}) is larger than views.crop ({config.crop}).")
 
 
 def local_starts(low: int, high: int, size: int, side: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 ThresholdSource = Literal["fixed", "best on val", "best on this split (oracle)", "none"]
-LATER = ("crop", "grid", "precision", "rim", "masks", "use")
+LATER = ("crop", "grid", "precision", "rim", "masks")
 """Fields that earlier versions did not record; None says so."""
 
 
@@ -42,7 +42,7 @@ class Protocol(BaseModel):
     seed: int = Field(description="of the training run")
     weights: str = Field(description="origin of the pretrained weights")
     method: str
-    use: str | None = Field(None, description="how the method was used, where there are several ways")
+    use: str | None = Field(None, description="in which settings it was used in another way than trained for")
     encoder: str
     version: str = Field(default_factory=lambda: installed_version("tagmask"), description="of tagmask")
 

@@ -89,6 +89,8 @@ def write_masks(
         "label": label_note(inference.config, with_tags and inference.completes),
         "model": read_json(model / "classes.json")["digest"],
     }
+    if inference.method.use is not None:
+        note["use"] = inference.method.use
 
     def make(item: Item, photo: Tensor) -> tuple[Tensor, Tensor, list[str]]:
         if not with_tags:

@@ -25,7 +25,8 @@ class Method(nn.Module):
     parts of the method, that only ``losses`` and ``after_step`` read: a saved model leaves them out, and when it is
     loaded they are None. ``segment(images)`` → (B,C+1,H,W) logits is defined only by methods that have a segmenter;
     ``has_cams`` and ``has_segmenter`` follow from what a subclass defines. ``used_encoder``: where in the state dict
-    the encoder lies that a trained model sees with.
+    the encoder lies that a trained model sees with. ``use``: settings ``at_use`` in which a loaded model is used in
+    another way than it was trained for, as 'inference=online', for notes and stamps; None: as it was trained.
     """
 
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
@@ -35,6 +36,7 @@ class Method(nn.Module):
     has_cams: ClassVar[bool] = False
     has_segmenter: ClassVar[bool] = False
     used_encoder = "encoder"
+    use: str | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -47,7 +49,7 @@ class Method(nn.Module):
         self.encoder = encoder
         self.classes = classes
 
-    def use_views(self, views: ViewConfig) -> None:
+    def set_views(self, views: ViewConfig) -> None:
         """Called once the method is built, with the settings of the training views."""
 
     def losses(self, batch: Batch, step: int) -> Losses:
@@ -60,10 +62,6 @@ class Method(nn.Module):
     def figures(self) -> dict[str, float]:
         """Numbers of its state that change in training; the log keeps the first process's beside the losses."""
         return {}
-
-    def use(self) -> str | None:
-        """How the trained method is used, for the stamp on scores; None where there is one way only."""
-        return None
 
     def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:
         """Optimiser groups: encoder at ``lr``, everything new at ``lr * head_lr``; norm layers at ``lr`` or frozen."""
@@ -130,5 +128,5 @@ def build_method(config: RunConfig, classes: int) -> Method:
         raise ConfigError("There are no classes: no image has a tag. Check the tags file and its separator.")
     encoder = build_encoder(config.encoder, image_size=config.encoder.image_size or config.views.crop)
     method: Method = METHODS.get(config.method.name)(config.method, encoder, classes)
-    method.use_views(config.views)
+    method.set_views(config.views)
     return method

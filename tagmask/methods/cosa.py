@@ -241,12 +241,6 @@ class CoSA(Method):
             for average, source in zip(self.assigner, self.online):
                 update_average(average, source, self.config.momentum)
 
-    def use(self) -> str | None:
-        """The network behind scores, and whose CAMs."""
-        averaged = self.assignment is not None and self.config.inference == "assignment"
-        network = "assignment network" if averaged else "online network"
-        return network + (", mean of both CAMs" if self.config.ensemble else "")
-
     def figures(self) -> dict[str, float]:
         """The dynamic thresholds, of those CAMs that have been looked at."""
         used = ((n, cast(DynamicThreshold, t)) for n, t in self.thresholds.items())

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tagmask.cam import PrototypeCalibration, affinity_region_maps, cam_seeds, region_labels
 from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule, Strict, ViewConfig, merge
+from tagmask.data.views import check_local
 from tagmask.encoders import Encoder
 from tagmask.encoders.guide import Guide, GuideConfig
 from tagmask.errors import ConfigError
@@ -125,10 +126,10 @@ class ECA(Baseline):
             settings = config.calibration.model_dump(exclude={"enabled", "most_seeds"})
             self.calibration = PrototypeCalibration(classes, encoder.channels[-1], **settings)
 
-    def use_views(self, views: ViewConfig) -> None:
+    def set_views(self, views: ViewConfig) -> None:
         """Raises ConfigError for local views larger than the main one."""
-        if self.config.weight_corr > 0 and views.local.size > views.crop:
-            raise ConfigError(f"views.local.size ({views.local.size}) is larger than views.crop ({views.crop}).")
+        if self.config.weight_corr > 0:
+            check_local(views)
         self.views = views
 
     def losses(self, batch: Batch, step: int) -> Losses:

@@ -12,7 +12,7 @@ from tagmask.types import IGNORE, Batch, View, inside
 
 @torch.no_grad()
 def object_views(batch: Batch, labels: Tensor, views: ViewConfig) -> View:
-    """``views.local.count`` square crops of each main image, around pixels of objects drawn at random.
+    """``views.local.count`` square crops of each main image as it was augmented, around pixels of objects.
 
     As ECA (DINO is Also a Semantic Guider, ACM MM 2024, section 3.3) makes its local views from the global one: the
     centre is a pixel drawn from those labelled 1..C, each as likely as any other, or of the photo where none is; the
@@ -22,7 +22,7 @@ def object_views(batch: Batch, labels: Tensor, views: ViewConfig) -> View:
     size, side = views.local.size, batch.images.shape[-1]
     objects = ((labels > 0) & (labels != IGNORE)).flatten(1)
     photo = inside(batch.boxes, (labels.shape[-2], labels.shape[-1])).flatten(1)
-    weights = torch.where(objects.any(1, keepdim=True), objects, photo).float()
+    weights = torch.where(objects.any(1, keepdim=True), objects, photo).float().to(batch.generator.device)
     centres = weights.multinomial(views.local.count, replacement=True, generator=batch.generator).tolist()
     # Colours are drawn one number at a time, which a generator on a GPU would wait for.
     drawn = torch.randint(2**62, (), generator=batch.generator, device=batch.generator.device)

@@ -10,7 +10,7 @@ from typing import Any
 from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError
-from tagmask.reproduce.table import Column, Row, Table, is_scoring
+from tagmask.reproduce.table import SCORING, Column, Row, Table
 from tagmask.stage_config import stage_mapping
 from tagmask.workflow.plan import as_mapping, choose
 from tagmask.workflow.runs import default_device
@@ -97,7 +97,7 @@ def small_column(column: Column) -> Column:
 
 def scoring_settings(row: Row, overrides: Sequence[str]) -> list[str]:
     """What a row that is a run of another one is scored with, the caller's settings of that kind included."""
-    return [*row.set, *filter(is_scoring, overrides)] if row.run_of else []
+    return [*row.set, *(setting for setting in overrides if setting.startswith(SCORING))] if row.run_of else []
 
 
 def run_path(home: Path, row: str, seed: int) -> Path:

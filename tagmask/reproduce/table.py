@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
 import yaml
 from pydantic import Field, ValidationError
 
-from tagmask.config import Strict
+from tagmask.config import Strict, load_config
 from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError, nearest
-from tagmask.registry import METHODS
 from tagmask.workflow.localize import LOCALIZATION
 from tagmask.workflow.scoring import AT_VAL, SCORES
 from tagmask.workflow.spread import SPREAD
@@ -50,8 +50,8 @@ class Row(Strict):
     """One configuration. configs and set come on top of the table's.
 
     masks_from: the row whose masks it trains on. run_of: the row whose training it scores with other settings of
-    label and evaluate, without one of its own. stages: go through the configuration's stages, too; 'segmenter' is
-    then the score of the stage of that name, where there is one.
+    label and evaluate, and of what its method allows at use, without one of its own. stages: go through the
+    configuration's stages, too; 'segmenter' is then the score of the stage of that name, where there is one.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", description="also the name of its folder")
@@ -174,7 +174,7 @@ def _check_rows(name: str, table: Table) -> None:
             raise ConfigError(f"{where} is a run of '{row.run_of}', which is no row before it that trains.")
         if row.configs or row.masks_from or row.label or row.stages:
             raise ConfigError(f"{where} is a run of '{row.run_of}': besides seeds it has 'set' only.")
-        _check_scoring(where, row.set)
+        _check_scoring(where, row.set, _at_use(table, before[row.run_of]))
         _check_seeds(where, table, row, row.run_of)
 
 
@@ -185,16 +185,14 @@ def _check_seeds(where: str, table: Table, row: Row, source: str) -> None:
         raise ConfigError(f"{where} has seeds {seeds}; '{source}' is not trained with {lacking}. Give it those, too.")
 
 
-def _check_scoring(where: str, settings: list[str]) -> None:
+def _check_scoring(where: str, settings: list[str], at_use: Collection[str] = ()) -> None:
     for setting in settings:
-        if not is_scoring(setting):
-            raise ConfigError(
-                f"{where} sets {setting}; without a training of its own only label, evaluate and what a method allows "
-                "at use can be."
-            )
+        if not setting.startswith(SCORING) and setting.partition("=")[0] not in at_use:
+            also = f", evaluate and {' and '.join(sorted(at_use))}" if at_use else " and evaluate"
+            raise ConfigError(f"{where} sets {setting}; without a training of its own only label{also} can be.")
 
 
-def is_scoring(setting: str) -> bool:
-    """Whether 'key=value' only changes how a trained run is used."""
-    at_use = {f"method.{field}" for name in METHODS.names() for field in METHODS.get(name).config_class.at_use}
-    return setting.startswith(SCORING) or setting.partition("=")[0] in at_use
+def _at_use(table: Table, row: Row) -> set[str]:
+    """Dotted keys of the settings of a row's method that may change after training."""
+    config = load_config(*table.configs, *row.configs, overrides=[*table.set, *row.set])
+    return {f"method.{name}" for name in config.method.at_use}

@@ -65,6 +65,7 @@ def load_model(
         bare.method = method
     built = build_method(bare, len(names["classes"]))
     built.encoder.weights_origin = names["weights_origin"]
+    built.use = _changed(config.method, bare.method)
     for part in built.training_only:
         setattr(built, part, None)
     try:
@@ -72,6 +73,12 @@ def load_model(
     except (RuntimeError, SafetensorError) as error:
         raise DataError(f"{weights}: does not fit method '{config.method.name}' in config.yaml ({error}).") from error
     return built.eval().to(device), config, names["classes"]
+
+
+def _changed(trained: MethodConfig, used: MethodConfig) -> str | None:
+    """Settings ``at_use`` that differ, as 'a=1, b=2'; None where none does."""
+    differing = [name for name in sorted(used.at_use) if getattr(used, name) != getattr(trained, name)]
+    return ", ".join(f"{name}={getattr(used, name)}" for name in differing) or None
 
 
 def _in_use(method: Method, key: str) -> bool:

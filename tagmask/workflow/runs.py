@@ -43,7 +43,7 @@ def run_stamp(config: RunConfig, method: Method) -> dict[str, Any]:
         "seed": config.seed,
         "weights": method.encoder.weights_origin,
         "method": config.method.name,
-        "use": method.use(),
+        "use": method.use,
         "encoder": config.encoder.name,
     }
 

@@ -65,7 +65,7 @@ def evaluate(
     if not have_masks and (what or not any(item.tags is not None for item in items)):
         raise DataError(f"{collection.root}: split '{split}' has no true masks to compare with; set data.masks.")
     names = list(what) if what else default_scores(method, split, folder) if have_masks else []
-    val_threshold = None if split == "val" else _val_threshold(kept, config)
+    val_threshold = None if split == "val" else _val_threshold(kept, config, method.use)
     began = time.perf_counter()
     scorer = Scorer(method, config, collection, names, val_threshold, folder.path)
     console = console or Console(stderr=True)
@@ -106,13 +106,14 @@ def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
     return names or ["segmenter+tags" if method.has_segmenter else "cam"]
 
 
-def _val_threshold(folder: RunFolder, config: RunConfig) -> float | None:
+def _val_threshold(folder: RunFolder, config: RunConfig, use: str | None) -> float | None:
     """The peak of the CAM curve on 'val', if its CAMs were made in the same way."""
     label, grid = config.label, working_grid(config)
     for score in reversed(folder.metrics()["scores"]):
         protocol = score["protocol"]
         same = (protocol["scales"], protocol["flip"]) == (label.cam_scales, label.cam_flip)
         same = same and protocol.get("grid") in (None, grid)  # None: of an earlier version
+        same = same and protocol.get("use") == use
         if score["name"] == "cam" and protocol["split"] == "val" and same:
             return score["curve"]["peak"]["threshold"]
     return None
@@ -130,10 +131,12 @@ def _protocol(
 ) -> Protocol:
     cfg, source = config.label, scorer.inference.source
     stage: dict[str, Any] = {}
+    trained = run_stamp(config, method)
     if name in FILES:
         # Of how the files were made, not of what the configuration says today.
         made = read_json(folder.path / name / "classes.json")
         cfg, source = made_with(made), made["source"]
+        trained["use"] = made.get("use")
         stage = made.get("stage", {})
         cfg = cfg.model_copy(update={"crf": stage.get("crf", cfg.crf)})
         if stage:
@@ -171,7 +174,7 @@ def _protocol(
         grid=None if name in FILES else working_grid(config),
         precision=None if name in FILES else config.train.precision,
         rim=config.evaluate.boundary,
-        **run_stamp(config, method),
+        **trained,
     )
 
 
@@ -200,5 +203,7 @@ def _add_classification(folder: RunFolder, split: str, classes: list[str], score
     metrics = folder.metrics()
     mean = sum(known.values()) / len(known) if known else None
     entry = {"split": split, "images": len(scorer.tags), "map": mean, "per_class": known}
+    if scorer.inference.method.use is not None:
+        entry["use"] = scorer.inference.method.use
     metrics["classification"] = metrics.get("classification", {}) | {split: entry}
     write_json(folder.metrics_file, metrics)

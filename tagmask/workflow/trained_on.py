@@ -42,6 +42,7 @@ def how_made(kept: Mapping[str, Any]) -> str:
         return f"not by tagmask, '{kept['folder']}'"
     label, stage, cam = made_with(note), note.get("stage", {}), note["source"] == "cam"
     parts = [f"{kept['method']} on {kept['encoder']}"] if "method" in kept else []
+    parts += [note["use"]] if "use" in note else []
     parts.append(("CAMs" if cam else "segmenter") + ("" if note["tags_used"] else " without tags"))
     scales, flip = (label.cam_scales, label.cam_flip) if cam else (label.scales, label.flip)
     parts.append(f"scales {', '.join(f'{s:g}' for s in scales)}" + (" + flip" if flip else ""))

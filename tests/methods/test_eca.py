@@ -68,7 +68,7 @@ def build(encoder: str = "cnn", **changes: Any) -> Any:
 
 
 class TestECA(MethodContract):
-    settings = SETTINGS
+    settings = SETTINGS | {"local": "object"}
     terms = TERMS
 
     @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ class TestECA(MethodContract):
 
 
 class TestECAWithAttention(SlowTraining):
-    settings = SETTINGS | {"local": "object", "affinity": "attention", "affinity_from": "both", "affinity_warmup": 3}
+    settings = SETTINGS | {"affinity": "attention", "affinity_from": "both", "affinity_warmup": 3}
     terms = TERMS | {"aff": {"encoder", "affinity"}}
     encoders = ("vit", "mit")
 

@@ -289,6 +289,10 @@ def test_cells_that_were_made_otherwise_say_so(table: str) -> None:
     [
         (('run_of: first, set: ["', 'run_of: none, set: ["'), "no row before it that trains"),
         (('run_of: first, set: ["', 'run_of: first, set: ["method.warmup=1", "'), "sets method.warmup=1"),
+        (
+            ('run_of: first, set: ["', 'run_of: first, set: ["method.inference=online", "'),
+            "only label and evaluate can",
+        ),
         (("key: peak,", "key: top1,"), "unknown key 'top1'"),
         (("score: spread, key: std", "score: spread, key: miou"), "unknown key 'miou'.*mean, std"),
         (("score: segmenter, key: recall", "score: segmenter, key: peak"), "'peak' is of score 'cam'"),

@@ -1,21 +1,27 @@
-"""Settings of a method that say how it is used once it is trained: a run is opened with them, scores are stamped."""
+"""Settings of a method that say how it is used once it is trained: runs are opened with them, what is made says so."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from tagmask.config import load_config, merge
+from tagmask.data import read_mask
 from tagmask.errors import ConfigError
-from tagmask.training import RunFolder
-from tagmask.workflow import evaluate, open_run, train
+from tagmask.evaluate import Protocol
+from tagmask.training import RunFolder, read_json
+from tagmask.workflow import evaluate, label, open_run, predict, train
+from tagmask.workflow.trained_on import how_made, keep_masks, kept_masks
 from tests.workflow.conftest import BASE
+
+ONLINE = ["method.inference=online"]
 
 
 @pytest.fixture(scope="module")
-def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CoSA after two steps: two networks and two CAMs, which differ."""
     out = tmp_path_factory.mktemp("use") / "cosa"
     data = {"root": str(scenes), "train": "train.txt", "val": "val.txt", "test": "test.txt", "masks": "masks"}
@@ -25,12 +31,16 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_network_and_cams_are_chosen_at_use(run: Path) -> None:
-    assert RunFolder(run).config().method.inference == "assignment"  # type: ignore[attr-defined]
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "cosa"))
+
+
+def test_network_and_cams_are_chosen_at_use(trained: Path) -> None:
     image = torch.rand(1, 3, 64, 64)
-    _, _, plain = open_run(run)
-    _, config, online = open_run(run, ["method.inference=online"])
-    _, _, ensemble = open_run(run, ["method.ensemble=true"])
+    _, _, plain = open_run(trained)
+    _, config, online = open_run(trained, ONLINE)
+    _, _, ensemble = open_run(trained, ["method.ensemble=true"])
     assert config.method.inference == "online"  # type: ignore[attr-defined]
     with torch.no_grad():
         for method, network in ((plain, plain.assigner), (online, online.online)):
@@ -41,15 +51,55 @@ def test_network_and_cams_are_chosen_at_use(run: Path) -> None:
         assert not torch.equal(ensemble.cams(image), plain.cams(image))
 
 
-def test_scores_say_which(run: Path) -> None:
-    uses = [
-        evaluate(run, "val", ["segmenter"], settings)[0]["protocol"]["use"]
-        for settings in ([], ["method.inference=online"], ["method.ensemble=true"])
-    ]
-    assert uses == ["assignment network", "online network", "assignment network, mean of both CAMs"]
+def test_scores_say_what_differs_from_the_training(run: Path) -> None:
+    uses = []
+    for settings in ([], ONLINE, ["method.ensemble=true", *ONLINE], ["method.inference=assignment"]):
+        score = evaluate(run, "val", ["segmenter"], settings)[0]
+        uses.append(score["protocol"]["use"])
+    assert uses == [None, "inference=online", "ensemble=True, inference=online", None]
+    assert len(RunFolder(run).metrics()["scores"]) == 3, "the last is the first again"
+    made = {s["protocol"]["use"]: Protocol(**s["protocol"]) for s in RunFolder(run).metrics()["scores"]}
+    assert made["inference=online"].differs(made[None]) == ["use: inference=online / None"]
+    assert "cosa (inference=online) on resnet18" in made["inference=online"].describe()
+    assert "cosa on resnet18" in made[None].describe()
+
+
+def test_the_threshold_of_another_use_is_not_taken(run: Path) -> None:
+    evaluate(run, "val", ["cam"], ONLINE)
+    assert [s["name"] for s in evaluate(run, "train", ["cam"])] == ["cam"], "there is none for this use"
+    found = {s["name"]: s["protocol"] for s in evaluate(run, "train", ["cam"], ONLINE)}
+    assert found["cam (val threshold)"]["use"] == "inference=online"
+    own = evaluate(run, "val", ["cam"])[0]["curve"]["peak"]["threshold"]
+    found = {s["name"]: s["protocol"] for s in evaluate(run, "train", ["cam"])}
+    assert found["cam (val threshold)"]["threshold"] == own
+
+
+def test_masks_of_two_uses_are_not_mixed(run: Path, scenes: Path, tmp_path: Path) -> None:
+    label(run, "train")
+    masks = run / "masks"
+    assert "use" not in read_json(masks / "classes.json"), "folders of before stay what they are"
+    plain = {path.name: read_mask(path, 9) for path in masks.glob("*.png")}
+    next(masks.glob("*.png")).unlink()
+    with pytest.raises(ConfigError, match="masks of another model or other settings"):
+        label(run, "train", overrides=ONLINE)
+    label(run, "train", overrides=ONLINE, overwrite=True)
+    assert read_json(masks / "classes.json")["use"] == "inference=online"
+    assert any(not torch.equal(read_mask(masks / name, 9), mask) for name, mask in plain.items())
+    with pytest.raises(ConfigError, match="masks of another model or other settings"):
+        label(run, "train")
+    # Scores of these files and runs that learn from them say it, whatever is asked for when they are scored.
+    assert evaluate(run, "train", ["masks"])[0]["protocol"]["use"] == "inference=online"
+    student = RunFolder(tmp_path / "student")
+    student.path.mkdir()
+    keep_masks(student, masks)
+    assert "inference=online" in how_made(kept_masks(student) or {})
+    out = tmp_path / "predicted"
+    predict(run, [scenes / "images"], out)
+    with pytest.raises(ConfigError, match="another model or other settings"):
+        predict(run, [scenes / "images"], out, overrides=ONLINE)
 
 
 @pytest.mark.parametrize("setting", ["method.momentum=0.5", "method.pooling=avg", "method.name=baseline"])
-def test_what_training_has_decided_stays(run: Path, setting: str) -> None:
+def test_what_training_has_decided_stays(trained: Path, setting: str) -> None:
     with pytest.raises(ConfigError, match="was decided when"):
-        open_run(run, [setting])
+        open_run(trained, [setting])
