@@ -87,7 +87,7 @@ def test_command_can_be_typed(line: str, places: Path, monkeypatch: pytest.Monke
             assert not small or given["configs"][0] == "msrc14", "what is fixed for every method lies in msrc14"
     elif verb == "reproduce":
         table = read_table(given["table"])
-        for row in table.rows:
+        for row in (row for row in table.rows if row.run_of is None):
             load_config(*table.configs, *row.configs, overrides=[*table.set, *row.set, *(given["overrides"] or ())])
     else:
         parse_overrides(w for w in given.get("words") or () if "=" in w)

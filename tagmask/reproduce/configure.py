@@ -7,7 +7,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
+from tagmask.config import RunConfig, ViewConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError
 from tagmask.reproduce.table import SCORING, Column, Row, Table
@@ -16,6 +16,7 @@ from tagmask.workflow.plan import as_mapping, choose
 from tagmask.workflow.runs import default_device
 
 BUDGETS = ("full", "small")
+LOCAL_SIZE = "views.local.size="
 
 
 def configure(
@@ -80,7 +81,18 @@ def shortened(
     planned = as_mapping(choose(found, device, given))
     named = {"method": {"name": given["method"].get("name", "baseline")}}
     scored = {section: base[section] for section in ("label", "evaluate") if base.get(section)}
-    return reduce(merge, [scored, named, planned, given]), kept
+    merged = reduce(merge, [scored, named, planned, given])
+    _shrink_local_views(merged, base, kept, overrides)
+    return merged, [setting for setting in kept if not setting.startswith(LOCAL_SIZE)]
+
+
+def _shrink_local_views(
+    merged: dict[str, Any], base: Mapping[str, Any], kept: Sequence[str], overrides: Sequence[str]
+) -> None:
+    """Let local views of a table's row keep their share of the crop where the caller sets no size."""
+    if any(s.startswith(LOCAL_SIZE) for s in kept) and not any(s.startswith(LOCAL_SIZE) for s in overrides):
+        local, full = merged["views"]["local"], (base.get("views") or {}).get("crop", ViewConfig().crop)
+        local["size"] = max(16, round(local["size"] * merged["views"]["crop"] / full))
 
 
 def _short_stages(stages: Mapping[str, Any]) -> dict[str, Any]:

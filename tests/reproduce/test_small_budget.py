@@ -62,6 +62,16 @@ def test_small_budgets_of_the_papers_tables_can_be_built(name: str, tmp_path: Pa
             assert stage.train.steps < 1000
 
 
+def test_local_views_keep_their_share_of_the_crop(tmp_path: Path) -> None:
+    data = tmp_path / "scenes"
+    write_demo(data, images=12, size=(64, 80))
+    found, table = look_at(data, []), read_table("eca/table6b")
+    sizes = [configure(table, r, 0, data, tmp_path, [], found=found).views.local.size for r in table.rows]
+    assert sizes == [18, 24, 48, 72], "of 96 pixels, as 96, 128, 256 and 384 of 512"
+    own = configure(table, table.rows[0], 0, data, tmp_path, ["views.local.size=20"], found=found)
+    assert own.views.local.size == 20
+
+
 def test_a_small_budget_scores_as_the_table_does(table: str, tmp_path: Path) -> None:
     data, own = tmp_path / "scenes", tmp_path / "own.yaml"
     write_demo(data, images=12, size=(64, 80))
