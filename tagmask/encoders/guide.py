@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import timm
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -15,7 +16,7 @@ from torch import Tensor
 from tagmask.config import EncoderConfig, Strict
 from tagmask.encoders import build_encoder
 from tagmask.encoders.base import Encoder
-from tagmask.encoders.guide_cache import GuideCache, content_key, weights_key
+from tagmask.encoders.guide_cache import FORMAT, GuideCache, content_key, weights_key
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.types import Batch, View, inside
@@ -76,7 +77,7 @@ class Guide:
     ``view: photo`` (ours): the guide sees the batch's view 'photo', the whole photo at a size that never changes; its
     keys, brought to length 1, are looked at through the crop's geometry (bilinear). So a photo needs one pass in a run
     and, with ``cache``, in all runs: entries are found by the photo's pixels (8 bits a channel), size and box and by
-    the network, its weights, block, scales and precision, and hold keys and query in half precision.
+    the network, its weights, block, scales and precision, timm's version, and hold keys and query in half precision.
 
     It is no ``nn.Module``: a method that holds one has no further parameters, and saves none. It is built at its first
     use and never where a model is only used, and a copy of it (that of a method whose weights are averaged) is
@@ -110,7 +111,7 @@ class Guide:
                 said = self.config.model_dump_json(
                     include={"encoder", "block", "scales"}, exclude={"encoder": {"weights", "weights_dir"}}
                 )
-                self._identity = content_key(said, weights_key(encoder))
+                self._identity = content_key(f"{FORMAT} {timm.__version__}", said, weights_key(encoder))
             self._encoder = encoder
         if self._encoder.mean.device != device:
             self._encoder.to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,12 @@ from torch import Tensor, nn
 
 from tagmask.errors import TagmaskError
 
+FORMAT = 1
+"""Of the entries; to be raised with each change of what a guide's entry holds or of how it is computed."""
 RECOUNT = 32
-"""Entries that a process adds before it counts the folder's bytes anew."""
+"""Entries that a process adds, or is refused, before it counts the folder's bytes anew."""
+STALE = 3600.0
+"""Seconds after which a file that was not moved to its place is that of a process that ended in between."""
 
 
 class GuideCache:
@@ -23,13 +28,13 @@ class GuideCache:
 
     When the folder is full nothing more is kept, and nothing is thrown out: photos come in a new order each epoch, so
     that no entry is likelier to be asked for than another. A file is written beside its place and then moved there,
-    so that processes and runs may share a folder; each counts its bytes at the first entry that it adds and after every
-    ``RECOUNT`` of them, so w processes that fill it at once may pass the limit by w · RECOUNT entries.
+    so that processes and runs may share a folder; each counts its bytes at the first entry that it brings and after
+    every ``RECOUNT`` of them, so w processes that fill it at once may pass the limit by w · RECOUNT entries.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self._bytes = self._added = 0
+        self._bytes = self._brought = 0
         self._told = False
 
     def get(self, key: str) -> dict[str, Tensor] | None:
@@ -49,14 +54,16 @@ class GuideCache:
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         size = sum(x.numel() * x.element_size() for x in tensors.values()) + 512  # with the file's header
         try:
-            if self._added % RECOUNT == 0:
-                self._bytes = sum(p.stat().st_size for p in self.folder.glob("??/*"))
-            if self._bytes + size > self.limit:
+            if self._brought % RECOUNT == 0:
+                self._bytes = self._count()
+            self._brought += 1
+            replaced = path.stat().st_size if path.exists() else 0  # an entry that could not be read
+            if self._bytes + size - replaced > self.limit:
                 self._tell()
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, beside)
-            self._bytes += beside.stat().st_size
+            self._bytes += beside.stat().st_size - replaced
             os.replace(beside, path)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
@@ -65,7 +72,18 @@ class GuideCache:
                 f"{path}: the guide's cache cannot be written ({error}). Make room, lower method.guide.cache_gb, name "
                 "another folder as method.guide.cache, or leave it out."
             ) from error
-        self._added += 1
+
+    def _count(self) -> int:
+        """Bytes of the folder's entries; throws out what processes that were killed have left beside them."""
+        total = 0
+        for path in self.folder.glob("??/*"):
+            with suppress(FileNotFoundError):  # another process moved or threw it out in between
+                about = path.stat()
+                if path.name.startswith(".") and time.time() - about.st_mtime > STALE:
+                    path.unlink()
+                else:
+                    total += about.st_size
+        return total
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

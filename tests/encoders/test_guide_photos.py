@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,8 @@ def test_entries_are_told_apart_by_content_weights_size_and_precision(
 
     monkeypatch.setattr(guide_module, "build_encoder", changed)
     assert seen() == 2, "weights"
+    monkeypatch.setattr(guide_module, "FORMAT", 0)
+    assert (seen(), seen()) == (2, 0), "what an entry is"
 
 
 def test_cache_is_bounded_and_says_when_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +178,39 @@ def test_cache_is_bounded_and_says_when_it_is_full(tmp_path: Path, monkeypatch: 
             (one, two)[i % 2].put(content_key(str(i)), entry)
     files = list((tmp_path / "both").glob("??/*"))
     assert sum(p.stat().st_size for p in files) <= 40_000 + 2 * 2 * 2512
+
+
+def test_a_full_cache_is_not_counted_at_every_photo_and_replaces_what_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"keys": torch.zeros(1000, dtype=torch.half)}
+    counts = []
+    count = GuideCache._count
+    monkeypatch.setattr(GuideCache, "_count", lambda self: counts.append(1) or count(self))
+    cache = GuideCache(tmp_path, 10_000)
+    with pytest.warns(UserWarning, match="is full"):
+        for i in range(100):
+            cache.put(content_key(str(i)), entry)
+    assert len(counts) == 4, "32 entries apart"
+    broken = next(tmp_path.glob("??/*"))
+    broken.write_bytes(bytes(broken.stat().st_size))
+    for _ in range(2):
+        cache.put(broken.stem, entry)
+    assert cache.get(broken.stem) is not None
+
+
+def test_files_that_others_move_or_leave_behind_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"keys": torch.zeros(1000, dtype=torch.half)}
+    GuideCache(tmp_path, 10**6).put(content_key("a"), entry)
+    kept = next(tmp_path.glob("??/*"))
+    left, fresh, gone = (kept.with_name(f".{name}") for name in ("left", "fresh", "gone"))
+    for path in (left, fresh):
+        path.write_bytes(b"0" * 5000)
+    os.utime(left, (0, 0))
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*glob(self, pattern), gone])
+    GuideCache(tmp_path, 10**6).put(content_key("b"), entry)
+    assert not left.exists() and fresh.exists() and GuideCache(tmp_path, 10**6).get(content_key("b")) is not None
 
 
 def test_unreadable_entries_are_made_anew_and_unwritable_folders_are_named(tmp_path: Path) -> None:
