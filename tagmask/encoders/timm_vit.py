@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -11,10 +11,27 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tagmask.config import EncoderConfig
-from tagmask.encoders.base import Encoder
+from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
 from tagmask.encoders.weights import find_weights, load_weights
 from tagmask.errors import ConfigError
 from tagmask.types import Features
+
+
+class Variant(NamedTuple):
+    """A network of timm's with other options, trained on images of another normalisation."""
+
+    name: str
+    options: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+VARIANTS = {
+    # Twice the heads of timm's ViT-S: its weights would fit that one, and mean something else there.
+    "mocov3_vit_small": Variant("vit_small_patch16_224", {"num_heads": 12}, IMAGENET_MEAN, IMAGENET_STD),
+    "mocov3_vit_base": Variant("vit_base_patch16_224", {}, IMAGENET_MEAN, IMAGENET_STD),
+}
+"""Encoders of MoCo v3 (Chen et al., ICCV 2021)."""
 
 
 class TimmViT(Encoder):
@@ -32,11 +49,10 @@ class TimmViT(Encoder):
         weights = find_weights(config)
         if weights.state is not None:
             weights.state = checkpoint_filter_fn(weights.state, model)
-        load_weights(model, weights, lambda: timm.create_model(config.name).state_dict())
-        default = model.pretrained_cfg
-        super().__init__(
-            "vit", config.mean or weights.mean or default["mean"], config.std or weights.std or default["std"]
-        )
+        variant = VARIANTS.get(config.name)
+        load_weights(model, weights, lambda: timm.create_model(variant.name if variant else config.name).state_dict())
+        mean, std = variant[2:] if variant else (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+        super().__init__("vit", config.mean or weights.mean or mean, config.std or weights.std or std)
         self.model = model
         self.depth = len(model.blocks)
         self.has_attention = all(_recordable(block) for block in model.blocks)
@@ -135,13 +151,15 @@ class TimmViT(Encoder):
 def _create(config: EncoderConfig) -> Any:
     if config.layout != "default":
         raise ConfigError(f"encoder.layout={config.layout} is for ResNets; '{config.name}' is a ViT.")
+    name, options, *_ = VARIANTS.get(config.name) or (config.name, {})
     model = timm.create_model(
-        config.name,
+        name,
         pretrained=False,
         num_classes=0,
         drop_path_rate=config.drop_path,
         dynamic_img_size=True,
         dynamic_img_pad=True,
+        **options,
     )
     if not isinstance(model, VisionTransformer):
         raise ConfigError(f"Encoder '{config.name}' is a {type(model).__name__}, not a plain ViT.")
@@ -196,3 +214,7 @@ def _split(attention: Any, projected: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens, _ = projected.shape
     query, key, _ = projected.reshape(batch, tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     return attention.q_norm(query), attention.k_norm(key)
+
+
+for _name in VARIANTS:
+    ENCODERS.register(_name)(TimmViT)

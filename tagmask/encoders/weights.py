@@ -34,6 +34,8 @@ State = dict[str, Tensor]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".params")
 NESTS = ("teacher", "student", "state_dict", "model")
 PREFIXES = ("module.", "backbone.")
+BRANCH = "base_encoder."
+"""MoCo v3's training states: the trained network, beside its average and a predictor."""
 CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.")
 
 TRAINED = ("weights.safetensors", "classes.json", "config.yaml")
@@ -201,6 +203,8 @@ def read_state(path: Path) -> State:
         raise WeightsError(f"{path}: holds a {type(state).__name__} instead of a dictionary of tensors.")
     for prefix in PREFIXES:
         state = {k.removeprefix(prefix): v for k, v in state.items()}
+    if any(k.startswith(BRANCH) for k in state):
+        state = {k.removeprefix(BRANCH): v for k, v in state.items() if k.startswith(BRANCH)}
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items() if isinstance(v, Tensor)}
 
 
@@ -284,6 +288,11 @@ def _from_hub(config: EncoderConfig) -> Weights | str:
         return (
             "model hub: has none for wide_resnet38; its authors' ImageNet weights are a file for MXNet "
             "(ilsvrc-cls_rna-a1_cls1000_ep-0001.params), which encoder.weights takes as it is"
+        )
+    if config.name.startswith("mocov3_"):
+        return (
+            f"model hub: has none for {config.name}; its authors' file (vit-s-300ep.pth.tar, vit-b-300ep.pth.tar) is "
+            "what encoder.weights takes as it is"
         )
     if config.name in HUB_IDS:
         return _from_hub_files(HUB_IDS[config.name])

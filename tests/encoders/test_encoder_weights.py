@@ -96,6 +96,34 @@ def test_dino_as_published(tmp_path):
         assert torch.equal(first(images).maps[0], second(images).maps[0])
 
 
+@pytest.mark.parametrize("kind", ["training", "linear"])
+def test_mocov3_as_published(tmp_path, kind):
+    """Training states hold the network beside its average and a predictor; its heads are not those of timm's ViT-S."""
+    torch.manual_seed(3)
+    own = timm.create_model("vit_small_patch16_224", num_heads=12, num_classes=3)
+    state = {k: v for k, v in own.state_dict().items() if not k.startswith("head.")}
+    if kind == "training":
+        names = {"base_encoder.": state, "momentum_encoder.": {k: torch.zeros_like(v) for k, v in state.items()}}
+        content = {f"module.{name}{k}": v for name, part in names.items() for k, v in part.items()}
+        content |= {
+            "module.base_encoder.head.0.weight": torch.ones(4, 384),
+            "module.predictor.0.weight": torch.ones(4, 4),
+        }
+    else:
+        content = {f"module.{k}": v for k, v in state.items()} | {"module.head.weight": torch.ones(1000, 384)}
+    torch.save({"epoch": 300, "arch": "vit_small", "state_dict": content}, tmp_path / "vit-s-300ep.pth.tar")
+    encoder = build("mocov3_vit_small", weights=str(tmp_path / "vit-s-300ep.pth.tar"))
+    assert all(torch.equal(v, state[k]) for k, v in encoder.model.state_dict().items())
+    assert encoder.heads == [12] * 12 and tuple(encoder.mean.flatten().tolist()) == pytest.approx((0.485, 0.456, 0.406))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        normed = (images - encoder.mean) / encoder.std
+        expected = timm.create_model("vit_small_patch16_224", num_heads=12, num_classes=0, dynamic_img_size=True)
+        expected.load_state_dict(state)
+        tokens = expected.eval().forward_features(normed)[:, 1:]
+        assert torch.allclose(encoder.eval()(images).maps[0].flatten(2).mT, tokens, atol=1e-4)
+
+
 def test_dinov2_as_published(tmp_path):
     """Published files have a mask token, register tokens and a class token with its own position."""
     name = "vit_small_patch14_reg4_dinov2"
