@@ -46,21 +46,26 @@ def cam_seeds(
     if not 0 < top <= 1:
         raise TagmaskError(f"Seeds: the share of positions that are kept is above 0 and at most 1, got {top}.")
     valid = _check_valid(valid, cams)
-    foreground = cams.float() * (tags > 0)[:, :, None, None]
-    rest = 1 - foreground.amax(1, keepdim=True)
-    maps = torch.cat([rest, foreground], 1)
+    # Image by image: ranks are 8 bytes a value, for all classes of a batch more than anything else here.
+    return torch.stack([_seeds(c, t, top, background, most, v) for c, t, v in zip(cams, tags, valid)])
+
+
+def _seeds(cams: Tensor, tags: Tensor, top: float, background: float | None, most: int | None, valid: Tensor) -> Tensor:
+    """``cam_seeds`` of one image: cams (C,h,w), tags (C,), valid (h,w)."""
+    foreground = cams.float() * (tags > 0)[:, None, None]
+    rest = 1 - foreground.amax(0, keepdim=True)
+    maps = torch.cat([rest, foreground])
     rival = rest if background is None else torch.full_like(rest, background)
-    owner = torch.cat([rival, foreground], 1).max(1, keepdim=True).indices
-    classes = torch.arange(maps.shape[1], device=maps.device)[:, None, None]
-    values = (maps * ((owner == classes) & valid[:, None])).flatten(2)
-    found = (values > 0).sum(2)
+    owner = torch.cat([rival, foreground]).max(0, keepdim=True).indices
+    classes = torch.arange(len(maps), device=maps.device)[:, None, None]
+    values = (maps * ((owner == classes) & valid)).flatten(1)
+    found = (values > 0).sum(1)
     kept = (found.double() * top).round().long().clamp(min=1).minimum(found)
     if most is not None:
         kept = kept.clamp(max=most)
-    order = values.sort(dim=2, descending=True, stable=True).indices
-    ranks = torch.arange(values.shape[2], device=maps.device)
-    chosen = (ranks < kept[:, :, None]).scatter(2, order, ranks < kept[:, :, None])
-    return chosen.view(maps.shape)
+    order = values.sort(dim=1, descending=True, stable=True).indices
+    first = torch.arange(values.shape[1], device=maps.device) < kept[:, None]
+    return torch.zeros_like(first).scatter(1, order, first).view(maps.shape)
 
 
 @torch.no_grad()
@@ -86,9 +91,9 @@ def affinity_region_maps(
     Returns float32 (B,C+1,h,w) in [0,1); a constant map, as that of a class without seeds, is 0.
 
     Only the rows of seeds are ever made, ``chunk`` at a time and one image after the other: for N = h·w positions,
-    memory is at most 4·N·D bytes for the unit keys of an image, 9·chunk·N bytes for the rows and 4·(C+1)·N for the
-    counts. At 512 pixels and patches of 8 (N = 4096, D = 384), that is 25 MB, where the graphs of 8 images would take
-    537 MB. Raises TagmaskError when shapes do not fit or the cue lacks a query.
+    memory is at most 4·N·D bytes for the unit keys of an image, 9·chunk·N bytes for the rows and 4·B·(C+1)·N for the
+    result. At 512 pixels and patches of 8 (N = 4096, D = 384) and for 8 images that is 28 MB with 20 classes and 36 MB
+    with 80, where the graphs would take 537 MB. Raises TagmaskError when shapes do not fit or the cue lacks a query.
     """
     if keys.dim() != 4 or seeds.dim() != 4 or keys.shape[::2] != seeds.shape[::2] or keys.shape[3] != seeds.shape[3]:
         raise TagmaskError(
@@ -103,15 +108,15 @@ def affinity_region_maps(
     valid = _check_valid(valid, keys)
     maps = torch.zeros(seeds.shape, device=keys.device)
     with torch.autocast(keys.device.type, enabled=False):
-        for keys_b, seeds_b, maps_b in zip(keys.flatten(2), seeds.flatten(2), maps.flatten(2)):
-            _add_rows(keys_b, seeds_b, gamma, chunk, maps_b)
-        if cue != "none":
-            assert query is not None
-            # Image by image: norms and products over a batch would be copies of all its keys.
-            similarity = torch.stack([_cosine(q, k) for q, k in zip(query, keys)])[:, None]
-            factor = (similarity > cut).float() if cue == "binary" else _min_max(similarity, valid)
-            maps[:, 1:] *= factor
-    return _min_max(maps, valid)
+        # Image by image, cue and min-max, too: over a batch they would be copies of all its keys and maps.
+        for b in range(len(keys)):
+            _add_rows(keys[b].flatten(1), seeds[b].flatten(1), gamma, chunk, maps[b].flatten(1))
+            if cue != "none":
+                assert query is not None
+                similarity = _cosine(query[b], keys[b])[None]
+                maps[b, 1:] *= (similarity > cut).float() if cue == "binary" else _min_max(similarity, valid[b])
+            maps[b] = _min_max(maps[b], valid[b])
+    return maps
 
 
 def _add_rows(keys: Tensor, seeds: Tensor, gamma: float, chunk: int, counts: Tensor) -> None:
@@ -161,6 +166,8 @@ def region_labels(
         scores = scores.gather(1, channels[:, :, None, None].expand(-1, -1, *size))
         if refine is not None:
             scores = resize(refine(resize(images, size), scores), (height, width))
+        # Images with fewer tags than others carry absent classes, of value 0; weights of a refinement may be negative.
+        scores = scores.masked_fill(~shown.gather(1, channels)[:, :, None, None], float("-inf"))
         best = scores.max(1).indices
         labels = channels.gather(1, best.flatten(1)).view_as(best)
         return labels if boxes is None else labels.masked_fill(~inside(boxes, (height, width)), IGNORE)
@@ -169,10 +176,10 @@ def region_labels(
 class PrototypeCalibration(nn.Module):
     """A running mean token of each class, and region maps kept where tokens are like it (equations 8 to 10).
 
-    classes: C. channels: D, of the student's tokens. momentum: τ. exponent: of the similarity. rescale: bring the
-    similarity to [0,1] by min-max in each image, instead of cutting it at 0. least_classes: images with fewer tagged
-    classes are not calibrated. The background has no prototype. A class's prototype starts as the mean of its first
-    seeds; until then its map is not calibrated.
+    classes: C. channels: D, of the student's tokens. momentum: τ, in [0,1). exponent: of the similarity, above 0.
+    rescale: bring the similarity to [0,1] by min-max in each image, instead of cutting it at 0. least_classes: images
+    with fewer tagged classes are not calibrated. The background has no prototype. A class's prototype starts as the
+    mean of its first seeds; until then its map is not calibrated.
 
     Buffers: ``prototypes`` (C,D) and ``seen`` (C,), so that saving the module saves its state.
     """
@@ -200,8 +207,10 @@ class PrototypeCalibration(nn.Module):
         """One step of the running means: the mean token of a class's seeds in an image, averaged over images.
 
         tokens: (B,D,h,w) and seeds: bool (B,C,h,w), without background, on one grid. Images of all processes count;
-        all processes have to call this together. Classes without seeds keep what they have.
+        all processes have to call this together. Classes without seeds keep what they have. Raises TagmaskError when
+        shapes do not fit.
         """
+        self._check(tokens, seeds)
         with torch.autocast(tokens.device.type, enabled=False):
             masks = seeds.flatten(2).float()
             sums = masks @ tokens.float().flatten(2).mT
@@ -219,20 +228,37 @@ class PrototypeCalibration(nn.Module):
         """Calibrated maps (B,C,h,w) in [0,1): min-max of map · similarity^exponent, where there is a prototype.
 
         maps: (B,C,h,w) without background. tokens: (B,D,h,w) on the same grid. tags: (B,C) of 0/1. valid: bool (B,h,w).
+        Raises TagmaskError when shapes do not fit.
         """
+        self._check(tokens, maps)
+        if tags.shape != maps.shape[:2]:
+            raise TagmaskError(f"Calibration: tags (B,C) go with maps {tuple(maps.shape)}, got {tuple(tags.shape)}.")
         valid = _check_valid(valid, maps)
+        result = maps.clone()
         with torch.autocast(tokens.device.type, enabled=False):
-            unit = F.normalize(tokens.float(), dim=1, eps=1e-8)
-            similarity = torch.einsum("cd,bdhw->bchw", F.normalize(self.prototypes, dim=1, eps=1e-8), unit)
-        similarity = _min_max(similarity, valid) if self.rescale else similarity.clamp(min=0)
-        calibrated = _min_max(maps * similarity.pow(self.exponent), valid)
-        enough = (tags > 0).sum(1, keepdim=True) >= self.least_classes
-        return torch.where((enough & self.seen)[:, :, None, None], calibrated, maps)
+            prototypes = F.normalize(self.prototypes, dim=1, eps=1e-8)
+            for b in range(len(maps)):
+                norms = tokens[b].float().flatten(1).norm(dim=0).clamp(min=1e-8)
+                similarity = (prototypes @ tokens[b].float().flatten(1) / norms).view_as(maps[b])
+                similarity = _min_max(similarity, valid[b]) if self.rescale else similarity.clamp(min=0)
+                calibrated = _min_max(maps[b] * similarity.pow(self.exponent), valid[b])
+                counts = self.seen & ((tags[b] > 0).sum() >= self.least_classes)
+                result[b] = torch.where(counts[:, None, None], calibrated, maps[b])
+        return result
+
+    def _check(self, tokens: Tensor, maps: Tensor) -> None:
+        classes, channels = self.prototypes.shape
+        fits = maps.dim() == 4 and maps.shape[1] == classes and len(tokens) == len(maps)
+        if not fits or tokens.shape[1:] != (channels, *maps.shape[2:]):
+            raise TagmaskError(
+                f"Calibration of {classes} classes by {channels} channels takes tokens (B,{channels},h,w) and maps or "
+                f"seeds (B,{classes},h,w), without background, on one grid; got {tuple(tokens.shape)} and "
+                f"{tuple(maps.shape)}."
+            )
 
 
 def _min_max(maps: Tensor, valid: Tensor) -> Tensor:
-    """Maps (B,K,h,w) to [0,1) over their valid positions (B,h,w), 0 elsewhere."""
-    valid = valid[:, None]
+    """Maps (K,h,w) of one image to [0,1) over its valid positions (h,w), 0 elsewhere."""
     lowest = maps.masked_fill(~valid, float("inf")).amin((-2, -1), keepdim=True)
     lowest = lowest.masked_fill(lowest.isinf(), 0)  # nothing is valid
     return normalize(torch.where(valid, maps, lowest))

@@ -37,7 +37,7 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
     Activations that are the same in all positions of one label therefore cost 0 there. A half without pairs is 0. The
     result is the mean over views; the printed sum over an image's N local views is N times that.
 
-    cams: (B,C,h,w) raw class maps, B views, C ≥ 2 classes (the softmax over one class is the same everywhere).
+    cams: (B,C,h,w) raw class maps, B views; ``js`` needs C ≥ 2 (the softmax over one class is the same everywhere).
     labels: integers (B,h,w) on the same grid, 0 background, 1..C, 255 ignored. Returns a scalar in [0,2], float32 for
     half-precision maps. Memory besides the input is bounded: pairs are worked on in strips and their gradients found
     on the way; second derivatives are therefore not available. Raises TagmaskError when shapes, dtypes or
@@ -54,6 +54,8 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
         )
     if divergence not in ("js", "cosine"):
         raise TagmaskError(f"CAM correspondence: the divergence is 'js' or 'cosine', got '{divergence}'.")
+    if divergence == "js" and cams.shape[1] < 2:
+        raise TagmaskError("CAM correspondence: 'js' needs two classes; of one the softmax is 1 everywhere.")
     flat = labels.flatten(1)
     positive, negative = _pair_counts(flat)
     with torch.autocast(cams.device.type, enabled=False):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,6 +41,14 @@ class BaselineConfig(MethodConfig):
     gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
     weight_cls: float = Field(1.0, ge=0)
     weight_seg: float = Field(0.1, ge=0)
+
+    @model_validator(mode="after")
+    def _stricter(self) -> BaselineConfig:
+        if self.high < self.low:
+            raise ValueError(
+                f"high={self.high} is below low={self.low}; a CAM above high is its class, one up to low background"
+            )
+        return self
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:

@@ -57,7 +57,7 @@ class ECAConfig(AffinitySettings, BaselineConfig):
             "affinity_from": "both",
             "divergence": "cosine",
             "corr_stride": 4,
-            "weight_corr": 0.025,  # 0.1, halved for the two kinds of pairs, and again for a mean over two views
+            "corr_reduction": "mean",
             "start_seg": 4000,
             "start_corr": 4000,
             "affinity_warmup": 6000,
@@ -75,7 +75,9 @@ class ECAConfig(AffinitySettings, BaselineConfig):
         None, ge=0, le=1, description="background that seeds compete with; none: 1 - the largest CAM"
     )
     gamma: float = Field(0.15, ge=-1, le=1, description="cosine of keys above which positions are connected")
-    background_range: tuple[float, float] | None = Field(None, description="of the background's region map")
+    background_range: tuple[float, float] | None = Field(
+        None, description="that the background's region map is clipped to: two numbers in [0,1]"
+    )
     region_classes: Literal["tags", "labels"] = Field("tags", description="labels: only classes that CAM labels have")
     calibration: CalibrationConfig = CalibrationConfig()
     affinity_from: Literal["cam", "region", "both"] = Field("region", description="labels that affinities learn from")
@@ -84,6 +86,9 @@ class ECAConfig(AffinitySettings, BaselineConfig):
     affinity_steps: int = Field(1, ge=1, description="of the propagation")
     divergence: Literal["js", "cosine"] = Field("js", description="that tells class maps of local views apart")
     local: Literal["object", "photo"] = Field("object", description="where local views lie: around objects, anywhere")
+    corr_reduction: Literal["sum", "mean"] = Field(
+        "sum", description="of corr, over an image's local views and the two kinds of pairs"
+    )
     corr_stride: int | None = Field(None, ge=1, description="grid of corr, in pixels; none: that of the class maps")
     start_seg: int = Field(0, ge=0, description="step from which CAM labels teach; none of the four before warmup")
     start_region: int = Field(0, ge=0, description="step from which CARM labels teach")
@@ -105,6 +110,13 @@ class ECAConfig(AffinitySettings, BaselineConfig):
         known = cls.presets.get(str(values.get("variant", "paper")), {}) if isinstance(values, Mapping) else {}
         return merge(known, values) if known else values
 
+    @model_validator(mode="after")
+    def _clip(self) -> ECAConfig:
+        low, high = self.background_range or (0, 1)
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"background_range=[{low}, {high}]: give two numbers in [0,1], the smaller one first")
+        return self
+
 
 @METHODS.register("eca")
 class ECA(Baseline):
@@ -114,6 +126,11 @@ class ECA(Baseline):
     config: ECAConfig
 
     def __init__(self, config: ECAConfig, encoder: Encoder, classes: int) -> None:
+        if classes < 2 and config.weight_corr > 0 and config.divergence == "js":
+            raise ConfigError(
+                "method.divergence=js compares how activations spread over classes, and there is one class only; set "
+                "method.divergence=cosine or method.weight_corr=0."
+            )
         super().__init__(config, encoder, classes)
         self.affinity = build_affinity(config, encoder, config.weight_aff)
         guided = config.weight_region > 0 or (self.affinity is not None and config.affinity_from != "cam")
@@ -133,7 +150,10 @@ class ECA(Baseline):
         self.views = views
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """cls; from ``warmup`` and their own starts on seg, region, corr (equation 11) and aff, weighted as in 12."""
+        """cls; from ``warmup`` and their own starts on seg, region, corr (equation 11) and aff, weighted as in 12.
+
+        Raises ConfigError and WeightsError as ``Guide.build``, ConfigError where the batch lacks a view that is used.
+        """
         cfg = self.config
         if self.guide is not None:
             self.guide.build(batch.images.device)  # at the first step already: what is wrong with it shows at once
@@ -228,7 +248,8 @@ class ECA(Baseline):
         return found.masked_fill(lost.any(1)[:, None, None] & (found == 0), IGNORE)
 
     def _correspondence(self, batch: Batch, labels: Tensor) -> Tensor:
-        """corr: summed over an image's local views, mean over images; labels (B,H,W) of the main view."""
+        """corr: over an image's local views as ``corr_reduction`` says, mean over images; labels (B,H,W) of the main
+        view."""
         cfg = self.config
         if cfg.local == "object":
             local = object_views(batch, labels, self.views)
@@ -243,7 +264,8 @@ class ECA(Baseline):
             height, width = images.shape[-2:]
             maps = resize(maps.float(), (-(-height // cfg.corr_stride), -(-width // cfg.corr_stride)))
         seen = local_labels(labels, local, (maps.shape[-2], maps.shape[-1]))
-        return count * cam_correspondence(maps, seen.flatten(0, 1), cfg.divergence)
+        value = cam_correspondence(maps, seen.flatten(0, 1), cfg.divergence)  # mean over views, sum of both kinds
+        return count * value if cfg.corr_reduction == "sum" else value / 2
 
 
 def local_labels(labels: Tensor, view: View, grid: tuple[int, int]) -> Tensor:

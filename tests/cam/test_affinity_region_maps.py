@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tagmask.cam import PrototypeCalibration, affinity_region_maps, cam_seeds, region_labels
 from tagmask.errors import TagmaskError
-
-EPS = 1e-5
+from tagmask.refine import VARM
+from tests.region_loops import calibration_loops, map_loops, mean_tokens, seed_loops
 
 
 def draw(seed: int = 0, images: int = 2, classes: int = 3, grid: tuple[int, int] = (4, 5)) -> tuple[Tensor, Tensor]:
@@ -27,61 +25,6 @@ def some_valid(images: int = 2, grid: tuple[int, int] = (4, 5)) -> Tensor:
     valid[0, :, -1] = False
     valid[-1, 0] = False
     return valid
-
-
-def seed_loops(
-    cams: Tensor, tags: Tensor, top: float, background: float | None, most: int | None, valid: Tensor
-) -> Tensor:
-    result = torch.zeros(len(cams), cams.shape[1] + 1, cams[0, 0].numel(), dtype=torch.bool)
-    for b in range(len(cams)):
-        values = cams[b].double().flatten(1).tolist()
-        maps = [[v if tags[b, c] > 0 else 0.0 for v in row] for c, row in enumerate(values)]
-        positions = range(len(maps[0]))
-        rest = [1 - max(row[i] for row in maps) for i in positions]
-        everything = [rest, *maps]
-        mine: list[list[tuple[float, int]]] = [[] for _ in everything]
-        for i in positions:
-            rivals = [rest[i] if background is None else background, *(row[i] for row in maps)]
-            c = rivals.index(max(rivals))
-            if valid[b].flatten()[i] and everything[c][i] > 0:
-                mine[c].append((-everything[c][i], i))
-        for c, found in enumerate(mine):
-            count = max(1, round(top * len(found)))
-            for _, i in sorted(found)[: count if most is None else min(count, most)]:
-                result[b, c, i] = True
-    return result.view(len(cams), -1, *cams.shape[-2:])
-
-
-def min_max_loops(values: list[float], valid: list[bool]) -> list[float]:
-    inside = [v for v, ok in zip(values, valid, strict=True) if ok]
-    low = min(inside)
-    return [(v - low) / (max(inside) - low + EPS) if ok else 0.0 for v, ok in zip(values, valid, strict=True)]
-
-
-def cosine_loops(a: list[float], b: list[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-
-
-def map_loops(
-    keys: Tensor, query: Tensor | None, seeds: Tensor, gamma: float, cue: str, cut: float, valid: Tensor
-) -> Tensor:
-    result = torch.zeros(seeds.shape, dtype=torch.float64)
-    for b in range(len(keys)):
-        k = keys[b].double().flatten(1).T.tolist()
-        ok = valid[b].flatten().tolist()
-        factor = [1.0] * len(k)
-        if query is not None:
-            factor = [cosine_loops(query[b].double().tolist(), x) for x in k]
-            factor = [float(f > cut) for f in factor] if cue == "binary" else min_max_loops(factor, ok)
-        for c in range(seeds.shape[1]):
-            degree = [0.0] * len(k)
-            for i in seeds[b, c].flatten().nonzero().flatten().tolist():
-                for j in range(len(k)):
-                    degree[j] += float(cosine_loops(k[i], k[j]) > gamma)
-            if c > 0:
-                degree = [d * f for d, f in zip(degree, factor, strict=True)]
-            result[b, c] = torch.tensor(min_max_loops(degree, ok), dtype=torch.float64).view(seeds.shape[-2:])
-    return result
 
 
 @pytest.mark.parametrize("top", [0.05, 0.3, 0.5, 1.0])
@@ -167,6 +110,18 @@ def test_labels_are_refined_at_half_resolution_and_equal_loops() -> None:
                 assert labels[b, y, x] == allowed[values.index(max(values))]
 
 
+def test_a_refinement_below_0_cannot_make_an_untagged_class() -> None:
+    """The second image carries two absent classes beside its own; VARM's weights are negative, too."""
+    tags = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        maps, images = (torch.rand(2, n, side, side, generator=generator) for n, side in ((4, 8), (3, 64)))
+        found = region_labels((maps - 0.6).clamp(min=0), tags, images, VARM())
+        assert set(found[0].unique().tolist()) == {0, 1, 2, 3} and set(found[1].unique().tolist()) == {0, 3}
+    below = region_labels(maps, tags, images, lambda _, scores: -scores)
+    assert set(below[1].unique().tolist()) == {0, 3}
+
+
 class Largest(TorchDispatchMode):
     """Remembers the largest tensor that any operation returns, in bytes; views of ``given`` do not count."""
 
@@ -213,15 +168,9 @@ def test_prototypes_and_calibration_equal_loops() -> None:
         seeds[:, 2] = False
         seeds[0, 1] &= step > 0
         calibration.update(tokens, seeds)
-        for c in range(3):
-            means = []
-            for b in range(2):
-                chosen = [tokens[b, :, y, x].double() for y, x in seeds[b, c].nonzero().tolist()]
-                if chosen:
-                    means.append(sum(chosen) / len(chosen))
-            if means:
-                fresh = (sum(means) / len(means)).tolist()  # type: ignore[union-attr]
-                old = prototypes[c]
+        for c, fresh in enumerate(mean_tokens(tokens, seeds)):
+            old = prototypes[c]
+            if fresh is not None:
                 prototypes[c] = fresh if old is None else [0.8 * o + 0.2 * f for o, f in zip(old, fresh, strict=True)]
     assert calibration.seen.tolist() == [True, True, False]
     for c in range(2):
@@ -231,18 +180,10 @@ def test_prototypes_and_calibration_equal_loops() -> None:
     for rescale, exponent, least in ((False, 2.0, 1), (True, 1.5, 2)):
         calibration.rescale, calibration.exponent, calibration.least_classes = rescale, exponent, least
         result = calibration(maps, tokens, tags, valid)
-        for b in range(2):
-            ok = valid[b].flatten().tolist()
-            for c in range(3):
-                prototype = prototypes[c]
-                if prototype is None or tags[b].sum() < least:
-                    assert torch.equal(result[b, c], maps[b, c])
-                    continue
-                s = [cosine_loops(prototype, t) for t in tokens[b].double().flatten(1).T.tolist()]
-                s = min_max_loops(s, ok) if rescale else [max(v, 0.0) for v in s]
-                raw = [m * v**exponent for m, v in zip(maps[b, c].double().flatten().tolist(), s, strict=True)]
-                expected = torch.tensor(min_max_loops(raw, ok)).view(3, 3)
-                torch.testing.assert_close(result[b, c], expected, atol=1e-5, rtol=0)
+        expected = calibration_loops(maps, tokens, prototypes, tags, valid, exponent, rescale, least)
+        torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=0)
+        assert torch.equal(result[:, 2], maps[:, 2]) and not torch.equal(result[0, 0], maps[0, 0])
+        assert torch.equal(result[1], maps[1]) == (least == 2), "one tag"
 
 
 def test_prototypes_are_means_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,5 +245,11 @@ def test_what_does_not_fit_is_refused() -> None:
         affinity_region_maps(keys, None, seeds)
     with pytest.raises(TagmaskError, match="got 'soft'"):
         affinity_region_maps(keys, None, seeds, cue="soft")  # type: ignore[arg-type]
+    calibration = PrototypeCalibration(2, 4)
+    for wrong in (seeds, seeds[:1, 1:], seeds[:, 1:, :2]):
+        with pytest.raises(TagmaskError, match="without background, on one grid"):
+            calibration.update(keys, wrong)
+    with pytest.raises(TagmaskError, match="tags"):
+        calibration(torch.zeros(2, 2, 3, 3), keys, torch.ones(2, 3))
     with pytest.raises(TagmaskError, match="background first"):
         region_labels(torch.zeros(2, 3, 3, 3), torch.zeros(2, 3), torch.zeros(2, 3, 6, 6))

@@ -160,6 +160,7 @@ def test_strips_cover_every_row_once() -> None:
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4), "js"),
         (torch.zeros(3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.long), "js"),
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long), "kl"),
+        (torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long), "js"),
     ],
 )
 def test_what_does_not_fit_is_refused(cams: Tensor, labels: Tensor, divergence: str) -> None:

@@ -303,6 +303,8 @@ def test_corr_can_be_taken_on_a_finer_grid() -> None:
     raw = resize(method.classifier.cam(method.encoder(local.images.flatten(0, 1)).maps[-1]), (8, 8))
     expected = 2 * cam_correspondence(raw, local_labels(labels, local, (8, 8)).flatten(0, 1), "cosine")
     torch.testing.assert_close(method._correspondence(batch, labels), expected)
+    mean = build(corr_stride=4, divergence="cosine", corr_reduction="mean").eval()._correspondence(batch, labels)
+    torch.testing.assert_close(mean, expected / 4)  # of two views, and of two kinds of pairs
 
 
 def test_local_views_are_asked_for_only_where_they_are_used() -> None:
@@ -376,10 +378,23 @@ def test_cnn_guide_and_meaningless_graphs_train(graph: str) -> None:
     assert terms["region"].isfinite() and terms["region"] > 0
 
 
+def test_settings_that_could_only_fail_later_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"high=0\.45 is below low=0\.5"):
+        load_config({"method": {"name": "eca", "high": 0.45}})
+    for wrong in ([0.6, 0.1], [-3, 0.9], [0.1, 9]):
+        with pytest.raises(ConfigError, match=r"background_range=.*smaller one first"):
+            load_config({"method": {"name": "eca", "background_range": wrong}})
+    with pytest.raises(ConfigError, match=r"one class only.*method\.divergence=cosine"):
+        build_method(tiny(SETTINGS, ENCODERS["cnn"]), 1)
+    build_method(tiny(SETTINGS | {"divergence": "cosine"}, ENCODERS["cnn"]), 1)
+    build_method(tiny(SETTINGS | {"weight_corr": 0}, ENCODERS["cnn"]), 1)
+
+
 def test_release_is_a_set_of_defaults() -> None:
     release = load_config({"method": {"name": "eca", "variant": "release"}}).method
     paper = load_config({"method": {"name": "eca"}}).method
     assert (paper.high, paper.low, release.high, release.low) == (0.5, 0.5, 0.55, 0.35)  # type: ignore[attr-defined]
+    assert release.weight_corr == paper.weight_corr and release.corr_reduction == "mean"  # type: ignore[attr-defined]
     assert release.guide.cue == "binary" and release.guide.encoder.name == paper.guide.encoder.name  # type: ignore[attr-defined]
     mine = load_config(
         {"method": {"name": "eca", "variant": "release", "high": 0.7, "calibration": {"exponent": 3.0}}}
