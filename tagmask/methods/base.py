@@ -52,6 +52,10 @@ class Method(nn.Module):
     def set_views(self, views: ViewConfig) -> None:
         """Called once the method is built, with the settings of the training views."""
 
+    def origin(self) -> str:
+        """Where the weights come from that training starts from, or learns by."""
+        return self.encoder.weights_origin
+
     def losses(self, batch: Batch, step: int) -> Losses:
         """Terms of one training step; a term whose weight is 0 at this step is not computed."""
         raise NotImplementedError

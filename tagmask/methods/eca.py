@@ -149,6 +149,13 @@ class ECA(Baseline):
             check_local(views)
         self.views = views
 
+    def origin(self) -> str:
+        """As the base has it, and of the guide's weights, which are read if they have not been."""
+        if self.guide is None:
+            return super().origin()
+        guide = self.guide.build(self.encoder.mean.device)
+        return f"{super().origin()}; guide: {self.config.guide.encoder.name}, {guide.weights_origin}"
+
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls; from ``warmup`` and their own starts on seg, region, corr (equation 11) and aff, weighted as in 12.
 

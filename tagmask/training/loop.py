@@ -162,7 +162,7 @@ def train_method(
                 log.scores(done, evaluate(shown, done))
                 shown.train()
     if fabric.is_global_zero:
-        save_model(folder.model, shown.eval(), config, classes)
+        save_model(folder.model, shown.eval(), config, classes, method.origin())
     log.close()
     fabric.barrier()
     return Trained(train.steps, spent, waited / spent if spent else 0.0)

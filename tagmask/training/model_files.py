@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,8 +18,11 @@ from tagmask.methods import Method, build_method
 from tagmask.training.folder import read_json, write_json, write_text
 
 
-def save_model(folder: Path, method: Method, config: RunConfig, classes: list[str]) -> None:
-    """Write weights.safetensors, config.yaml, classes.json and README.md; without what only training reads."""
+def save_model(folder: Path, method: Method, config: RunConfig, classes: list[str], origin: str | None = None) -> None:
+    """Write weights.safetensors, config.yaml, classes.json and README.md; without what only training reads.
+
+    origin: of the weights that training started from, for notes and stamps; default: the method's own word.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v for k, v in method.state_dict().items() if _in_use(method, k)}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
@@ -26,15 +30,15 @@ def save_model(folder: Path, method: Method, config: RunConfig, classes: list[st
     save_file(tensors, part, metadata={"format": "pt", "method": config.method.name, "encoder": config.encoder.name})
     part.replace(folder / "weights.safetensors")
     write_text(folder / "config.yaml", dump_yaml(config))
-    about = {
+    about: dict[str, Any] = {
         "classes": classes,
-        "weights_origin": method.encoder.weights_origin,
+        "weights_origin": origin or method.origin(),
         "digest": digest(tensors),
         "supervision": supervision(method, config),
         "encoder": method.used_encoder,
     }
     write_json(folder / "classes.json", about)
-    write_text(folder / "README.md", _card(config, classes, method))
+    write_text(folder / "README.md", _card(config, classes, method, about["weights_origin"]))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -90,7 +94,7 @@ def supervision(method: Method, config: RunConfig) -> str:
     return "tags" if not method.reads_masks else "masks" if config.data.train_masks else "true masks"
 
 
-def _card(config: RunConfig, classes: list[str], method: Method) -> str:
+def _card(config: RunConfig, classes: list[str], method: Method, origin: str) -> str:
     parameters = sum(p.numel() for name, p in method.named_parameters() if _in_use(method, name)) / 1e6
     kinds = {"tags": "image tags only", "masks": "masks that were made for it", "true masks": "true masks"}
     taught = kinds[supervision(method, config)]
@@ -101,7 +105,7 @@ A tagmask model, trained on {taught}, {config.train.steps} steps of {config.trai
 
 - Classes: {", ".join(classes)} (0 is background)
 - Parameters: {parameters:.1f} M
-- Encoder weights: {method.encoder.weights_origin}
+- Encoder weights: {origin}
 
 ```python
 import tagmask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tagmask.methods.affinity import predict_affinity
 from tagmask.methods.eca import local_labels
 from tagmask.training import load_model, save_model
 from tagmask.types import Batch, View
+from tagmask.workflow.runs import run_stamp
 from tests.methods import contract
 from tests.methods.contract import CLASSES, ENCODERS, SIZE, MethodContract, SlowTraining
 
@@ -339,6 +341,8 @@ def test_guide_is_left_out_of_checkpoints_saved_models_and_copies(
     config = tiny(SETTINGS | {"guide": {"encoder": {"name": "test_vit", "weights": "long/gone.pth"}}})
     save_model(tmp_path, method, config, ["a", "b", "c"])
     assert set(load_file(tmp_path / "weights.safetensors")) == set(method.state_dict())
+    origin = "none (random); guide: test_vit, none (random)"
+    assert method.origin() == origin and f"- Encoder weights: {origin}" in (tmp_path / "README.md").read_text()
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a model in use has no guide")
@@ -348,6 +352,8 @@ def test_guide_is_left_out_of_checkpoints_saved_models_and_copies(
     images = torch.rand(1, 3, SIZE, SIZE)
     for name in ("cams", "segment", "class_scores"):
         assert torch.equal(getattr(loaded, name)(images), getattr(method.eval(), name)(images))
+    assert run_stamp(config, loaded)["weights"] == origin, "two guides, two stamps"
+    assert loaded.guide._encoder is None and bare.origin() == "none (random)"
 
 
 def test_a_cached_run_gives_the_numbers_of_the_run_that_filled_the_cache(tmp_path: Path) -> None:
@@ -356,6 +362,8 @@ def test_a_cached_run_gives_the_numbers_of_the_run_that_filled_the_cache(tmp_pat
     config = tiny(settings, data={"source": "demo", "root": str(tmp_path / "scenes"), "demo_images": 12})
     train = MethodContract().train
     first = train(config, tmp_path / "first", stop=None)
+    about = json.loads((tmp_path / "first" / "model" / "classes.json").read_text())
+    assert about["weights_origin"].endswith("guide: test_vit, none (random)")
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "kept").glob("??/*")}
     assert kept
     again = train(config, tmp_path / "again", stop=None)
