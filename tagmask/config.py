@@ -169,6 +169,9 @@ class LabelConfig(Strict):
     cam_scales: list[float] = [1.0, 0.5, 1.5, 2.0]
     cam_flip: bool = True
     threshold: float = Field(0.3, ge=0, le=1, description="background score of a CAM")
+    threshold_from: Literal["fixed", "training"] = Field(
+        "fixed", description="training: the threshold that the method found when it learned, instead (cosa)"
+    )
     high: float | None = Field(None, description="with low: pixels between the two become 255")
     low: float | None = None
     refine: str = Field("par", description="none, par, pamr or varm, on CAMs")

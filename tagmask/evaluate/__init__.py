@@ -7,11 +7,12 @@ from tagmask.evaluate.boundary import BoundaryIoU
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError
 from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.localization import Localization, localization
-from tagmask.evaluate.protocol import Protocol
+from tagmask.evaluate.protocol import THRESHOLD_SOURCES, Protocol
 from tagmask.evaluate.ranking import average_precision, mean_average_precision
 from tagmask.evaluate.scores import ScoreStream, jsonable, print_classes, print_scores, score
 
 __all__ = [
+    "THRESHOLD_SOURCES",
     "BoundaryIoU",
     "ConfusionMatrix",
     "LabelError",

@@ -8,7 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-ThresholdSource = Literal["fixed", "best on val", "best on this split (oracle)", "none"]
+ThresholdSource = Literal["fixed", "found in training", "best on val", "best on this split (oracle)", "none"]
+THRESHOLD_SOURCES: dict[str, ThresholdSource] = {"fixed": "fixed", "training": "found in training"}
+"""By ``label.threshold_from``."""
 LATER = ("crop", "grid", "precision", "rim", "masks")
 """Fields that earlier versions did not record; None says so."""
 

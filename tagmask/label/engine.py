@@ -104,8 +104,10 @@ def write_masks(
 
 def label_note(config: LabelConfig, completed: bool) -> dict[str, Any]:
     """Settings as a note holds them. 'complete' stands there only where it was done: masks that it does not touch are
-    the same with and without it, and those of earlier versions do not name it."""
+    the same with and without it, and those of earlier versions do not name it, nor a 'threshold_from'."""
     left_out = set() if completed else {"complete"}
+    if config.threshold_from == "fixed":
+        left_out.add("threshold_from")
     return config.model_dump(mode="json", exclude=left_out)
 
 

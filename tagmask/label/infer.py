@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.cam import pseudo_labels, refined_scores
-from tagmask.config import RunConfig
+from tagmask.config import LabelConfig, RunConfig
 from tagmask.data.views import reduction
 from tagmask.errors import ConfigError
 from tagmask.methods import Method
@@ -24,13 +24,14 @@ class Inference:
 
     Scores, CAMs and probabilities lie on the working grid (h,w): the photo's own, unless ``views.short_side`` reduces
     it. Label maps have the photo's size. Networks run under autocast as in training; results are float32.
-    Raises ConfigError where the method cannot do what ``label.source`` asks, for an unknown ``label.crf``, and for a
-    photo that is cut into tiles where a CRF is asked for.
+    ``config``: the label settings, with the threshold that training found where ``label.threshold_from`` asks for it.
+    Raises ConfigError where the method cannot do what ``label.source`` or that asks, for an unknown ``label.crf``, and
+    for a photo that is cut into tiles where a CRF is asked for.
     """
 
     def __init__(self, method: Method, config: RunConfig) -> None:
         self.method = method.eval()
-        self.config = config.label
+        self.config = _settled(config.label, method)
         self.short_side = config.views.short_side
         self.precision = config.train.precision
         self.device = next(method.parameters()).device
@@ -254,3 +255,16 @@ def tile_starts(length: int, side: int) -> list[int]:
 def _ramp(length: int, device: torch.device) -> Tensor:
     distance = torch.arange(length, device=device, dtype=torch.float32) + 1
     return torch.minimum(distance, distance.flip(0)) / length
+
+
+def _settled(label: LabelConfig, method: Method) -> LabelConfig:
+    """With the number that ``threshold_from: training`` stands for. Raises ConfigError where the method has none."""
+    if label.threshold_from == "fixed" or not method.has_cams:
+        return label
+    found = method.cam_threshold()
+    if found is None:
+        raise ConfigError(
+            f"Method '{method.config.name}' finds no threshold for CAMs in training; leave out "
+            "label.threshold_from=training and set label.threshold."
+        )
+    return label.model_copy(update={"threshold": found})

@@ -56,6 +56,10 @@ class Method(nn.Module):
         """Where the weights come from that training starts from, or learns by."""
         return self.encoder.weights_origin
 
+    def cam_threshold(self) -> float | None:
+        """Background score of CAMs, in [0,1], that training found or was given; None for methods that have none."""
+        return None
+
     def losses(self, batch: Batch, step: int) -> Losses:
         """Terms of one training step; a term whose weight is 0 at this step is not computed."""
         raise NotImplementedError

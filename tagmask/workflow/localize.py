@@ -14,7 +14,7 @@ from tagmask.config import RunConfig
 from tagmask.data import Collection, Item, read_ahead, tag_vector
 from tagmask.data.collection import hash_ids
 from tagmask.errors import ConfigError, DataError
-from tagmask.evaluate import Localization, Protocol
+from tagmask.evaluate import THRESHOLD_SOURCES, Localization, Protocol
 from tagmask.evaluate.scores import percent
 from tagmask.label import Inference
 from tagmask.methods import Method
@@ -51,7 +51,7 @@ def localize(
         )
     inference = Inference(method, config)
     bins = config.evaluate.bins
-    counts = Localization(threshold=config.label.threshold, thresholds=[i / bins for i in range(bins)])
+    counts = Localization(threshold=inference.config.threshold, thresholds=[i / bins for i in range(bins)])
     console = console or Console(stderr=True)
     shown = track(read_ahead(items), "boxes", len(items), console=console, disable=not console.is_terminal)
     for item, photo in shown:
@@ -59,7 +59,7 @@ def localize(
             raise photo
         add(counts, inference, item, photo)
     result = {"name": LOCALIZATION, **counts.result(), "left_out": len(boxed) - len(items)}
-    label = config.label
+    label = inference.config
     result["protocol"] = Protocol(
         split=split,
         split_hash=hash_ids(item.id for item in items),
@@ -68,7 +68,7 @@ def localize(
         tags_at_test=False,
         left_out=len(boxed) - len(items),
         threshold=label.threshold,
-        threshold_source="fixed",
+        threshold_source=THRESHOLD_SOURCES[label.threshold_from],
         **cam_stamp(config),
         **run_stamp(config, method),
     ).model_dump(mode="json")

@@ -15,7 +15,7 @@ from tagmask.config import LabelConfig, RunConfig
 from tagmask.data import Collection, read_ahead
 from tagmask.data.collection import hash_ids
 from tagmask.errors import ConfigError, DataError
-from tagmask.evaluate import Protocol, average_precision
+from tagmask.evaluate import THRESHOLD_SOURCES, Protocol, average_precision
 from tagmask.methods import Method
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, read_json, supervision, write_json
@@ -129,7 +129,7 @@ def _protocol(
     scorer: Scorer,
     folder: RunFolder,
 ) -> Protocol:
-    cfg, source = config.label, scorer.inference.source
+    cfg, source = scorer.inference.config, scorer.inference.source
     stage: dict[str, Any] = {}
     trained = run_stamp(config, method)
     if name in FILES:
@@ -158,7 +158,7 @@ def _protocol(
         supervision=supervision(method, config),
         masks=_masks(config, method, folder),
         threshold=threshold if from_cam else None,
-        threshold_source=("best on val" if name == AT_VAL else "fixed")
+        threshold_source=("best on val" if name == AT_VAL else THRESHOLD_SOURCES[cfg.threshold_from])
         if from_cam and threshold is not None
         else "none",
         unsure=unsure_by(cfg, from_cam) if delivered else None,

@@ -161,7 +161,7 @@ def run_stages(
     done: dict[str, Any] = {}
     if stages.cams is not None:
         with timed("cams"):
-            note = _note(config, collection, folder, "cams", stages.cams.model_dump(mode="json"))
+            note = _note(inference.config, collection, folder, "cams", stages.cams.model_dump(mode="json"))
             make = ConfidentLabels(inference, stages.cams)
             place = folder.path / "seeds"
             made = write_labels(place, items, collection.classes, make, note, stages.cams.soft, console)
@@ -172,10 +172,10 @@ def run_stages(
     if stages.masks is not None:
         with timed("masks"):
             settings = stages.masks.model_dump(mode="json", exclude={"threshold"})
-            walker, refining = None, config
+            walker = None
             if stages.masks.threshold is not None:
                 refining = config.model_copy(deep=True)
-                refining.label.threshold = stages.masks.threshold
+                refining.label.threshold, refining.label.threshold_from = stages.masks.threshold, "fixed"
                 inference = Inference(inference.method, refining)
             if stages.affinity is not None:
                 network = RunFolder(folder.path / "affinity")
@@ -184,7 +184,7 @@ def run_stages(
                 walker.config = walker.config.model_copy(update=walk)
                 digest = read_json(network.model / "classes.json")["digest"]
                 settings |= {"affinity": configs["affinity"].method.name, "model": digest, "walk": walk}
-            note = _note(refining, collection, folder, "masks", settings)
+            note = _note(inference.config, collection, folder, "masks", settings)
             make_masks = WalkedMasks(inference, stages.masks, walker)  # type: ignore[arg-type]
             made = write_labels(folder.masks, items, collection.classes, make_masks, note, stages.masks.soft, console)
             done["masks"] = _shown(made, console)
@@ -214,14 +214,14 @@ def saved_stages(folder: RunFolder) -> list[dict[str, Any]]:
     return [{"stages": read_yaml(path)}] if path.is_file() else []
 
 
-def _note(config: RunConfig, collection: Collection, folder: RunFolder, stage: str, settings: dict) -> dict[str, Any]:
+def _note(label: LabelConfig, collection: Collection, folder: RunFolder, stage: str, settings: dict) -> dict[str, Any]:
     """Everything that decides a stage's labels, beside them as classes.json."""
     return {
         "classes": ["background", *collection.classes],
         "ignore": 255,
         "tags_used": True,
         "source": "cam",
-        "label": label_note(config.label, completed=False),
+        "label": label_note(label, completed=False),
         "model": read_json(folder.model / "classes.json")["digest"],
         "stage": {"name": stage, **settings},
     }

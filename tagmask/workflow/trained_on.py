@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tagmask.config import LabelConfig
+from tagmask.evaluate import THRESHOLD_SOURCES
 from tagmask.training import RunFolder, read_json, write_json
 
 NAME = "train_masks.json"
@@ -48,7 +49,7 @@ def how_made(kept: Mapping[str, Any]) -> str:
     parts.append(f"scales {', '.join(f'{s:g}' for s in scales)}" + (" + flip" if flip else ""))
     walked = of_stage(stage)
     if cam and walked is None:
-        parts.append(f"threshold {label.threshold:g}")
+        parts.append(f"threshold {_cut_at(label)}")
     parts.append(walked or f"refined by {label.refine if cam else label.refine_masks + completed(label)}")
     crf = stage["crf"] if stage else "none" if cam else label.crf
     if crf != "none":
@@ -69,9 +70,12 @@ def completed(label: LabelConfig) -> str:
     if not label.complete:
         return ""
     scales = ", ".join(f"{scale:g}" for scale in label.cam_scales) + (" + flip" if label.cam_flip else "")
-    return (
-        f", tags without a pixel from CAMs (threshold {label.threshold:g}, scales {scales}, refined by {label.refine})"
-    )
+    return f", tags without a pixel from CAMs (threshold {_cut_at(label)}, scales {scales}, refined by {label.refine})"
+
+
+def _cut_at(label: LabelConfig) -> str:
+    source = THRESHOLD_SOURCES[label.threshold_from]
+    return f"{label.threshold:g}" + ("" if source == "fixed" else f" {source}")
 
 
 def unsure_by(label: LabelConfig, cam: bool) -> tuple[float, float] | float | None:

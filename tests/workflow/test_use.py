@@ -12,6 +12,7 @@ from tagmask.config import load_config, merge
 from tagmask.data import read_mask
 from tagmask.errors import ConfigError
 from tagmask.evaluate import Protocol
+from tagmask.methods import build_method
 from tagmask.training import RunFolder, read_json
 from tagmask.workflow import evaluate, label, open_run, predict, train
 from tagmask.workflow.trained_on import how_made, keep_masks, kept_masks
@@ -97,6 +98,46 @@ def test_masks_of_two_uses_are_not_mixed(run: Path, scenes: Path, tmp_path: Path
     predict(run, [scenes / "images"], out)
     with pytest.raises(ConfigError, match="another model or other settings"):
         predict(run, [scenes / "images"], out, overrides=ONLINE)
+
+
+FOUND = ["label.threshold_from=training"]
+
+
+def test_cams_can_be_cut_at_the_threshold_that_training_found(run: Path, tmp_path: Path) -> None:
+    _, _, method = open_run(run)
+    value = method.cam_threshold()
+    assert value == float(method.thresholds["main"].value) and 0 < value < 1 and value != 0.3
+    _, _, ensemble = open_run(run, ["method.ensemble=true"])
+    both = [float(one.value) for one in method.thresholds.values()]
+    assert both[0] != both[1] and ensemble.cam_threshold() == pytest.approx(sum(both) / 2)
+    score = evaluate(run, "train", ["cam"], FOUND)[0]
+    stamp = Protocol(**score["protocol"])
+    assert (stamp.threshold, stamp.threshold_source) == (value, "found in training")
+    assert f"threshold {value:g} (found in training)" in stamp.describe()
+    same = evaluate(run, "train", ["cam"], [f"label.threshold={value}"])[0]
+    assert same["miou"] == score["miou"] and Protocol(**same["protocol"]).threshold_source == "fixed"
+    assert evaluate(run, "train", ["cam"])[0]["miou"] != score["miou"]
+    cams = [*FOUND, "label.source=cam", "label.refine=none"]
+    label(run, "train", overrides=cams)
+    note = read_json(run / "masks" / "classes.json")["label"]
+    assert (note["threshold"], note["threshold_from"]) == (value, "training")
+    with pytest.raises(ConfigError, match="masks of another model or other settings"):
+        label(run, "train", overrides=[f"label.threshold={value}", *cams[1:]])
+    made = evaluate(run, "train", ["masks"])[0]
+    assert made["miou"] == score["miou"] and made["protocol"]["threshold_source"] == "found in training"
+    student = RunFolder(tmp_path / "student")
+    student.path.mkdir()
+    keep_masks(student, run / "masks")
+    assert f"threshold {value:g} found in training" in how_made(kept_masks(student) or {})
+
+
+def test_a_method_that_finds_no_threshold_says_so(scenes: Path, tmp_path: Path) -> None:
+    data = {"root": str(scenes), "train": "train.txt", "masks": "masks"}
+    config = load_config(merge(BASE, {"data": data, "label": {"threshold_from": "training"}}))
+    with pytest.raises(ConfigError, match=r"Method 'baseline' finds no threshold.*leave out label\.threshold_from"):
+        train(config, tmp_path / "run")
+    fixed = load_config({"method": {"name": "cosa", "threshold": 0.4, "warmup": 0}, "encoder": BASE["encoder"]})
+    assert build_method(fixed, 2).cam_threshold() == 0.4
 
 
 @pytest.mark.parametrize("setting", ["method.momentum=0.5", "method.pooling=avg", "method.name=baseline"])
