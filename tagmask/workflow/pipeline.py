@@ -16,7 +16,6 @@ from tagmask.data import Collection, Item, print_fingerprint
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.label import Labelled, describe_missing
-from tagmask.methods import build_method
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, Trained, write_json
 from tagmask.workflow.clock import Clock
@@ -24,7 +23,7 @@ from tagmask.workflow.plan import Choice, as_mapping, choose
 from tagmask.workflow.report_run import report
 from tagmask.workflow.runs import default_device, prepare
 from tagmask.workflow.score_run import evaluate
-from tagmask.workflow.stages import build_stages, disk_plan, print_disk_plan, run_stages, save_stages, saved_stages
+from tagmask.workflow.stages import build_networks, disk_plan, print_disk_plan, run_stages, save_stages, saved_stages
 from tagmask.workflow.train_run import check_free, resumed, train
 from tagmask.workflow.use_run import label, predict
 
@@ -73,12 +72,10 @@ def run(
         _print_plan(config, choices, console)
         if stages:
             print_disk_plan(stages, console)
+    build_networks(config, folder, len(collection.classes))  # weights that are not there, or a method that does not fit
     if dry_run:
-        build_method(config, len(collection.classes))  # weights that are not there, or a method that does not fit
-        build_stages(config, folder, len(collection.classes))
         plan = {c.key: c.value for c in choices}
         return {"plan": plan, "stages": stages, "config": config.model_dump(mode="json")}
-    build_stages(config, folder, len(collection.classes))
     save_stages(folder, config)
     alone = config.model_copy(update={"stages": None})  # stages may change after the training, and guard themselves
     with clock("train"):

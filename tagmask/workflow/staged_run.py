@@ -16,7 +16,7 @@ from tagmask.workflow.clock import Clock
 from tagmask.workflow.runs import prepare
 from tagmask.workflow.score_run import SPECIAL, evaluate
 from tagmask.workflow.scoring import SCORES
-from tagmask.workflow.stages import build_stages, check_stages, is_trained, run_stages, save_stages
+from tagmask.workflow.stages import build_networks, check_stages, run_stages, save_stages
 from tagmask.workflow.train_run import resumed, train
 
 MADE_BY = {"seeds": "cams", "masks": "masks"}
@@ -48,12 +48,11 @@ def staged_run(
     clock = Clock()
     with clock("check"):
         prepared = prepare(config, folder)
-        build_stages(config, folder, len(prepared[0].classes))
+        build_networks(config, folder, len(prepared[0].classes))
     save_stages(folder, config)
     with clock("train"):
-        if not is_trained(folder):
-            alone = config.model_copy(update={"stages": None})
-            train(alone, folder.path, resume=True, prepared=prepared, console=console)
+        alone = config.model_copy(update={"stages": None})
+        train(alone, folder.path, resume=True, prepared=prepared, console=console)
     stages = run_stages(config, folder.path, prepared, console, clock)
     scores: list[dict[str, Any]] = []
     with clock("evaluate"):

@@ -30,7 +30,7 @@ from tagmask.training import RunFolder, load_model, read_json, write_json, write
 from tagmask.workflow.clock import Clock
 from tagmask.workflow.runs import default_device
 from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, write_labels
-from tagmask.workflow.train_run import check_schedule, resumed, train
+from tagmask.workflow.train_run import check_schedule, is_trained, resumed, train
 
 LEARNS_FROM = {"affinity": "seeds", "segmenter": "masks"}
 """Stages that train a network, and the folder of their labels."""
@@ -114,12 +114,12 @@ def check_stages(config: RunConfig, folder: RunFolder) -> dict[str, RunConfig]:
     return configs
 
 
-def build_stages(config: RunConfig, folder: RunFolder, classes: int) -> None:
-    """Build the networks of stages that are not trained yet, with their weights, and let them go again.
+def build_networks(config: RunConfig, folder: RunFolder, classes: int) -> None:
+    """Build the networks of a run and its stages that are not trained yet, with their weights, and let them go again.
 
     To be called before the first training: what cannot be had, or does not fit, is said then and not hours later.
     """
-    for name, own in check_stages(config, folder).items():
+    for name, own in {".": config, **check_stages(config, folder)}.items():
         if not is_trained(RunFolder(folder.path / name)):
             build_method(own, classes)
 
@@ -194,11 +194,6 @@ def run_stages(
     return done
 
 
-def is_trained(folder: RunFolder) -> bool:
-    """Whether a training ended: its model's card is the last file that it writes."""
-    return (folder.model / "README.md").is_file()
-
-
 def save_stages(folder: RunFolder, config: RunConfig) -> None:
     """Keep the stages beside the run's own configuration, as stages.yaml: unlike that they may still change."""
     path = folder.path / "stages.yaml"
@@ -253,10 +248,9 @@ def _train(
     collection, found = prepared
     write_json(own.fingerprint_file, found)
     write_json(own.data_file, {"classes": collection.classes, "splits": collection.splits})
-    if not is_trained(own):
-        if console is not None:
-            console.print(f"{name}: {config.method.name} on {config.encoder.name}, {config.train.steps} steps")
-        train(config, own.path, resume=True, prepared=prepared, console=console)
+    if console is not None and not is_trained(own):
+        console.print(f"{name}: {config.method.name} on {config.encoder.name}, {config.train.steps} steps")
+    train(config, own.path, resume=True, prepared=prepared, console=console)
     return {"run": str(own.path), "model": str(own.model)}
 
 

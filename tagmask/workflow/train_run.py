@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tagmask.config import RunConfig, load_config
+from tagmask import comm
+from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.data import Collection, Item, read_ahead
 from tagmask.errors import ConfigError, DataError, nearest
 from tagmask.label import Inference
 from tagmask.methods import Method, build_method
 from tagmask.registry import METHODS
-from tagmask.training import RunFolder, Trained, read_json, train_method
+from tagmask.training import RunFolder, Trained, make_fabric, read_json, train_method, write_text
 from tagmask.training.checkpoint import checkpoints
 from tagmask.workflow.runs import prepare
 from tagmask.workflow.scoring import Scorer
@@ -46,9 +47,12 @@ def train(
     """Train ``config``'s method on the 'train' split into the run folder ``out``. Raises TagmaskError.
 
     resume: go on from the newest checkpoint in ``out``; the configuration must be that of the run (see ``resumed``).
+    A run that is trained to its end is left as it is, whether its checkpoints and pretrained weights are there or not.
     """
     folder = RunFolder(out)
     check_free(folder, resume)
+    if is_trained(folder):
+        return _finished(config, folder)
     check_schedule(config)
     collection, _ = prepared or prepare(config, folder)
     items, without = training_items(config, collection)
@@ -91,6 +95,20 @@ def check_free(folder: RunFolder, resume: bool) -> None:
         raise ConfigError(
             f"{folder.path}: holds a run already. Use --resume to go on with it, or choose another folder (--out)."
         )
+
+
+def is_trained(folder: RunFolder) -> bool:
+    """Whether a training ended: its model's card is the last file that it writes."""
+    return (folder.model / "README.md").is_file()
+
+
+def _finished(config: RunConfig, folder: RunFolder) -> Trained:
+    """What a training that ended had cost, by its log. Settings that may differ on a resume are saved."""
+    make_fabric(config.train).launch()  # several processes have to know of each other still
+    if comm.rank() == 0:
+        write_text(folder.config_file, dump_yaml(_anchored(config)))
+    last = next((r for r in reversed(folder.log()) if "seconds" in r), {"seconds": 0.0, "data_share": 0.0})
+    return Trained(config.train.steps, last["seconds"], last["data_share"])
 
 
 def check_schedule(config: RunConfig) -> None:

@@ -20,12 +20,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tagmask.cli import app
-from tagmask.config import RunConfig, load_config
+from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.methods import build_method
-from tagmask.training import RunFolder, load_model, read_json
-from tagmask.workflow import evaluate, prepare, resumed, run, run_stages, staged_run, training_items
-from tagmask.workflow.stages import check_stages, network_config
+from tagmask.training import RunFolder, load_model, read_json, write_text
+from tagmask.workflow import evaluate, prepare, resumed, run, run_stages, staged_run, train, training_items
+from tagmask.workflow.stages import check_stages, network_config, save_stages
 
 
 def made(run: Path) -> dict[str, bytes]:
@@ -245,9 +245,36 @@ def test_stages_may_change_after_a_training_that_saved_them(config: RunConfig, t
 
 def test_nothing_is_done_twice(config: RunConfig, staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = made(staged)
-    monkeypatch.setattr("tagmask.workflow.stages.train", None)
+    monkeypatch.setattr("tagmask.workflow.train_run.train_method", None)
     done = run_stages(config, staged, prepare(config))
     assert done["cams"]["written"] == done["masks"]["written"] == 0 and made(staged) == before
+
+
+@pytest.mark.parametrize("stages", [True, False])
+def test_what_is_trained_needs_neither_checkpoints_nor_weights(
+    stages: bool, config: RunConfig, classifier: Path, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    out = folder.path
+    shutil.copytree(staged if stages else classifier, out)
+    asked = load_config(config.model_dump(mode="json"), {"encoder": {"weights": str(tmp_path / "gone.pth")}})
+    write_text(folder.config_file, dump_yaml(asked.model_copy(update={"stages": None})))
+    if stages:
+        save_stages(folder, asked)
+        for name in ("affinity", "segmenter"):
+            write_text(out / name / "config.yaml", dump_yaml(network_config(asked, name, folder)))
+    for checkpoint in out.rglob("*.ckpt"):
+        checkpoint.unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    spent = [r["seconds"] for r in folder.log() if "seconds" in r][-1]
+    monkeypatch.setattr("tagmask.workflow.train_run.train_method", None)
+    run([], {}, [], out, resume=True, dry_run=True)
+    result = run([], {}, [], out, resume=True)
+    assert set(result.get("stages", {})) == (set(DONE.values()) if stages else set())
+    assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
+    assert train(folder.config(), out, resume=True).seconds == spent > 0
+    with pytest.raises(ConfigError, match="--resume"):
+        train(folder.config(), out)
 
 
 def test_no_stage_sees_the_true_masks_of_training_photos(
