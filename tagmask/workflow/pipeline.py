@@ -55,7 +55,7 @@ def run(
         else load_config(*configs, values, overrides=overrides)
     )
     with clock("check"):
-        collection, found = prepare(base, None if dry_run else folder)
+        collection, found = prepare(base, None if dry_run and not going_on else folder, resume=going_on)
     sources = [c if isinstance(c, Mapping) else read_yaml(c) for c in configs]
     given: dict[str, Any] = reduce(merge, [*sources, values, parse_overrides(overrides)], {})
     if going_on:
@@ -69,6 +69,9 @@ def run(
     stages = disk_plan(config, folder, found)
     if console is not None:
         print_fingerprint(found, console)
+        if came := len(collection.items) - found["counts"]["images"] + found["counts"]["unreadable"]:
+            text = f"{came} photos came after this run began: they train nothing and get no masks from tags."
+            console.print(text, style="yellow")
         _print_plan(config, choices, console)
         if stages:
             print_disk_plan(stages, console)

@@ -59,12 +59,17 @@ def cam_stamp(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def prepare(config: RunConfig, folder: RunFolder | None = None) -> tuple[Collection, dict[str, Any]]:
+def prepare(
+    config: RunConfig, folder: RunFolder | None = None, resume: bool = False
+) -> tuple[Collection, dict[str, Any]]:
     """Open the data, look at every file once, leave unreadable ones out.
 
     With a folder, saves fingerprint.json and data.json (classes and splits) there. Raises DataError when that folder
-    lies among the photos: its masks would be taken for photos the next time.
+    lies among the photos: its masks would be taken for photos the next time. resume: a run in the folder that has
+    begun keeps what is saved there, and photos that came later take no part (see ``reopen``).
     """
+    if resume and folder is not None and folder.config_file.is_file():
+        return reopen(folder, config), read_json(folder.fingerprint_file)
     collection = open_collection(config)
     if folder is not None and folder.path.resolve().is_relative_to(collection.root.resolve()):
         raise DataError(f"{folder.path}: lies in the data's folder {collection.root}; write the run elsewhere (--out).")

@@ -47,7 +47,7 @@ def staged_run(
         config = resumed(folder, [], config.model_dump(mode="json"), [])
     clock = Clock()
     with clock("check"):
-        prepared = prepare(config, folder)
+        prepared = prepare(config, folder, resume=True)
         build_networks(config, folder, len(prepared[0].classes))
     save_stages(folder, config)
     with clock("train"):

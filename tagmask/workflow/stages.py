@@ -231,10 +231,16 @@ def _train(
 ) -> dict[str, Any]:
     own = RunFolder(folder.path / name)
     labels = read_json(folder.path / LEARNS_FROM[name] / "classes.json")
-    made_from = {"labels": hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:12]}
+    collection, found = prepared
+    made_from = {
+        "labels": hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:12],
+        "photos": collection.split_hash("train"),
+    }
     note = own.path / "stage.json"
-    if note.is_file() and read_json(note) != made_from:
-        raise ConfigError(f"{own.path}: was trained on other labels than those there now; delete it to train again.")
+    before = read_json(note) if note.is_file() else made_from
+    # Earlier versions did not write the photos down.
+    if differing := " and ".join(what for what in before if before[what] != made_from[what]):
+        raise ConfigError(f"{own.path}: was trained on other {differing} than there are now; delete it to train again.")
     if own.config_file.is_file():
         wanted = config.model_dump(mode="json")
         # Where labels and classifier lie is written as the user wrote the run folder, which may differ.
@@ -245,7 +251,6 @@ def _train(
         resumed(own, [wanted], {}, [])
     own.path.mkdir(parents=True, exist_ok=True)
     write_json(note, made_from)
-    collection, found = prepared
     write_json(own.fingerprint_file, found)
     write_json(own.data_file, {"classes": collection.classes, "splits": collection.splits})
     if console is not None and not is_trained(own):

@@ -54,7 +54,7 @@ def train(
     if is_trained(folder):
         return _finished(config, folder)
     check_schedule(config)
-    collection, _ = prepared or prepare(config, folder)
+    collection, _ = prepared or prepare(config, folder, resume)
     items, without = training_items(config, collection)
     if without:
         (console or Console(stderr=True)).print(f"{without} training photos have no mask and are left out.")

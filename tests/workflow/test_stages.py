@@ -26,6 +26,7 @@ from tagmask.methods import build_method
 from tagmask.training import RunFolder, load_model, read_json, write_text
 from tagmask.workflow import evaluate, prepare, resumed, run, run_stages, staged_run, train, training_items
 from tagmask.workflow.stages import check_stages, network_config, save_stages
+from tests.workflow.conftest import BASE, STAGES
 
 
 def made(run: Path) -> dict[str, bytes]:
@@ -277,6 +278,33 @@ def test_what_is_trained_needs_neither_checkpoints_nor_weights(
         train(folder.config(), out)
 
 
+def test_photos_that_come_later_leave_a_run_as_it_is(scenes: Path, tmp_path: Path) -> None:
+    """Without lists a share of the photos is held out: with more of them, others would be."""
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(scenes / "images", photos)
+    table = (scenes / "tags.csv").read_text()
+    (photos / "tags.csv").write_text(table)
+    config = load_config(BASE, {"data": {"root": str(photos), "val_share": 0.4}, "stages": STAGES[:2]})
+    collection = prepare(config)[0]
+    staged_run(config, out, ())
+    kept = {p: p.read_bytes() for p in (out / "data.json", out / "fingerprint.json", *(out / "seeds").iterdir())}
+    rows = []
+    for path in sorted(photos.glob("*.png")):
+        shutil.copy(path, path.with_stem(f"new_{path.stem}"))
+        rows.append(f"new_{path.name},\n")
+    (photos / "tags.csv").write_text(table + "".join(rows))
+    later = prepare(config)[0]
+    assert set(collection.splits["train"]) & set(later.splits["val"]), "or this shows nothing"
+    # Each as if it had been killed: in the training, and before its seeds were through.
+    (out / "model" / "README.md").unlink()
+    train(RunFolder(out).config(), out, resume=True)
+    staged_run(config, out, ())
+    run([], {}, [], out, resume=True)
+    seeds = set((out / "seeds").iterdir())
+    assert all(path.read_bytes() == content for path, content in kept.items()) and seeds <= set(kept)
+    assert {p.stem for p in (out / "seeds").glob("*.png")} == set(collection.splits["train"])
+
+
 def test_no_stage_sees_the_true_masks_of_training_photos(
     config: RunConfig, classifier: Path, staged: Path, tmp_path: Path
 ) -> None:
@@ -295,6 +323,10 @@ def test_no_stage_sees_the_true_masks_of_training_photos(
 def test_other_settings_are_not_mixed(config: RunConfig, staged: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(staged, out)
+    collection, found = prepare(config)
+    fewer = replace(collection, splits=collection.splits | {"train": collection.splits["train"][1:]})
+    with pytest.raises(ConfigError, match="affinity.*other photos.*delete"):
+        run_stages(config, out, (fewer, found))
     with pytest.raises(ConfigError, match="masks.*other settings.*delete"):
         run_stages(
             load_config(config.model_dump(mode="json"), overrides=["stages.masks.crf=psa"]), out, prepare(config)
