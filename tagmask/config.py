@@ -129,6 +129,13 @@ class MethodConfig(Strict):
                 plan[name] = (round(steps * 100 / 230), "its share of a long schedule")
         return {f"method.{name}": value for name, value in plan.items() if name in cls.model_fields}
 
+    def phases(self) -> dict[str, bool]:
+        """Fields that are a step from which something is on, and whether these settings have what is on from there.
+
+        By their names these are ``warmup``, ``*_warmup`` and ``start_*``. A method says when nothing waits for one.
+        """
+        return {name: True for name in type(self).model_fields if name.endswith("warmup") or name.startswith("start_")}
+
 
 class TrainConfig(Strict):
     """Optimisation, precision, devices and logging."""

@@ -36,6 +36,10 @@ class AFAConfig(AffinitySettings, BaselineConfig):
     weight_reg: float = Field(0.0, ge=0, description="of the dense energy")
     energy: EnergyConfig = EnergyConfig()
 
+    def phases(self) -> dict[str, bool]:
+        segments, learns = self.weight_seg > 0 or self.weight_reg > 0, self.learns_affinity(self.weight_aff)
+        return super().phases() | {"warmup": segments or learns, "affinity_warmup": segments and learns}
+
 
 @METHODS.register("afa")
 class AFA(Baseline):

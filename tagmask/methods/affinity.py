@@ -27,13 +27,17 @@ class AffinitySettings(MethodConfig):
     affinity_radius: int = Field(8, ge=1, description="rows and columns of the grid within which pairs count")
     affinity_symmetric: bool = Field(True, description="add the transposed attention")
 
+    def learns_affinity(self, weight: float) -> bool:
+        """Whether there is an affinity head, by the weight of its loss."""
+        return self.affinity != "none" and weight > 0
+
 
 def build_affinity(config: AffinitySettings, encoder: Encoder, weight: float) -> AffinityHead | None:
     """The head for the attention of the blocks that ``config`` names; None with ``affinity: none`` or weight 0.
 
     Raises ConfigError where there is none, and where it is not between the positions of the encoder's last map.
     """
-    if config.affinity == "none" or weight == 0:
+    if not config.learns_affinity(weight):
         return None
     blocks = config.affinity_blocks
     if not encoder.has_attention:

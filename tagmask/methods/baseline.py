@@ -64,6 +64,9 @@ class BaselineConfig(MethodConfig):
                 plan[f"method.{name}"] = (round(field.default / full, 6), why)
         return plan
 
+    def phases(self) -> dict[str, bool]:
+        return super().phases() | {"warmup": self.weight_seg > 0}
+
 
 def full(x: Tensor) -> Tensor:
     """float32 for half precision, anything else as it is."""

@@ -136,6 +136,11 @@ class CoSAConfig(MethodConfig):
             plan |= {f"method.{key}": (0.0, why) for key in AUXILIARY}
         return super().short_schedule(schedule) | plan
 
+    def phases(self) -> dict[str, bool]:
+        guides = self.weight_s2c > 0
+        others = (self.weight_c2s, self.weight_c2s_aux, self.weight_csc, self.weight_reg)
+        return super().phases() | {"warmup": guides or any(others), "s2c_warmup": guides}
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:

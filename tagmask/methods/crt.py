@@ -50,6 +50,9 @@ class CRTConfig(MethodConfig):
     weight_cls_cnn: float = Field(1.0, ge=0, description="of the CNN's classification")
     weight_l1: float = Field(0.1, ge=0, description="lambda; 0 also leaves out the CNN, which then teaches nothing")
 
+    def phases(self) -> dict[str, bool]:
+        return super().phases() | {"warmup": self.weight_l1 > 0}
+
     @model_validator(mode="after")
     def _check_stride(self) -> CRTConfig:
         if self.tile is not None and self.stride > self.tile:

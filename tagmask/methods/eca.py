@@ -104,6 +104,12 @@ class ECAConfig(AffinitySettings, BaselineConfig):
         local = ({"count": 2, "size": schedule.crop // 2}, f"local views that fit crops of {schedule.crop}")
         return super().short_schedule(schedule) | {"views.local": local}
 
+    def phases(self) -> dict[str, bool]:
+        on = {name: getattr(self, f"weight_{name}") > 0 for name in ("seg", "region", "corr")}
+        on["aff"] = self.learns_affinity(self.weight_aff)
+        starts = {f"start_{name}": there for name, there in on.items()}
+        return super().phases() | starts | {"warmup": any(on.values()), "affinity_warmup": on["aff"] and on["seg"]}
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:

@@ -61,6 +61,14 @@ class RCMMAMConfig(MethodConfig):
     weight_rcm: float = Field(1.0, ge=0, description="lambda 2")
     weight_mam: float = Field(1.0, ge=0, description="lambda 3")
 
+    @property
+    def attends(self) -> bool:
+        """Whether there is a mam term."""
+        return self.attention != "none" and self.weight_mam > 0
+
+    def phases(self) -> dict[str, bool]:
+        return super().phases() | {"warmup": self.weight_rcm > 0, "attention_warmup": self.attends}
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
@@ -113,9 +121,8 @@ class RCMMAM(Method):
         super().__init__(config, encoder, classes)
         self.projection = nn.Conv2d(encoder.channels[-1], config.features, 1, bias=False)
         self.classifier = Classifier(config.features, classes, pooling="avg")
-        self.attends = config.attention != "none" and config.weight_mam > 0
         self.support: nn.ModuleDict | None = None
-        if self.attends or config.weight_rcm > 0:
+        if config.attends or config.weight_rcm > 0:
             self.support = frozen_copy(nn.ModuleDict(self.main._asdict()))
         # Row k is class k's, background first; a row of zeros is a class that no region was found of yet.
         self.register_buffer("prototypes", torch.zeros(classes + 1, config.features))
@@ -141,7 +148,7 @@ class RCMMAM(Method):
         """cls on scale 1; from ``warmup`` rcm (equation 5), from ``attention_warmup`` mam (8); weighted as in 9."""
         cfg = self.config
         contrasts = cfg.weight_rcm > 0 and step >= cfg.warmup
-        attends = self.attends and step >= cfg.attention_warmup
+        attends = cfg.attends and step >= cfg.attention_warmup
         features, maps = self.main.maps(batch.images)
         terms = {"cls": F.multilabel_soft_margin_loss(self.classifier.pool(maps).float(), batch.tags)}
         if self.support is not None and (contrasts or attends):

@@ -80,6 +80,10 @@ class TSCDConfig(AffinitySettings, BaselineConfig):
             )
         return plan
 
+    def phases(self) -> dict[str, bool]:
+        others = (self.weight_seg, self.weight_scd, self.weight_equ, self.weight_reg)
+        return super().phases() | {"warmup": any(others) or self.learns_affinity(self.weight_aux)}
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:

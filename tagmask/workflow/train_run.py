@@ -114,18 +114,13 @@ def _finished(config: RunConfig, folder: RunFolder) -> Trained:
 def check_schedule(config: RunConfig) -> None:
     """Raise ConfigError when a warm-up is as long as the training: what it delays would never happen.
 
-    Of the method these are its fields ``warmup``, ``*_warmup`` and ``start_*``, steps from which something is on, but
-    not those of what is switched off: ``affinity_warmup`` with affinity 'none', ``start_seg`` with a weight_seg of 0,
-    ``s2c_warmup`` with a weight_s2c of 0.
+    Of the method these are its ``phases``, but not those of what is switched off.
     """
     steps = config.train.steps
-    phases = {"train.warmup": config.train.warmup}
-    for name, value in config.method:
-        part = name.removesuffix("_warmup").removeprefix("start_")
-        off = getattr(config.method, part, None) == "none" or getattr(config.method, f"weight_{part}", None) == 0
-        if (name.endswith("warmup") or name.startswith("start_")) and not off:
-            phases[f"method.{name}"] = value
-    for key, length in phases.items():
+    waiting = [name for name, anything in config.method.phases().items() if anything]
+    lengths = {"train.warmup": config.train.warmup}
+    lengths |= {f"method.{name}": getattr(config.method, name) for name in waiting}
+    for key, length in lengths.items():
         if length and length >= steps:
             raise ConfigError(
                 f"{key} is {length}, but there are only {steps} steps: what begins then never would. Set "

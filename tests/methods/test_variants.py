@@ -87,7 +87,63 @@ def test_a_phase_that_never_begins_is_refused(method: dict[str, Any], key: str) 
 def test_fields_that_are_no_phases_are_left_alone() -> None:
     check_schedule(tiny({"name": "cosa", "warmup": 1, "threshold_start": 0.5, "start": "copy"}))
     check_schedule(tiny({"name": "eca", "warmup": 1, "affinity_warmup": None}))
-    check_schedule(tiny({"name": "eca", "warmup": 1, "start_seg": 9, "weight_seg": 0.0}))
-    check_schedule(tiny({"name": "afa", "warmup": 1, "affinity": "none"}))
-    check_schedule(tiny({"name": "cosa", "warmup": 1, "s2c_warmup": 9, "weight_s2c": 0.0}))
-    check_schedule(tiny({"name": "rcm_mam", "attention": "none"}))
+
+
+LATE = {
+    "baseline": ({"warmup": 9}, [{"weight_seg": 0}]),
+    "afa": (
+        {"warmup": 9, "affinity_warmup": 9},
+        [{"affinity": "none", "weight_seg": 0}, {"weight_aff": 0, "weight_seg": 0}],
+    ),
+    "tscd": (
+        {"warmup": 9},
+        [{f"weight_{n}": 0 for n in ("seg", "scd", "equ", "aux", "reg")},
+         {f"weight_{n}": 0 for n in ("seg", "scd", "equ", "reg")} | {"affinity": "none"}],
+    ),
+    "eca": (
+        {"warmup": 9, "affinity_warmup": 9, "start_seg": 9, "start_region": 9, "start_corr": 9, "start_aff": 9},
+        [{f"weight_{n}": 0 for n in ("seg", "region", "corr", "aff")},
+         {f"weight_{n}": 0 for n in ("seg", "region", "corr")} | {"affinity": "none"}],
+    ),
+    "cosa": (
+        {"warmup": 9, "s2c_warmup": 9},
+        [{f"weight_{n}": 0 for n in ("c2s", "c2s_aux", "s2c", "csc", "reg")}],
+    ),
+    "crt": ({"warmup": 9}, [{"weight_l1": 0}]),
+    "rcm_mam": (
+        {"warmup": 9, "attention_warmup": 9},
+        [{"weight_rcm": 0, "attention": "none"}, {"weight_rcm": 0, "weight_mam": 0}],
+    ),
+}  # fmt: skip
+"""By method: all its phases, each too late for four steps, and settings with which nothing waits for any."""
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_phases_of_what_is_switched_off_stop_no_run(name: str) -> None:
+    late, switches = LATE.get(name, ({}, []))
+    phases = set(METHODS.get(name).config_class.model_validate({"name": name}).phases())
+    assert phases == set(late), "a phase that this does not try"
+    for off in switches:
+        check_schedule(tiny({"name": name} | late | off))
+        # Any weight alone has a phase that waits for it, once what it needs beside it is there.
+        for key in (key for key in off if key.startswith("weight_")):
+            with pytest.raises(ConfigError, match="never would"):
+                check_schedule(tiny({"name": name} | late | off | {key: 0.1}))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "eca", "start_seg": 9, "weight_seg": 0.0},
+        {"name": "eca", "affinity_warmup": 9, "weight_seg": 0.0},
+        {"name": "eca", "start_aff": 9, "affinity": "none"},
+        {"name": "eca", "start_region": 9, "weight_region": 0},
+        {"name": "afa", "affinity_warmup": 9, "weight_seg": 0},
+        {"name": "cosa", "s2c_warmup": 9, "weight_s2c": 0.0},
+        {"name": "rcm_mam", "attention_warmup": 9, "weight_mam": 0},
+        {"name": "rcm_mam", "attention_warmup": 9, "attention": "none"},
+    ],
+)
+def test_a_phase_goes_by_what_waits_for_it(method: dict[str, Any]) -> None:
+    early = {"warmup": 1} | ({"affinity_warmup": 1} if method["name"] == "afa" else {})
+    check_schedule(tiny(early | method))
