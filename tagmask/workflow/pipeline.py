@@ -87,14 +87,10 @@ def run(
         return {"run": str(out)}
     splits = [s for s in ("train", "val") if collection.splits.get(s)]
     if config.stages is not None:
-        return _staged(config, folder, (collection, found), minutes, trained, console)
+        return _staged(config, folder, (collection, found), minutes, trained, not resume, console)
     with clock("label"):
-        labelled = [label(out, "+".join(splits), overwrite=not resume, console=console)]
-        unlabelled = [item for item in collection.split("all") if item.tags is None]
-        if unlabelled and METHODS.get(config.method.name).has_segmenter:
-            labelled.append(
-                predict(out, unlabelled, folder.path / "predictions", overwrite=not resume, console=console)
-            )
+        masks = label(out, "+".join(splits), overwrite=not resume, console=console)
+        predictions = _predict_untagged(folder, folder, collection, not resume, console)
     scores: list[dict[str, Any]] = []
     with clock("evaluate"):
         scores += _evaluate(folder, collection, console)
@@ -105,8 +101,8 @@ def run(
         "run": str(out),
         "minutes": minutes,
         "data_share": trained.data_share,
-        "masks": labelled[0].summary(),
-        "predictions": labelled[1].summary() if len(labelled) > 1 else None,
+        "masks": masks.summary(),
+        "predictions": predictions,
         "scores": scores,
         "classification": folder.metrics().get("classification"),
         "report": str(page),
@@ -115,6 +111,17 @@ def run(
     if console is not None:
         _print_summary(summary, console)
     return summary
+
+
+def _predict_untagged(
+    folder: RunFolder, model: RunFolder, collection: Collection, overwrite: bool, console: Console | None
+) -> dict[str, Any] | None:
+    """Masks in the run's predictions/ of photos without tags, by the segmenter of ``model``; None where one lacks."""
+    untagged = [item for item in collection.split("all") if item.tags is None]
+    if not untagged or not METHODS.get(model.config().method.name).has_segmenter:
+        return None
+    place = folder.path / "predictions"
+    return predict(model.path, untagged, place, overwrite=overwrite, console=console).summary()
 
 
 def _evaluate(
@@ -131,16 +138,18 @@ def _staged(
     prepared: tuple[Collection, dict[str, Any]],
     minutes: dict[str, float],
     trained: Trained,
+    overwrite: bool,
     console: Console | None,
 ) -> dict[str, Any]:
     """The rest of a run with stages. The classifier's scores are of CAMs and masks, the segmenter's of its own run."""
     clock, collection = Clock(minutes), prepared[0]
     done = run_stages(config, folder.path, prepared, console, clock)
-    runs = [folder]
+    runs = [folder, *([RunFolder(done["segmenter"]["run"])] if "segmenter" in done else [])]
+    with clock("label"):
+        predictions = _predict_untagged(folder, runs[-1], collection, overwrite, console)
     with clock("evaluate"):
         scores = _evaluate(folder, collection, console)
         if "segmenter" in done:
-            runs.append(RunFolder(done["segmenter"]["run"]))
             scores += _evaluate(runs[-1], collection, console, ("val", "test"))
     with clock("report"):
         pages = [report(run.path) for run in runs]
@@ -152,7 +161,7 @@ def _staged(
         "data_share": trained.data_share,
         "stages": done,
         "masks": done.get("masks", nothing),
-        "predictions": None,
+        "predictions": predictions,
         "scores": scores,
         "classification": folder.metrics().get("classification"),
         "report": str(pages[-1]),

@@ -264,15 +264,18 @@ def _shown(made: Labelled, console: Console | None) -> dict[str, Any]:
     if console is not None:
         text = f"{made.folder}: {made.written} written, {made.skipped} there already, {human(size)}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+        for _, why in made.failed:
+            console.print(f"left out: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
     return made.summary() | {"bytes": size}
 
 
 def disk_plan(config: RunConfig, folder: RunFolder, found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Disk that each stage takes at most, as {stage, makes, where, bytes}: bytes an image × training images.
+    """Disk that each stage takes at most, as {stage, makes, where, bytes, less}: bytes an image × training images.
 
     Label PNGs are counted uncompressed, soft maps before compression, networks by their parameters: model and
-    checkpoints with the optimiser's state, with the one that is being written before the oldest goes. found: the
-    data's fingerprint, for the number of photos and their sizes. An image stands for the mean of the data set's.
+    checkpoints with the optimiser's state, with the one that is being written before the oldest goes. less: settings
+    that lower it, None where there are none. found: the data's fingerprint, for the number of photos and their sizes.
+    An image stands for the mean of the data set's.
     """
     stages = config.stages
     if stages is None:
@@ -288,20 +291,22 @@ def disk_plan(config: RunConfig, folder: RunFolder, found: Mapping[str, Any]) ->
     half = 2 * pixels * factor**2
     classes = len(found["classes"])
     configs = check_stages(config, folder)
-    rows = [network_row("classifier", config, folder.path, classes)]
+    keep = "train.keep=1" if config.train.keep > 1 else None
+    rows = [network_row("classifier", config, folder.path, classes) | {"less": keep}]
     for name in stages.named()[1:]:
         stage = getattr(stages, name)
         if name in configs:
-            rows.append(network_row(name, configs[name], folder.path / name, classes))
+            keep = f"stages.{name}.train.keep=1" if configs[name].train.keep > 1 else None
+            rows.append(network_row(name, configs[name], folder.path / name, classes) | {"less": keep})
             continue
         where = folder.path / "seeds" if name == "cams" else folder.masks
         makes = f"{images} label maps of up to {human(png)}"
-        each = png
+        each, less = png, f"stages.{name}.soft=false" if stage.soft else None
         if stage.soft:
             soft = half * (tags if name == "cams" else tags + 1)
             makes += f" and soft maps of up to {human(soft)}"
             each += soft
-        rows.append({"stage": name, "makes": makes, "where": str(where), "bytes": round(each * images)})
+        rows.append({"stage": name, "makes": makes, "where": str(where), "bytes": round(each * images), "less": less})
     return rows
 
 
@@ -335,7 +340,10 @@ def print_disk_plan(rows: list[dict[str, Any]], console: Console) -> None:
     free = shutil.disk_usage(place).free
     console.print(f"{human(total)} on disk at most; {human(free)} are free.", highlight=False)
     if free < total:
-        console.print("That may not fit: lower train.keep, or write elsewhere (--out).", style="yellow")
+        largest = max(rows, key=lambda row: row["bytes"])
+        less = f"set {largest['less']}, or " if largest["less"] else ""
+        text = f"That may not fit, and '{largest['stage']}' takes most: {less}write elsewhere (--out)."
+        console.print(text, style="yellow", soft_wrap=True)
 
 
 def human(size: float) -> str:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tagmask.config import RunConfig, load_config
 from tagmask.errors import ConfigError
 from tagmask.training import RunFolder
 from tagmask.workflow import prepare, run, train
-from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, network_config, save_stages, walk_settings
+from tagmask.workflow.stages import (
+    PNG_EXTRA,
+    check_stages,
+    disk_plan,
+    network_config,
+    print_disk_plan,
+    save_stages,
+    walk_settings,
+)
 
 
 def test_disk_that_the_plan_names_is_enough_and_not_far_off(config: RunConfig, staged: Path) -> None:
@@ -51,6 +62,34 @@ def test_soft_maps_are_announced(config: RunConfig, staged: Path) -> None:
     images = found["splits"]["train"]["labelled"]
     assert rows[1]["bytes"] - rows[0]["bytes"] == pytest.approx(2 * 64 * 80 * tags * images, abs=2)
     assert "soft maps" in rows[1]["makes"] and "soft" not in rows[0]["makes"]
+
+
+@pytest.mark.parametrize(
+    "overrides,largest,less",
+    [
+        (["train.keep=3"], "classifier", "set train.keep=1, or "),
+        (["stages.segmenter.train={keep: 4}"], "segmenter", "set stages.segmenter.train.keep=1, or "),
+        (["stages.masks.soft=true"], "masks", "set stages.masks.soft=false, or "),
+        ([], "masks", ""),
+    ],
+)
+def test_a_full_disk_names_what_the_largest_stage_can_do_without(
+    overrides: list[str], largest: str, less: str, config: RunConfig, staged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepare(config)[1]
+    base: dict[str, Any] = {"train": {"keep": 1, "steps": 9}, "stages": {"affinity": {"train": {"steps": 1}}}}
+    values = config.model_dump(mode="json")
+    if largest == "masks":
+        values["stages"] |= {"cams": None, "affinity": None, "masks": {}}
+        base["stages"] = {}
+        found["splits"]["train"]["labelled"] = 10**6
+    asked = load_config(values, base, overrides=overrides)
+    rows = disk_plan(asked, RunFolder(staged), found)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    console = Console(file=io.StringIO(), width=300)
+    print_disk_plan(rows, console)
+    wanted = f"That may not fit, and '{largest}' takes most: {less}write elsewhere (--out)."
+    assert wanted in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_stage_takes_what_it_does_not_set_from_the_run(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tagmask.cli import app
@@ -303,6 +305,33 @@ def test_photos_that_come_later_leave_a_run_as_it_is(scenes: Path, tmp_path: Pat
     seeds = set((out / "seeds").iterdir())
     assert all(path.read_bytes() == content for path, content in kept.items()) and seeds <= set(kept)
     assert {p.stem for p in (out / "seeds").glob("*.png")} == set(collection.splits["train"])
+
+
+def test_untagged_photos_are_predicted_by_the_segmenter_of_the_stages(
+    config: RunConfig, staged: Path, tmp_path: Path
+) -> None:
+    out, scenes = tmp_path / "run", tmp_path / "scenes"
+    shutil.copytree(staged, out)
+    shutil.copytree(config.data.root, scenes)  # type: ignore[arg-type]
+    shutil.copy(next((scenes / "images").iterdir()), scenes / "images" / "bare.png")
+    save_stages(RunFolder(out), config)
+    result = run([], {"data": {"root": str(scenes)}}, [], out, resume=True)
+    assert result["predictions"]["written"] == 1 and (out / "predictions" / "bare.png").is_file()
+    note, about = (read_json(out / part / "classes.json") for part in ("predictions", "segmenter/model"))
+    assert note["model"] == about["digest"] and not note["tags_used"]
+
+
+def test_photos_that_cannot_be_labelled_are_said(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(classifier, out)
+    collection, found = prepare(config)
+    first, *_ = collection.splits["train"]
+    items = [replace(i, image=tmp_path / "gone.png") if i.id == first else i for i in collection.items]
+    console = Console(file=io.StringIO(), width=300)
+    values = load_config(config.model_dump(mode="json") | {"stages": STAGES[:2]})
+    done = run_stages(values, out, (replace(collection, items=items), found), console)
+    assert len(done["cams"]["failed"]) == 1
+    assert f"left out: {tmp_path / 'gone.png'}" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_no_stage_sees_the_true_masks_of_training_photos(
