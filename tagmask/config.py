@@ -208,6 +208,10 @@ class RunConfig(Strict):
     """Everything that decides a run. Saved, resolved, as ``config.yaml`` in its folder."""
 
     seed: int = 0
+    plan: bool = Field(
+        True,
+        description="'tagmask run' chooses what is left open; false: the configuration is complete",
+    )
     data: DataConfig = DataConfig()
     views: ViewConfig = ViewConfig()
     encoder: EncoderConfig = EncoderConfig()

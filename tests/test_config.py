@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tagmask.config import RunConfig, dump_yaml, load_config, named_configs, parse_overrides
+from tagmask.config import RunConfig, dump_yaml, load_config, named_configs, parse_overrides, read_yaml
 from tagmask.errors import ConfigError
 from tagmask.stage_config import stage_mapping
 from tagmask.training import RunFolder
@@ -71,8 +73,6 @@ def test_overrides_nest() -> None:
 
 @pytest.mark.parametrize("images,batch", [(1, 1), (10, 10), (300, 16), (100000, 16)])
 def test_the_plan_is_a_valid_configuration_for_any_size(images: int, batch: int) -> None:
-    import torch
-
     found = {
         "counts": {"labelled": images},
         "splits": {},
@@ -88,8 +88,6 @@ def test_the_plan_is_a_valid_configuration_for_any_size(images: int, batch: int)
 
 def plan(method: dict, encoder: str = "resnet18", steps: int = 230, crop: int = 224, **sections: dict) -> dict:
     """The plan's choices by key for a method that the user sets, with the reasons left out."""
-    import torch
-
     found = {
         "counts": {"labelled": 200},
         "splits": {},
@@ -141,10 +139,38 @@ def test_the_plan_fits_method_encoder_and_schedule() -> None:
     }
 
 
+@pytest.mark.parametrize("name", [n for n in named_configs() if n.endswith(("_voc", "_coco", "_cub"))])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_run_leaves_published_configurations_as_they_are(name: str, device: str, monkeypatch: Any) -> None:
+    """With photos like VOC's; other values than the file's would not be those of the paper."""
+    monkeypatch.setattr("tagmask.workflow.plan.fast_bf16", lambda _: True)
+    sizes = {"width": {"median": 500}, "height": {"median": 375}}
+    found = {"counts": {"labelled": 10582}, "splits": {}, "sizes": sizes}
+    wanted, given = load_config(name), read_yaml(name)
+    made = load_config(as_mapping(choose(found, torch.device(device), given)), given)
+    assert made == wanted
+    folder = RunFolder("out")
+    for stage in ("affinity", "segmenter") if wanted.stages else ():
+        network = network_config(made, stage, folder)
+        assert network == network_config(wanted, stage, folder) and network.train.ema is None
+    open_again = load_config(as_mapping(choose(found, torch.device(device), given | {"plan": True})), given)
+    assert open_again != wanted, "or this shows nothing"
+
+
+@pytest.mark.parametrize("name,segmenter", [("rcm_mam_voc", "deeplab_largefov"), ("crt_voc", "deeplab_v2")])
+def test_the_segmenter_of_stages_is_trained_as_alone(name: str, segmenter: str) -> None:
+    made, alone = network_config(load_config(name), "segmenter", RunFolder("out")), load_config(segmenter)
+    assert (made.views, made.train, made.method, made.encoder) == (
+        alone.views, alone.train, alone.method, alone.encoder
+    )  # fmt: skip
+    assert (made.label.scales, made.label.flip, made.label.merge) == (
+        alone.label.scales, alone.label.flip, alone.label.merge
+    )  # fmt: skip
+    assert made.label.crf == ("deeplab" if name == "crt_voc" else "none")
+
+
 def staged(given: dict) -> RunConfig:
     """What ``tagmask run`` makes of the user's settings: the plan under them."""
-    import torch
-
     found = {
         "counts": {"labelled": 276},
         "splits": {},

@@ -231,12 +231,12 @@ def print_classification(found: Mapping[str, Any] | None, console: Console) -> N
 
 
 def _print_plan(config: RunConfig, choices: list[Choice], console: Console) -> None:
-    if not choices:
+    if not choices and config.plan:
         return
     table = Table("setting", "value", "because", title="Plan", title_justify="left")
     for choice in choices:
         table.add_row(choice.key, str(choice.value), choice.why)
-    console.print(table)
+    console.print(table if choices else "The configuration is complete (plan: false): nothing is planned.")
     console.print(
         f"{config.method.name} on {config.encoder.name}, {config.train.steps} steps of {config.train.batch_size} "
         f"photos at {config.views.crop} px, {config.train.precision}, seed {config.seed}.",

@@ -44,13 +44,15 @@ def choose(found: Mapping[str, Any], device: torch.device, given: Mapping[str, A
     """Settings for a data set (its fingerprint) on a device, those left out that the user sets.
 
     given: sections of what the user sets, encoder, method and schedule among them: the choices fit these. What they
-    say of the method comes from its configuration class (``short_schedule``) and the fields that it has. Raises
-    ConfigError for an unknown encoder or method.
+    say of the method comes from its configuration class (``short_schedule``) and the fields that it has. Nothing where
+    they have ``plan: false``, as published configurations do. Raises ConfigError for an unknown encoder or method.
     """
     given = dict(given or {})
     if given.get("stages") is not None:
         given["stages"] = stage_mapping(given["stages"])
     user = load_config(given)
+    if not user.plan:
+        return []
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
     gpu = device.type == "cuda"
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
