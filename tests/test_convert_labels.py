@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from tagmask.convert import read_label_file, write_tags
+from tagmask.cli import app
+from tagmask.convert import image_names, read_label_file, write_tags
 from tagmask.errors import DataError
 
 LABELLED = {"2007_000032": np.array([1, 0, 1], np.float32), "2007_000033": np.array([0, 0, 0], np.float32)}
@@ -26,6 +28,7 @@ def test_label_file_as_others_write_it(tmp_path: Path) -> None:
     for key, vector in found.items():
         assert vector.dtype == np.float32
         np.testing.assert_array_equal(vector, LABELLED[key])
+    found = image_names(found)
     assert write_tags(found, ["cat", "cow", "dog"], tmp_path / "tags.jsonl") == 2
     rows = [json.loads(line) for line in (tmp_path / "tags.jsonl").read_text().splitlines()]
     assert rows == [{"image": "2007_000032", "tags": ["cat", "dog"]}, {"image": "2007_000033", "tags": []}]
@@ -33,6 +36,45 @@ def test_label_file_as_others_write_it(tmp_path: Path) -> None:
         write_tags(found, ["cat", "cow"], tmp_path / "tags.jsonl")
     with pytest.raises(DataError, match=r"\.jsonl"):
         write_tags(found, ["cat", "cow", "dog"], tmp_path / "tags.csv")
+
+
+VECTOR = np.array([1, 0, 1], np.float32)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("module", ["numpy._core", "numpy.core"])
+def test_keys_as_irn_and_coco_projects_write_them(tmp_path: Path, protocol: int, module: str) -> None:
+    for keys, numbers, names in (
+        ((np.int32(2007000032), np.int32(2011003276)), "voc", ["2007_000032", "2011_003276"]),
+        ((np.str_("2007_000032"), "2011_003276"), "voc", ["2007_000032", "2011_003276"]),
+        ((np.array("2007_000032", ">U11")[()], np.str_("é")), "", ["2007_000032", "é"]),
+        ((9, np.int64(581929)), "coco", ["000000000009", "000000581929"]),
+    ):
+        payload = pickle.dumps(np.array(dict.fromkeys(keys, VECTOR), dtype=object), protocol=protocol)
+        # as NumPy 1 wrote it; the only length in the file that this changes is a framed text's of protocol 4
+        if protocol < 4:
+            payload = payload.replace(b"numpy._core.", module.encode() + b".")
+        found = read_label_file(npy(tmp_path / "a.npy", payload))
+        assert list(image_names(found, numbers)) == names
+        assert all(type(key) in (str, int) for key in found)
+        for vector in found.values():
+            np.testing.assert_array_equal(vector, VECTOR)
+
+
+def test_numbers_for_names_need_a_set_that_has_them() -> None:
+    assert list(image_names({9: VECTOR}, "coco", "COCO_train2014_")) == ["COCO_train2014_000000000009"]
+    assert list(image_names({"a": VECTOR}, "voc")) == ["a"]
+    for labels, numbers, prefix, message in (
+        ({9: VECTOR}, "", "", "has the number 9 for an image's name"),
+        ({9: VECTOR}, "voc", "", "has the number 9"),
+        ({-9: VECTOR}, "coco", "", "has the number -9"),
+        ({10**12: VECTOR}, "coco", "", "has the number 1000000000000"),
+        ({2007000032: VECTOR, "2007_000032": VECTOR}, "voc", "", "two entries of image '2007_000032'"),
+        ({2007000032: VECTOR}, "voc", "COCO_", "leave it out"),
+        ({"a": VECTOR}, "coco", "COCO_", "leave it out"),
+    ):
+        with pytest.raises(DataError, match=message):
+            image_names(labels, numbers, prefix)  # type: ignore[arg-type]
 
 
 def npy(path: Path, payload: bytes) -> Path:
@@ -61,6 +103,10 @@ def test_label_file_of_python_2_and_old_numpy(tmp_path: Path) -> None:
     assert list(found) == ["2007_1"] and found["2007_1"].tolist() == [1.0, 0.0]
 
 
+SCALAR = b"c__builtin__\ndict\n(tR(cnumpy.core.multiarray\nscalar\n(%s%s\ntRcnumpy\nndarray\n(tRu."
+"""A dictionary whose key is a NumPy scalar of a type and bytes."""
+
+
 class Evil:
     def __init__(self, call: Callable[..., Any], *args: Any) -> None:
         self.call, self.args = call, args
@@ -80,6 +126,7 @@ def test_malicious_pickles_are_refused(tmp_path: Path, protocol: int) -> None:
         Evil(np.load, str(witness)),
         {"a": np.ones(2), "b": Evil(os.system, command)},
         {"a": np.array([Evil(os.system, command)], dtype=object)},
+        {np.int32(1): Evil(os.system, command)},
     ]
     for attack in attacks:
         path = npy(tmp_path / "a.npy", pickle.dumps(np.array(attack, dtype=object), protocol=protocol))
@@ -104,6 +151,14 @@ def test_malicious_pickles_are_refused(tmp_path: Path, protocol: int) -> None:
         b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I9\ntcnumpy\ndtype\n(S'f4'\ntRI00\nS'short'\ntb.",
         b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I-9\ntcnumpy\ndtype\n(S'f4'\ntRI00\nS'short'\ntb.",
         b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I2\ntcnumpy\ndtype\n(S'O'\ntRI00\n(lS'a'\natb.",
+        SCALAR % (b"cnumpy\ndtype\n(S'i4'\ntR", b"S'abc'"),  # bytes short of the number's
+        SCALAR % (b"cnumpy\ndtype\n(S'i4'\ntR", b"S'abcde'"),
+        SCALAR % (b"cnumpy\ndtype\n(S'U2'\ntR", b"S'a\\x00\\x00\\x00'"),
+        SCALAR % (b"cnumpy\ndtype\n(S'O'\ntR", b"S'abcd'"),  # an object from bytes
+        SCALAR % (b"cnumpy\ndtype\n(S'M8'\ntR", b"S'abcdefgh'"),
+        SCALAR % (b"cnumpy\ndtype\n(S'U0'\ntR", b"S''"),
+        SCALAR % (b"S'i4'\n", b"S'abcd'"),  # no type
+        b"cnumpy.core.multiarray\nscalar\n(tR.",
         b"Pid\n.",
     ],
 )
@@ -122,8 +177,11 @@ def test_label_files_that_are_none(tmp_path: Path) -> None:
     contents: list[tuple[Any, str]] = [
         ({}, "expected a dictionary"),
         ([1, 2], "expected a dictionary"),
-        ({"a": [0, 1]}, "entry 'a' is not a name with a vector"),
-        ({3: np.ones(2)}, "entry 3 is not"),
+        ({"a": [0, 1]}, "entry 'a' is not a name or number with a vector"),
+        ({True: np.ones(2)}, "entry True is not"),
+        ({np.float64(3): np.ones(2)}, "entry 3.0 is not"),
+        ({"a": np.str_("b")}, "entry 'a' is not"),
+        ({"a": np.array(["b"])}, "refused, because it contains an array of text"),
         ({"a": np.ones((2, 2))}, "entry 'a' is not"),
         ({"a": np.full(2, 0.5)}, "other values"),
         ({"a": np.ones(2), "b": np.ones(3)}, "vectors of 2 and of 3"),
@@ -141,3 +199,12 @@ def test_label_files_that_are_none(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="not a readable label file"):
         read_label_file(path)
+
+
+def test_command_takes_the_prefix_of_cocos_names(tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", {np.int32(9): np.eye(80, dtype=np.float32)[0]})  # type: ignore[arg-type]
+    words = ["convert", "labels", tmp_path / "labels.npy", tmp_path / "tags.jsonl", "--classes", "coco"]
+    command = [*map(str, words), "--prefix", "COCO_val2014_", "--json"]
+    assert json.loads(CliRunner().invoke(app, command, catch_exceptions=False).output) == {"rows": 1}
+    row = json.loads((tmp_path / "tags.jsonl").read_text())
+    assert row == {"image": "COCO_val2014_000000000009", "tags": ["person"]}

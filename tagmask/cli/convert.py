@@ -56,17 +56,19 @@ def labels(
     file: Annotated[Path, typer.Argument(metavar="NPY", help="pickled dictionary of vectors", show_default=False)],
     out: Annotated[Path, typer.Argument(metavar="JSONL", help="table of tags to write", show_default=False)],
     classes: Annotated[str, typer.Option(help="voc, coco, or a file with one class a line")],
+    prefix: Annotated[str, typer.Option(help="of COCO's file names, where the file has numbers: COCO_train2014_")] = "",
     json: common.Json = False,
 ) -> None:
     """Another project's label file to a table of tags, without running code that may be in it."""
-    from tagmask.convert import read_label_file, write_tags
+    from tagmask.convert import image_names, read_label_file, write_tags
     from tagmask.data.coco import COCO_CATEGORIES
     from tagmask.data.files import check_classes, read_lines
     from tagmask.data.voc import VOC_CLASSES
 
     known = {"voc": list(VOC_CLASSES), "coco": list(COCO_CATEGORIES.values())}
     names = known.get(classes) or check_classes([n for _, n in read_lines(Path(classes), "class list")], classes)
-    _report({"rows": write_tags(read_label_file(file), names, out)}, json)
+    numbers = classes if classes in known else ""
+    _report({"rows": write_tags(image_names(read_label_file(file), numbers, prefix), names, out)}, json)
 
 
 @convert.command("voc-submission", epilog="Example: `tagmask convert voc-submission masks out --voc VOCdevkit/VOC2012`")

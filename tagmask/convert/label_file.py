@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,8 @@ import numpy as np
 from tagmask.errors import DataError
 
 DTYPES = frozenset(("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"))
+UNICODE = re.compile(r"U[1-9]\d{0,2}")
+"""Types of names; arrays are of numbers only."""
 
 
 class _Refused(Exception):
@@ -27,7 +30,8 @@ class _DType:
         text = name.decode("latin1") if isinstance(name, bytes) else str(name)
         self.name = text.lstrip("<>|=")
         self.order = "<"
-        if self.name not in DTYPES and self.name not in ("O", "O8", "object"):
+        known = self.name in DTYPES or self.name in ("O", "O8", "object")
+        if not known and not UNICODE.fullmatch(self.name):
             raise _Refused(f"values of type '{text}'")
 
     def __setstate__(self, state: Any) -> None:
@@ -41,7 +45,19 @@ class _DType:
 
     @property
     def is_object(self) -> bool:
-        return self.name not in DTYPES
+        return self.name.lower().startswith("o")
+
+    @property
+    def is_text(self) -> bool:
+        return self.name.startswith("U")
+
+    def read(self, data: Any, count: int) -> np.ndarray:
+        """``count`` numbers or texts from exactly as many bytes, (count,)."""
+        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
+        kind = np.dtype(self.order + self.name)
+        if not isinstance(data, bytes) or len(data) != count * kind.itemsize:
+            raise _Refused("an array or a number whose bytes do not fit its type and shape")
+        return np.frombuffer(data, kind)
 
 
 class _Array:
@@ -61,11 +77,9 @@ class _Array:
                 raise _Refused("an array of objects whose number does not fit")
             self.value = data
             return
-        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
-        kind = np.dtype(dtype.order + dtype.name)
-        if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
-            raise _Refused("an array whose bytes do not fit its shape")
-        self.value = np.frombuffer(data, kind).reshape(shape, order="F" if columns else "C")
+        if dtype.is_text:
+            raise _Refused("an array of text")
+        self.value = dtype.read(data, math.prod(shape)).reshape(shape, order="F" if columns else "C")
 
 
 class _Call:
@@ -87,6 +101,13 @@ def _empty_array(*args: Any) -> _Array:
     return _Array()
 
 
+def _scalar(dtype: Any = None, data: Any = None) -> Any:
+    """A number or name of NumPy's, as Python's own."""
+    if not isinstance(dtype, _DType) or dtype.is_object:
+        raise _Refused("a single value that is neither a number nor text")
+    return dtype.read(data, 1)[0].item()
+
+
 def _bytes(text: Any, encoding: Any = None) -> bytes:
     # Old protocols write bytes as a call of _codecs.encode(text, "latin1").
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
@@ -99,6 +120,8 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _DType,
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
     ("builtins", "dict"): dict,
     ("__builtin__", "dict"): dict,
     ("_codecs", "encode"): _bytes,
@@ -115,12 +138,13 @@ class _LabelUnpickler(pickle.Unpickler):
         raise _Refused("an outside object")
 
 
-def read_label_file(path: str | Path) -> dict[str, np.ndarray]:
-    """Vectors (C,) of 0/1, float32, by image name from a pickled dictionary in a ``.npy`` file.
+def read_label_file(path: str | Path) -> dict[str | int, np.ndarray]:
+    """Vectors (C,) of 0/1, float32, by image name or number from a pickled dictionary in a ``.npy`` file.
 
-    Nothing that the file names is imported or called: arrays of numbers and dictionaries are put together here, and
-    any other object is refused. Raises DataError that says what the file asked for, and when it is no dictionary of
-    equally long vectors of 0 and 1.
+    Nothing that the file names is imported or called: arrays of numbers, single numbers and names, and dictionaries
+    are put together here, and any other object is refused. Numbers instead of names are left as they are, see
+    ``image_names``. Raises DataError that says what the file asked for, and when it is no dictionary of equally long
+    vectors of 0 and 1.
     """
     path = Path(path)
     try:
@@ -143,11 +167,12 @@ def read_label_file(path: str | Path) -> dict[str, np.ndarray]:
         value = value[0]
     if not isinstance(value, dict) or not value:
         raise DataError(f"{path}: expected a dictionary of image names, found {type(value).__name__}.")
-    result: dict[str, np.ndarray] = {}
+    result: dict[str | int, np.ndarray] = {}
     for name, entry in value.items():
         vector = _plain(entry)
-        if not isinstance(name, str) or not isinstance(vector, np.ndarray) or vector.ndim != 1:
-            raise DataError(f"{path}: entry {name!r} is not a name with a vector of 0 and 1.")
+        named = isinstance(name, (str, int)) and not isinstance(name, bool)
+        if not named or not isinstance(vector, np.ndarray) or vector.ndim != 1:
+            raise DataError(f"{path}: entry {name!r} is not a name or number with a vector of 0 and 1.")
         if not np.isin(vector, (0, 1)).all():
             raise DataError(f"{path}: the vector of '{name}' holds other values than 0 and 1.")
         result[name] = vector.astype(np.float32)
@@ -169,6 +194,34 @@ def _skip_header(file: BinaryIO, path: Path) -> None:
     _, _, dtype = reader(file)
     if not dtype.hasobject:
         raise DataError(f"{path}: an array of {dtype}, not a dictionary of image names.")
+
+
+def image_names(labels: Mapping[str | int, np.ndarray], numbers: str = "", prefix: str = "") -> dict[str, np.ndarray]:
+    """The same vectors by image name, where other projects keep numbers for names.
+
+    numbers: 'voc', where 2007000032 is 2007_000032; 'coco', where 9 is ``prefix`` and 000000009 with 12 digits in all
+    (prefix 'COCO_train2014_' for its photos of 2014, none for those of 2017); else names have to be text. Raises
+    DataError for a number that no photo of the set has, for two entries of one photo, and for a prefix without use.
+    """
+    result: dict[str, np.ndarray] = {}
+    for key, vector in labels.items():
+        name = key if isinstance(key, str) else _numbered(key, numbers, prefix)
+        if name in result:
+            raise DataError(f"The label file has two entries of image '{name}'.")
+        result[name] = vector
+    if prefix and (numbers != "coco" or not any(isinstance(key, int) for key in labels)):
+        raise DataError(f"The prefix '{prefix}' is for COCO's numbers, and these are others or names: leave it out.")
+    return result
+
+
+def _numbered(number: int, numbers: str, prefix: str) -> str:
+    digits = f"{number:012d}" if numbers == "coco" else str(number)
+    if number < 0 or len(digits) != {"voc": 10, "coco": 12}.get(numbers):
+        raise DataError(
+            f"The label file has the number {number} for an image's name. Numbers are known for the classes 'voc' "
+            "(2007000032 for 2007_000032) and 'coco' (9 for 000000000009) only."
+        )
+    return f"{digits[:4]}_{digits[4:]}" if numbers == "voc" else prefix + digits
 
 
 def write_tags(labels: Mapping[str, np.ndarray], classes: Sequence[str], out: str | Path) -> int:
