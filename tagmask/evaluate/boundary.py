@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from tagmask.evaluate.confusion import LabelError, intersection_over_union, mean_over_classes, to_numpy
+from tagmask.evaluate.confusion import (
+    LabelError,
+    intersection_over_union,
+    label_counts,
+    mean_over_classes,
+    to_numpy,
+)
 
 
 class BoundaryIoU:
@@ -35,13 +41,17 @@ class BoundaryIoU:
         self.counts = np.zeros((3, num_classes), dtype=np.int64)
 
     def update(self, pred: Any, target: Any) -> BoundaryIoU:
-        """Add one image, integer label maps (H,W); returns itself. Raises LabelError for other shapes."""
+        """Add one image, integer label maps (H,W); returns itself.
+
+        Raises LabelError for other shapes, and for labels that are neither a class nor ``ignore``.
+        """
         pred, target = to_numpy(pred), to_numpy(target)
         if pred.ndim != 2 or pred.shape != target.shape:
             raise LabelError(f"Label maps {pred.shape} and {target.shape} have to be two of one size (H,W).")
         width = rim_width(pred.shape, self.share)
         valid = target != self.ignore
-        there = np.bincount(target.ravel(), minlength=256) + np.bincount(pred.ravel(), minlength=256)
+        there = label_counts("prediction", pred, self.num_classes, self.ignore)
+        there = there + label_counts("truth", target, self.num_classes, self.ignore)
         for label in np.flatnonzero(there[: self.num_classes]):
             own, other = target == label, (pred == label) & valid
             true, predicted = rim(own, width), rim(other, width)

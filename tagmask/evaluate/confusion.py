@@ -26,7 +26,8 @@ class ConfusionMatrix:
     num_classes: classes with the background, 1..255. ignore: the label outside ``0..num_classes-1`` that takes
     part in no score. Pixels whose *truth* is ``ignore`` are left out. Pixels that are *predicted* ``ignore`` are
     counted apart: ``iou``, ``miou``, ``precision`` and ``recall`` leave them out, ``coverage`` says how many were
-    predicted, ``miou_strict`` counts them as missed.
+    predicted, ``miou_strict`` counts them as missed. So a class whose true pixels are all predicted ``ignore``, and
+    that is predicted nowhere else, has no IoU and is in no mean but the strict one, where it counts as 0.
 
     counts: int64 (K,K+1), rows are the truth, the last column holds the pixels that were predicted ``ignore``.
     """
@@ -61,18 +62,9 @@ class ConfusionMatrix:
         labels = [*range(self.num_classes), self.ignore]
         known = pairs[np.ix_(labels, labels)]
         if known.sum() < math.prod(pred.shape):
-            self._refuse("prediction", pairs.sum(axis=0))
-            self._refuse("truth", pairs.sum(axis=1))
+            _refuse("prediction", pairs.sum(axis=0), self.num_classes, self.ignore)
+            _refuse("truth", pairs.sum(axis=1), self.num_classes, self.ignore)
         return known[:-1]
-
-    def _refuse(self, name: str, used: np.ndarray) -> None:
-        """Raise LabelError for the first label of ``used``, pixels by label (256,), that is out of range."""
-        used[: self.num_classes] = used[self.ignore] = 0
-        if used.any():
-            raise LabelError(
-                f"The {name} holds label {int(np.flatnonzero(used)[0])}, which is neither a class "
-                f"(0 to {self.num_classes - 1}) nor the ignored {self.ignore}; check the list of classes."
-            )
 
     def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """Add another matrix's pixels to this one; returns itself. Raises LabelError where the classes differ."""
@@ -170,6 +162,24 @@ def ratio(part: Any, whole: Any) -> np.ndarray:
     """part / whole in float64; NaN where the whole is 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
+
+
+def label_counts(name: str, labels: Any, num_classes: int, ignore: int) -> np.ndarray:
+    """Pixels by label, int64 (256,). ``name`` of the label map is for errors, which are ``ConfusionMatrix.update``'s."""
+    _check(name, labels)
+    counts = np.bincount(to_numpy(labels).ravel(), minlength=LABELS)
+    _refuse(name, counts.copy(), num_classes, ignore)
+    return counts
+
+
+def _refuse(name: str, used: np.ndarray, num_classes: int, ignore: int) -> None:
+    """Raise LabelError for the first label of ``used``, pixels by label (256,), that is out of range."""
+    used[:num_classes] = used[ignore] = 0
+    if used.any():
+        raise LabelError(
+            f"The {name} holds label {int(np.flatnonzero(used)[0])}, which is neither a class "
+            f"(0 to {num_classes - 1}) nor the ignored {ignore}; check the list of classes."
+        )
 
 
 def _joint_histogram(pred: Any, target: Any) -> np.ndarray:

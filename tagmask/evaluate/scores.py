@@ -19,6 +19,7 @@ from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.protocol import Protocol
 
 BACKGROUND = "background"
+ALL_UNSURE = "all unsure"
 
 
 class ImageMatrices(Mapping):
@@ -250,7 +251,8 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
 def print_classes(score: Mapping[str, Any], console: Console | None = None) -> None:
     """Print IoU, precision, recall and boundary IoU of each class of one score and their means, in per cent.
 
-    A dash stands for a class that is absent, and for what was not counted.
+    A dash stands for a class that is absent, and for what was not counted; 'all unsure' for a class whose true pixels
+    are all 255 in the prediction.
     """
     console = console or Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -259,10 +261,16 @@ def print_classes(score: Mapping[str, Any], console: Console | None = None) -> N
     for column in columns:
         table.add_column(column, justify="right")
     for name, found in score["per_class"].items():
-        table.add_row(escape(name), *(percent(found.get(key)) for key in columns.values()))
+        cells = [percent(found.get(key)) for key in columns.values()]
+        table.add_row(escape(name), ALL_UNSURE if all_unsure(found) else cells[0], *cells[1:])
     table.add_section()
     table.add_row("mean", *(percent(score.get(key)) for key in ("miou", *list(columns.values())[1:])))
     console.print(table)
+
+
+def all_unsure(found: Mapping[str, Any]) -> bool:
+    """Whether a class, an entry of per_class, is in the truth and has no IoU: all of it is 255 in the prediction."""
+    return found["iou"] is None and bool(found.get("pixels"))
 
 
 def percent(value: float | None) -> str:

@@ -85,5 +85,11 @@ def test_refuses() -> None:
         BoundaryIoU(2, 0)
     with pytest.raises(LabelError, match="one size"):
         BoundaryIoU(2).update(np.zeros((3, 4), int), np.zeros((4, 3), int))
+    known, unknown = np.array([[0, 1], [255, 0]]), np.array([[0, 1], [2, 0]])
+    for pair, message in (((unknown, known), "prediction holds label 2"), ((known, unknown), "truth holds label 2")):
+        with pytest.raises(LabelError, match=message):
+            BoundaryIoU(2).update(*pair)
+    with pytest.raises(LabelError, match="holds label -1"):
+        BoundaryIoU(2).update(known - 1, known)
     with pytest.raises(LabelError, match="Cannot merge"):
         BoundaryIoU(2).merge(BoundaryIoU(2, 0.1))

@@ -123,6 +123,23 @@ def test_rims_are_counted_when_asked_for():
     assert last == ["mean", *(f"{100 * mean:.1f}" for mean in means)]
 
 
+def test_a_class_that_is_all_unsure_is_named_so():
+    truth, pred = np.array([[0, 0, 0, 2, 1, 1]]), np.array([[0, 0, 0, 2, 255, 255]])
+    one = ScoreStream(4)
+    one.update("a", pred, truth)
+    result = one.result("masks", CLASSES, protocol(), bootstrap=0)
+    assert result["miou"] == 1.0 and result["miou_strict"] == pytest.approx(2 / 3)
+    assert result["coverage"] == pytest.approx(4 / 6)
+    console = Console(file=io.StringIO(), width=300)
+    print_classes(result, console)
+    rows = {line.split()[0]: line.split()[1:] for line in console.file.getvalue().splitlines() if line.strip()}
+    assert rows["cat"][:2] == ["all", "unsure"]
+    assert rows["boat"][0] == "–", "a class of neither map"
+    # predicted elsewhere, the class is wrong there, and counts
+    one.update("b", np.array([[1, 0]]), np.array([[0, 0]]))
+    assert one.result("masks", CLASSES, protocol(), bootstrap=0)["per_class"]["cat"]["iou"] == 0
+
+
 def test_a_stamp_says_what_differs():
     mine, theirs = protocol(crop=224, scales=[1.0, 0.5]), protocol(seed=1)
     assert mine.differs(theirs) == ["scales: [1.0, 0.5] / [1.0]", "seed: 0 / 1"], "no crop was recorded of theirs"

@@ -242,3 +242,10 @@ def test_heat_grows_redder_with_the_activation():
     np.testing.assert_array_equal(heat(image, np.full((1, 5), 7.0)), heat(image, np.ones((1, 5))))
     with pytest.raises(DataError):
         heat(image, np.zeros((2, 5)))
+
+
+def test_a_class_that_is_all_unsure_is_named_so(tmp_path):
+    (score,) = scores()
+    assert "all unsure" not in full_page(tmp_path)
+    score["per_class"]["cat"] |= {"iou": None}
+    assert "all unsure" in write_report(tmp_path, [], {"scores": [score]}, [], "", {}).read_text()
