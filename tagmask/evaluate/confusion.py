@@ -165,7 +165,7 @@ def ratio(part: Any, whole: Any) -> np.ndarray:
 
 
 def label_counts(name: str, labels: Any, num_classes: int, ignore: int) -> np.ndarray:
-    """Pixels by label, int64 (256,). ``name`` of the label map is for errors, which are ``ConfusionMatrix.update``'s."""
+    """Pixels by label, int64 (256,). name: of the label map, for the errors of ``ConfusionMatrix.update``."""
     _check(name, labels)
     counts = np.bincount(to_numpy(labels).ravel(), minlength=LABELS)
     _refuse(name, counts.copy(), num_classes, ignore)
