@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 ThresholdSource = Literal["fixed", "found in training", "best on val", "best on this split (oracle)", "none"]
 THRESHOLD_SOURCES: dict[str, ThresholdSource] = {"fixed": "fixed", "training": "found in training"}
 """By ``label.threshold_from``."""
-LATER = ("crop", "grid", "precision", "rim", "masks")
+LATER = ("crop", "grid", "precision", "rim", "masks", "bins", "without", "only")
 """Fields that earlier versions did not record; None says so."""
 
 
@@ -40,6 +40,9 @@ class Protocol(BaseModel):
     grid: str | None = Field(None, description="size that photos are reduced to; None: not recorded")
     precision: str | None = Field(None, description="of the networks when scored; None: not recorded")
     rim: float | None = Field(None, description="rim of the boundary IoU, of the diagonal; None: not recorded")
+    bins: int | None = Field(None, description="thresholds that the best was searched among; None: not recorded")
+    without: list[str] | None = Field(None, description="classes left out of the second mean; None: not recorded")
+    only: list[str] | None = Field(None, description="classes of the C-mIoU; None: not recorded")
     crop: int | None = Field(None, description="side of the training crops; None: not recorded")
     seed: int = Field(description="of the training run")
     weights: str = Field(description="origin of the pretrained weights")
@@ -63,7 +66,8 @@ class Protocol(BaseModel):
         if self.left_out:
             parts.append(f"{self.left_out} more without tags left out")
         if self.threshold is not None:
-            parts.append(f"threshold {self.threshold:g} ({self.threshold_source})")
+            searched = f" of {self.bins}" if self.bins and self.threshold_source.startswith("best") else ""
+            parts.append(f"threshold {self.threshold:g} ({self.threshold_source}{searched})")
         if self.unsure is not None:
             parts.append(f"255 by {self.unsure}")
         several = len(self.scales) > 1 or self.flip
@@ -81,6 +85,10 @@ class Protocol(BaseModel):
             parts.append(self.precision)
         if self.rim:
             parts.append(f"rims of {self.rim:g}")
+        if self.without:
+            parts.append(f"second mean without {', '.join(self.without)}")
+        if self.only:
+            parts.append(f"C-mIoU of {', '.join(self.only)}")
         method = self.method + (f" ({self.use})" if self.use is not None else "")
         trained = f"{method} on {self.encoder}, from {self.supervision}"
         trained += f" ({self.masks})" if self.masks is not None else ""

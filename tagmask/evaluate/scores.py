@@ -218,9 +218,10 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
     table.add_column("split", overflow="fold")
     columns = ["mIoU", "95 %", "strict", "coverage"]
     further = {
-        f"{title} {escape(', '.join(names))}": key
+        f"{title} {escape(', '.join(s[field]))}": (field, s[field], key)
         for field, key, title in (("without", "miou_without", "without"), ("only", "c_miou", "C-mIoU of"))
-        if (names := next((s[field] for s in scores if s.get(field)), None))
+        for s in scores
+        if s.get(field)
     }
     columns += further
     if any(s.get("curve") for s in scores):
@@ -239,7 +240,10 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = 
             else "–",
         }
         names = (escape(s["name"]), escape(s["protocol"]["split"]))
-        cells |= {column: percent(s.get(key)) for column, key in further.items()}
+        cells |= {
+            column: percent(s[key] if s.get(field) == classes else None)
+            for column, (field, classes, key) in further.items()
+        }
         table.add_row(*names, *(cells[column] for column in columns))
     console.print(table)
     for s in scores:

@@ -64,6 +64,10 @@ class Labelled:
         return Counter(name for names in self.missing.values() for name in names)
 
 
+LATER = ("short_side", "precision")
+"""What notes of earlier versions do not hold: masks of such a note are taken as made alike, and keep their note."""
+
+
 def write_masks(
     inference: Inference,
     items: Iterable[Item],
@@ -88,6 +92,8 @@ def write_masks(
         "source": inference.source if with_tags else "segmenter",
         "label": label_note(inference.config, with_tags and inference.completes),
         "model": read_json(model / "classes.json")["digest"],
+        "short_side": inference.short_side,
+        "precision": inference.precision,
     }
     if inference.method.use is not None:
         note["use"] = inference.method.use
@@ -139,7 +145,10 @@ def write_label_files(
         if paths[item.id].resolve() == item.image.resolve():
             raise DataError(f"{item.image}: its mask would be written over it; choose another folder (--out).")
     about = folder / "classes.json"
-    if about.is_file() and read_json(about) != note:
+    there = read_json(about) if about.is_file() else note
+    if there == {key: value for key, value in note.items() if key not in LATER}:
+        note = there  # of an earlier version
+    if there != note:
         if not overwrite:
             raise ConfigError(
                 f"{folder}: holds masks of another model or other settings; delete the folder to make them again, or "

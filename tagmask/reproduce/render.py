@@ -10,12 +10,17 @@ from typing import Any
 from tagmask.evaluate import Protocol
 from tagmask.reproduce.table import Column, Table
 from tagmask.workflow.localize import LOCALIZATION, key_protocol
+from tagmask.workflow.scoring import AT_VAL
 from tagmask.workflow.spread import SPREAD
 
 INTERVALS = {"miou": "interval", "miou_without": "interval_without", "c_miou": "interval_c_miou"}
 """Where a score keeps the interval of a key."""
 PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall"}
 """Keys of a column that are read off the CAM curve's peak."""
+OF_KEYS = {"without": ("miou_without",), "only": ("c_miou",)}
+"""Fields of a protocol that only some keys of a column depend on."""
+SEARCHED = (*PEAKS, "max_box_acc", "mean", "std")
+"""Keys whose value is the best of evaluate.bins thresholds."""
 EXPECTED = ("seed", "version", "method")
 """Fields of a protocol in which results of one column may differ: the method is what rows are of."""
 OF_SEED = ("images", "split_hash")
@@ -51,6 +56,9 @@ def _find(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
         made = (score["name"], protocol["split"], score.get("set", []))
         if made != (column.score, column.split, column.set):
             continue
+        protocol |= {field: None for field, keys in OF_KEYS.items() if column.key not in keys}
+        if column.key not in SEARCHED and column.score != AT_VAL:
+            protocol["bins"] = None
         if column.key in PEAKS:
             peak = (score["curve"] or {}).get("peak") or {}
             source = {"threshold": peak.get("threshold"), "threshold_source": "best on this split (oracle)"}
@@ -99,7 +107,15 @@ def _stamp(made: Mapping[str, Any]) -> Protocol:
 def _ignored(mine: Protocol, other: Protocol) -> tuple[str, ...]:
     """Fields in which two results of one column may differ: a threshold that was searched is each run's own."""
     searched = ("threshold",) if mine.threshold_source != "fixed" else ()
-    return (*EXPECTED, *(OF_SEED if mine.seed != other.seed else ()), *searched)
+    of_seed = OF_SEED if mine.seed != other.seed else ()
+    if of_seed and _folders(mine) == _folders(other):
+        of_seed = (*of_seed, "truth")
+    return (*EXPECTED, *of_seed, *searched)
+
+
+def _folders(protocol: Protocol) -> set[str]:
+    """Folders of the truth without the number of masks in each, which is another one for other photos."""
+    return set(re.sub(r" \(\d+\)", "", protocol.truth).partition(":")[2].split(", "))
 
 
 def _compare(cells: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:

@@ -69,6 +69,7 @@ def localize(
         left_out=len(boxed) - len(items),
         threshold=label.threshold,
         threshold_source=THRESHOLD_SOURCES[label.threshold_from],
+        bins=config.evaluate.bins,
         **cam_stamp(config),
         **run_stamp(config, method),
     ).model_dump(mode="json")

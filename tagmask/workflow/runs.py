@@ -32,8 +32,12 @@ def default_device(config: RunConfig) -> torch.device:
 
 def working_grid(config: RunConfig) -> str:
     """What photos are reduced to before CAMs and segmentations, for the stamp on scores."""
-    short = config.views.short_side
-    return ("photos' own size" if short is None else f"short side {short}") + f", at most {config.label.max_side}"
+    return grid_of(config.views.short_side, config.label.max_side)
+
+
+def grid_of(short: int | None, longest: int) -> str:
+    """``working_grid`` of views.short_side and label.max_side."""
+    return ("photos' own size" if short is None else f"short side {short}") + f", at most {longest}"
 
 
 def run_stamp(config: RunConfig, method: Method) -> dict[str, Any]:

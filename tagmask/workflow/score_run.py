@@ -20,8 +20,8 @@ from tagmask.methods import Method
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, read_json, supervision, write_json
 from tagmask.workflow.localize import LOCALIZATION, localize
-from tagmask.workflow.runs import open_run, reopen, run_stamp, working_grid
-from tagmask.workflow.scoring import AT_VAL, FILES, SCORES, Scorer
+from tagmask.workflow.runs import grid_of, open_run, reopen, run_stamp, working_grid
+from tagmask.workflow.scoring import AT_VAL, FILES, SCORES, Scorer, truth_of
 from tagmask.workflow.spread import SPREAD, spread
 from tagmask.workflow.trained_on import completed, how_made, kept_masks, made_with, of_stage, unsure_by
 
@@ -114,6 +114,7 @@ def _val_threshold(folder: RunFolder, config: RunConfig, use: str | None) -> flo
         same = (protocol["scales"], protocol["flip"]) == (label.cam_scales, label.cam_flip)
         same = same and protocol.get("grid") in (None, grid)  # None: of an earlier version
         same = same and protocol.get("use") == use
+        same = same and len((score.get("curve") or {}).get("thresholds", ())) == config.evaluate.bins
         if score["name"] == "cam" and protocol["split"] == "val" and same:
             return score["curve"]["peak"]["threshold"]
     return None
@@ -132,12 +133,17 @@ def _protocol(
     cfg, source = scorer.inference.config, scorer.inference.source
     stage: dict[str, Any] = {}
     trained = run_stamp(config, method)
+    grid: str | None = working_grid(config)
+    precision: str | None = config.train.precision
     if name in FILES:
         # Of how the files were made, not of what the configuration says today.
         made = read_json(folder.path / name / "classes.json")
         cfg, source = made_with(made), made["source"]
         trained["use"] = made.get("use")
         stage = made.get("stage", {})
+        # Those of stages and of earlier versions do not say on which grid, and how exactly, they were computed.
+        grid = grid_of(made["short_side"], cfg.max_side) if "short_side" in made else None
+        precision = made.get("precision")
         cfg = cfg.model_copy(update={"crf": stage.get("crf", cfg.crf)})
         if stage:
             cfg.high = cfg.low = None
@@ -147,12 +153,11 @@ def _protocol(
         threshold = stage.get("walk", {}).get("threshold")
     tile = max((side for size in scorer.sizes if (side := scorer.inference.tile_side(size))), default=None)
     delivered = name in ("masks", "segmenter", "segmenter+tags")
-    first = collection.item(scored[0])
     return Protocol(
         split=split,
         split_hash=hash_ids(scored),
         images=len(scored),
-        truth=f"{collection.source}:{first.mask.parent.name if first.mask else ''}",
+        truth=truth_of(collection, (collection.item(id) for id in scored)),
         tags_at_test=name != "segmenter",
         left_out=scorer.untagged if name != "segmenter" else 0,
         supervision=supervision(method, config),
@@ -170,10 +175,12 @@ def _protocol(
         if (from_cam and not stage and name != "cam+crf") or cfg.crf == "none"
         else f"{cfg.crf} ({DenseCRF.preset(cfg.crf).extra_repr()})",
         tile=None if from_cam else tile,
-        # Label files do not say on which grid, and how exactly, they were computed.
-        grid=None if name in FILES else working_grid(config),
-        precision=None if name in FILES else config.train.precision,
+        grid=grid,
+        precision=precision,
         rim=config.evaluate.boundary,
+        bins=config.evaluate.bins if name in ("cam", AT_VAL) else None,
+        without=config.evaluate.without,
+        only=config.evaluate.only,
         **trained,
     )
 

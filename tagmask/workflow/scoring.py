@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -125,6 +126,20 @@ class Scorer:
         result = torch.zeros_like(probabilities)
         result[kept] = inference.crf((images * 255).round().byte(), probabilities[kept][None])[0]
         return result
+
+
+def truth_of(collection: Collection, items: Iterable[Item], shown: int = 3) -> str:
+    """Where the true masks of items lie, for the stamp: source and folder, with counts where there are several.
+
+    Of more folders than ``shown`` those with most masks are named.
+    """
+    folders = Counter(item.mask.parent.name for item in items if item.mask is not None).most_common()
+    if len(folders) <= 1:
+        return f"{collection.source}:{folders[0][0] if folders else ''}"
+    parts = [f"{name} ({count})" for name, count in folders[:shown]]
+    rest = folders[shown:]
+    parts += [f"{len(rest)} other folders ({sum(count for _, count in rest)})"] if rest else []
+    return f"{collection.source}:{', '.join(parts)}"
 
 
 def _cut(cams: Tensor, threshold: float) -> Tensor:

@@ -21,6 +21,7 @@ from tagmask.label import Inference
 from tagmask.methods import Method
 from tagmask.training import RunFolder, write_json
 from tagmask.workflow.runs import cam_stamp, run_stamp
+from tagmask.workflow.scoring import truth_of
 
 SPREAD = "spread"
 
@@ -76,10 +77,11 @@ def spread(
             split=split,
             split_hash=hash_ids(item.id for item in items),
             images=len(items),
-            truth=f"{collection.source}:{items[0].mask.parent.name if items[0].mask else ''}",
+            truth=truth_of(collection, items),
             tags_at_test=True,
             left_out=len(have_masks) - len(items),
             threshold_source="best on this split (oracle)",
+            bins=config.evaluate.bins,
             **cam_stamp(config),
             **run_stamp(config, method),
         ).model_dump(mode="json"),

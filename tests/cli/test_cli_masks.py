@@ -178,6 +178,26 @@ def test_masks_of_other_settings_are_not_mixed_and_stamped_as_made(run: Path, tm
     score = json.loads(call("evaluate", copy, "--split", "train", "--what", "masks", "--json").stdout)[0]
     assert score["protocol"]["unsure"] == [0.6, 0.2] and score["protocol"]["refine"] == "par"
     assert score["protocol"]["supervision"] == "tags"
+    assert score["protocol"]["grid"].startswith("photos' own size")
+
+
+def test_masks_are_stamped_with_the_grid_that_they_were_made_on(run: Path, tmp_path: Path) -> None:
+    def stamp() -> tuple[str | None, str | None]:
+        score = json.loads(call("evaluate", copy, "--split", "train", "--what", "masks", "--json").stdout)[0]
+        return score["protocol"]["grid"], score["protocol"]["precision"]
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    coarse = ["label.max_side=48", "views.short_side=40", "train.precision=fp32"]
+    call("label", copy, *coarse, "--overwrite", "--split", "train+val")
+    assert stamp() == ("short side 40, at most 48", "fp32")
+    about = copy / "masks" / "classes.json"
+    earlier = json.loads(about.read_text())
+    del earlier["short_side"], earlier["precision"]
+    about.write_text(json.dumps(earlier))
+    assert stamp() == (None, None), "an earlier version did not say"
+    call("label", copy, "label.max_side=48")  # goes on, and does not claim to know
+    assert stamp() == (None, None) and json.loads(about.read_text()) == earlier
 
 
 def test_large_photos_are_reduced_and_masks_have_their_size(scenes: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -214,13 +215,17 @@ def test_protocol_says_what_matters_and_what_differs():
         ("precision", "fp32", "bf16"),
         ("rim", 0.02, 0.0),
         ("masks", "baseline on resnet50, CAMs", "crt on resnet50, CAMs"),
+        ("bins", 100, 20),
+        ("without", ["cat"], []),
+        ("only", ["cat", "dog"], ["dog"]),
     ],
 )
 def test_what_earlier_versions_did_not_record_is_no_difference(field: str, one: object, other: object) -> None:
-    old, new = protocol(), protocol(**{field: one})
+    searched = {"threshold": 0.2, "threshold_source": "best on val"} if field == "bins" else {}
+    old, new = protocol(**searched), protocol(**searched, **{field: one})
     assert old.differs(new) == [] == new.differs(old)
-    assert new.differs(protocol(**{field: other})) == [f"{field}: {one} / {other}"]
-    assert str(one) in new.describe()
+    assert new.differs(protocol(**searched, **{field: other})) == [f"{field}: {one} / {other}"]
+    assert (", ".join(one) if isinstance(one, list) else str(one)) in new.describe()
 
 
 def test_folders_of_masks_are_not_told() -> None:
@@ -229,6 +234,19 @@ def test_folders_of_masks_are_not_told() -> None:
     assert seeds[0].differs(seeds[1]) == [] and "/home/me" not in seeds[0].describe()
     assert seeds[0].differs(protocol(supervision="masks", masks="CAMs")) == []
     assert seeds[0].differs(protocol(supervision="true masks")) == ["supervision: masks / true masks"]
+
+
+def test_columns_of_means_are_named_by_their_own_classes():
+    one, _ = stream()
+    results = [one.result(n, CLASSES, protocol(), bootstrap=0, without=[n], only=["cat"]) for n in ("dog", "cat")]
+    console = Console(file=io.StringIO(), width=300)
+    print_scores(results, console)
+    head, *rows = (re.split(r"  +", line.strip()) for line in console.file.getvalue().splitlines()[:3])
+    assert head[-3:] == ["without dog", "without cat", "C-mIoU of cat"]
+    for row, result, title, other in zip(rows, results, ("without dog", "without cat"), ("without cat", "without dog")):
+        cells = dict(zip(head, row))
+        assert cells[title] == f"{100 * result['miou_without']:.1f}" and cells[other] == "–"
+        assert cells["C-mIoU of cat"] == f"{100 * result['c_miou']:.1f}"
 
 
 def test_printed_scores_show_both_means_and_every_protocol():

@@ -82,6 +82,47 @@ def test_columns_of_boxes_have_their_own_stamps(tmp_path: Path, key: str, made: 
     assert (protocol["tags_at_test"], protocol["threshold"], protocol["threshold_source"]) == made
 
 
+@pytest.mark.parametrize(
+    "column,field,marked",
+    [
+        ({"score": "cam"}, "only", False),
+        ({"score": "cam", "key": "c_miou"}, "only", True),
+        ({"score": "cam", "key": "c_miou"}, "without", False),
+        ({"score": "cam", "key": "miou_without"}, "without", True),
+        ({"score": "cam"}, "bins", False),
+        ({"score": "cam", "key": "peak"}, "bins", True),
+        ({"score": "cam (val threshold)"}, "bins", True),
+        ({"score": "spread", "key": "mean"}, "bins", True),
+        ({"score": "localization", "key": "max_box_acc"}, "bins", True),
+        ({"score": "localization", "key": "gt_known"}, "bins", False),
+    ],
+)
+def test_rows_scored_over_other_classes_or_thresholds_have_a_letter(
+    tmp_path: Path, column: dict[str, Any], field: str, marked: bool
+) -> None:
+    def entry(value: Any) -> dict[str, Any]:
+        values = dict.fromkeys(("miou", "c_miou", "miou_without", "mean", "max_box_acc", "gt_known"), 0.5)
+        curve = {"peak": {"threshold": 0.2, "miou": 0.5}}
+        stamp = PROTOCOL | ({field: value} if value is not None else {})
+        return {"name": column["score"], "protocol": stamp, "curve": curve} | values
+
+    one, other = (10, 20) if field == "bins" else (["cat"], ["cat", "dog"])
+    summary = rendered(tmp_path, column, entry(one), entry(one), entry(other), entry(None))
+    marks = [row["cells"]["c"]["mark"] for row in summary["rows"]]
+    assert marks == ["", "", "a" if marked else "", ""]
+
+
+def test_truths_of_other_folders_have_a_letter_and_counts_of_other_photos_none(tmp_path: Path) -> None:
+    truths = ["voc:A (3), B (2)", "voc:B (3), A (2)", "voc:A"]
+    scores = [{"name": "cam", "protocol": PROTOCOL | {"truth": t}, "miou": 0.5} for t in truths]
+    summary = rendered(tmp_path, {"score": "cam"}, *scores)
+    assert [row["cells"]["c"]["mark"] for row in summary["rows"]] == ["", "a", "b"], "the same photos, other masks"
+    for seed, score in enumerate(scores):
+        score["protocol"] |= {"seed": seed, "split_hash": str(seed)}
+    summary = rendered(tmp_path, {"score": "cam"}, *scores)
+    assert [row["cells"]["c"]["mark"] for row in summary["rows"]] == ["", "", "a"]
+
+
 def test_spreads_of_earlier_versions_were_summed_too(tmp_path: Path) -> None:
     entries = [{"name": "spread", "protocol": PROTOCOL | {"merge": merge}, "mean": 0.4} for merge in ("mean", "sum")]
     assert rendered(tmp_path, {"score": "spread", "key": "mean"}, *entries)["notes"] == {"c": []}

@@ -123,6 +123,7 @@ def test_masks_have_the_scores_that_scikit_learn_gives(run: Path, voc: Path) -> 
     missed = np.where(p == 255, 20, p)  # as another class's, which takes no part in the mean
     strict = jaccard_score(y, missed, **kept)
     assert score["miou_strict"] == pytest.approx(strict.mean()) and strict.mean() < iou.mean()
+    assert score["protocol"]["truth"] == "voc:SegmentationClass (2), cls (2)"
     assert score["protocol"]["crop"] == 64 and 0 < score["boundary_iou"] < score["miou"]
     assert score["interval"]["low"] <= score["miou"] <= score["interval"]["high"]
 
@@ -208,10 +209,13 @@ def test_a_score_says_its_grid_precision_and_rims(run: Path, tmp_path: Path) -> 
         "views.short_side=16": "grid",
         "train.precision=bf16": "precision",
         "evaluate.boundary=0": "rim",
+        "evaluate.bins=10": "bins",
+        "evaluate.without=[cat]": "without",
+        "evaluate.only=[cat]": "only",
     }.items():
         (line,) = Protocol(**scored(setting)).differs(plain)
         assert line.startswith(f"{field}: ")
-    assert len(RunFolder(tmp_path / "own").metrics()["scores"]) == 5, "none took another's place"
+    assert len(RunFolder(tmp_path / "own").metrics()["scores"]) == 8, "none took another's place"
 
 
 def test_thresholds_of_val_stay_on_their_grid(run: Path, tmp_path: Path) -> None:
@@ -221,6 +225,7 @@ def test_thresholds_of_val_stay_on_their_grid(run: Path, tmp_path: Path) -> None
         return [score["name"] for score in evaluate(run, "list:train", ["cam"], settings, record=tmp_path)]
 
     assert names() == ["cam", "cam (val threshold)"] and names("label.max_side=256") == ["cam"]
+    assert names("evaluate.bins=10") == ["cam"], "another search"
     folder = RunFolder(tmp_path)
     metrics = folder.metrics()
     metrics["scores"] = [score for score in metrics["scores"] if score["protocol"]["split"] == "val"]
