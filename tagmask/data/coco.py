@@ -54,7 +54,9 @@ def coco(config: DataConfig, seed: int = 0) -> Collection:
     Tags are the categories of a photo's annotations, those of crowds included; the lists leave out photos without an
     annotation, as the papers do. What ``tagmask convert coco`` wrote (tags_train2014.jsonl, masks/train2014/) is read
     instead of the JSON, which takes seconds of each start. Of two years in one folder data.train and data.val choose
-    (data.train=train2017). Classes are the 80 of COCO. Raises DataError that names the file and its archive.
+    (data.train=train2017). Where a split's photos are absent, and no setting names it, the other one is read, and a
+    problem says so: without val's some of train's are held out, without train's nothing trains. Classes are the 80 of
+    COCO. Raises DataError that names the file and its archive.
     """
     root = data_root(config)
     files = coco_lists(root)
@@ -65,6 +67,7 @@ def coco(config: DataConfig, seed: int = 0) -> Collection:
     items: list[Item] = []
     lists: dict[str, list[str]] = {}
     problems: list[Problem] = []
+    absent: list[Problem] = []
     for split in BENCHMARKS[benchmark]:
         if split not in files:
             continue
@@ -72,7 +75,11 @@ def coco(config: DataConfig, seed: int = 0) -> Collection:
         tagged = read_coco_tags(files[split])
         there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
         if not there.intersection(tagged):
-            raise DataError(f"{folder}: the photos of {files[split].name} are not there.{missing(benchmark, split)}")
+            what = f"the photos of {files[split].name} are not there.{missing(benchmark, split)}"
+            if split in (config.train, config.val, config.test):
+                raise DataError(f"{folder}: {what}")
+            absent.append(Problem(str(folder), what))
+            continue
         drawn = {p.name for p in (masks / split).glob("*.png")} if masks is not None else set()
         lists[split] = []
         for name, tags in tagged.items():
@@ -83,7 +90,12 @@ def coco(config: DataConfig, seed: int = 0) -> Collection:
             items.append(Item(id, folder / name, tags, masks / split / png if masks and png in drawn else None))
             if tags:
                 lists[split].append(id)
+    if not lists:
+        raise DataError(f"{absent[0].path}: {absent[0].what}")
+    problems += absent
     roles = {role: lists[f"{role}{year}"] for role in ("train", "val") if f"{role}{year}" in lists}
+    if "train" not in roles:
+        roles["train"] = []  # else the photos of val that are in no list would be trained on
     return Collection("coco", root, classes, items, roles, problems, None, benchmark, lists)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,14 +285,33 @@ def test_coco_broken(coco: Path) -> None:
 def test_coco_names_the_missing_archive(coco: Path) -> None:
     for photo in (coco / "val2014").iterdir():
         photo.unlink()
-    with pytest.raises(DataError, match=r"val2014.*annotations_trainval2014\.zip and val2014\.zip"):
-        opened(coco)
+    archives = r"annotations_trainval2014\.zip and val2014\.zip"
+    for role in ("train", "val", "test"):
+        with pytest.raises(DataError, match=f"val2014.*{archives}"):
+            opened(coco, **{role: "val2014"})
+    collection = opened(coco, val_share=0.5)
+    assert [i.id[-1] for name in ("train", "val") for i in collection.split(name)] in (["1", "2"], ["2", "1"])
+    assert all(len(collection.split(name)) == 1 for name in ("train", "val")), "val is held out of train"
+    (problem,) = collection.problems
+    assert problem.path == str(coco / "val2014") and re.search(archives, problem.what)
     with pytest.raises(DataError, match=r"instances_train2014\.json.*annotations_trainval2014\.zip"):
         opened(coco / "val2014", source="coco")
     next((coco / "train2014").glob("*2.jpg")).unlink()
     (coco / "annotations" / "instances_val2014.json").unlink()
     collection = opened(coco)
     assert [(Path(p.path).name[-5:], "not there" in p.what) for p in collection.problems] == [("2.jpg", True)]
+
+
+def test_coco_without_photos_to_train_on_can_be_scored(coco: Path) -> None:
+    for photo in (coco / "train2014").iterdir():
+        photo.unlink()
+    collection = opened(coco)
+    assert [i.id[-1] for i in collection.split("val")] == ["8"] and collection.split("train") == []
+    assert [Path(p.path).name for p in collection.problems] == ["train2014"]
+    for photo in (coco / "val2014").iterdir():
+        photo.unlink()
+    with pytest.raises(DataError, match=r"train2014: the photos.*train2014\.zip"):
+        opened(coco)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
