@@ -165,11 +165,13 @@ def _against_paper(table: Table, rows: Sequence[Mapping[str, Any]], small: bool)
         printed = [(name, c) for name, c in cells if c and c.get("printed") is not None and "mean" in c]
         for name, cell in printed:
             base = printed[0][1]
-            gain = [f"{cell[key] - base[key]:+.1f}" if cell is not base else "" for key in ("printed", "mean")]
+            decimals = max(len(str(c["printed"]).partition(".")[2]) for c in (cell, base))
+            gain = [f"{cell['printed'] - base['printed']:+.{decimals}f}", f"{cell['mean'] - base['mean']:+.1f}"]
+            gain = ["", ""] if cell is base else gain
             interval = "–" if cell["interval"] is None else "[{:.1f}, {:.1f}]".format(*cell["interval"])
             ours = f"{cell['mean']:.1f}" + (f" ± {cell['std']:.1f}" if cell["std"] is not None else "")
             lines.append(
-                f"| {name} | {column.title} | {cell['printed']:.1f} | {ours} | {cell['difference']:+.1f} | {interval} "
+                f"| {name} | {column.title} | {cell['printed']} | {ours} | {cell['difference']:+.1f} | {interval} "
                 f"| {gain[0]} | {gain[1]} |"
             )
     if not lines:
@@ -211,5 +213,5 @@ def _text(cell: Mapping[str, Any] | None) -> str:
         if cell["interval"]:
             parts.append(f"[{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]")
     if cell["printed"] is not None:
-        parts.append(f"(printed {cell['printed']:.1f})")
+        parts.append(f"(printed {cell['printed']})")
     return " ".join(parts)

@@ -123,6 +123,22 @@ def test_truths_of_other_folders_have_a_letter_and_counts_of_other_photos_none(t
     assert [row["cells"]["c"]["mark"] for row in summary["rows"]] == ["", "", "a"]
 
 
+def test_printed_values_have_the_papers_decimals(tmp_path: Path) -> None:
+    content = {
+        "title": "t",
+        "columns": [{"title": "c", "split": "test", "score": "cam"}],
+        "rows": [{"name": f"row{value}", "printed": {"c": value}} for value in (55.96, 63.09, 60.5)],
+    }
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    table = read_table(str(tmp_path / "t.yaml"))
+    assert "(printed 55.96)" in render(table, {})["markdown"], "not run"
+    entry = {"scores": [{"name": "cam", "protocol": PROTOCOL, "miou": 0.56}], "minutes": 1.0}
+    text = render(table, {(row.name, 0): entry for row in table.rows})["markdown"]
+    assert "| 56.0 (printed 63.09) |" in text
+    assert "| row63.09 | c | 63.09 | 56.0 | -7.1 | – | +7.13 | +0.0 |" in text
+    assert "| row60.5 | c | 60.5 | 56.0 | -4.5 | – | +4.54 | +0.0 |" in text
+
+
 def test_spreads_of_earlier_versions_were_summed_too(tmp_path: Path) -> None:
     entries = [{"name": "spread", "protocol": PROTOCOL | {"merge": merge}, "mean": 0.4} for merge in ("mean", "sum")]
     assert rendered(tmp_path, {"score": "spread", "key": "mean"}, *entries)["notes"] == {"c": []}
