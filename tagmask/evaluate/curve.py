@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,9 +100,12 @@ class ThresholdCurve:
         """float64 (bins,): mean IoU at each threshold; NaN before the first image."""
         return mean_over_classes(self.iou())
 
-    def at(self, threshold: float) -> float:
-        """mIoU at a threshold of the grid. Raises ConfigError for one between two grid points."""
-        return float(self.miou()[self._index(threshold)])
+    def at(self, threshold: float, without: Sequence[int] = ()) -> float:
+        """mIoU at a threshold of the grid, over all classes but those of ``without``.
+
+        Raises ConfigError for one between two grid points.
+        """
+        return float(mean_over_classes(self.iou()[self._index(threshold)], without))
 
     def precision_recall_at(self, threshold: float) -> tuple[float, float]:
         """Means over classes of precision and recall at a threshold of the grid, each without its NaN classes.

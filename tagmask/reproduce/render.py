@@ -15,9 +15,9 @@ from tagmask.workflow.spread import SPREAD
 
 INTERVALS = {"miou": "interval", "miou_without": "interval_without", "c_miou": "interval_c_miou"}
 """Where a score keeps the interval of a key."""
-PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall"}
+PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall", "peak_c_miou": "c_miou"}
 """Keys of a column that are read off the CAM curve's peak."""
-OF_KEYS = {"without": ("miou_without",), "only": ("c_miou",)}
+OF_KEYS = {"without": ("miou_without",), "only": ("c_miou", "peak_c_miou")}
 """Fields of a protocol that only some keys of a column depend on."""
 SEARCHED = (*PEAKS, "max_box_acc", "mean", "std")
 """Keys whose value is the best of evaluate.bins thresholds."""

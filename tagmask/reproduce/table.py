@@ -18,7 +18,7 @@ from tagmask.workflow.spread import SPREAD
 
 KEYS = (
     *("miou", "miou_strict", "miou_without", "c_miou", "coverage", "accuracy", "precision", "recall", "boundary_iou"),
-    *("peak", "peak_precision", "peak_recall"),
+    *("peak", "peak_precision", "peak_recall", "peak_c_miou"),
 )
 """What a column can show of a score; those of the peak are at the threshold that is best on the split itself."""
 SPECIAL_KEYS = {

@@ -101,6 +101,11 @@ def test_c_miou_is_the_mean_over_the_classes_that_are_named():
     assert whole["c_miou"] == pytest.approx(whole["miou"])
     with pytest.raises(ConfigError, match="evaluate.only.*'boot'.*boat"):
         one.result("x", CLASSES, protocol(), only=["boot"])
+    cams = np.random.default_rng(1).random((3, 12, 12))
+    curve = ThresholdCurve(4, 10).update(cams, np.ones(3), np.arange(144).reshape(12, 12) % 4)
+    peak = one.result("cam", CLASSES, protocol(), curve, bootstrap=0, only=["dog", "cat"])["curve"]["peak"]
+    there = curve.iou()[round(10 * peak["threshold"])]
+    assert peak["c_miou"] == pytest.approx((there[1] + there[2]) / 2) and peak["c_miou"] != pytest.approx(peak["miou"])
     console = Console(file=io.StringIO(), width=300)
     print_scores([result], console)
     text = console.file.getvalue()
