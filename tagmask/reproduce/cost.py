@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -13,41 +14,49 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table as Grid
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tagmask import workflow
 from tagmask.config import EncoderConfig, RunConfig, load_config
 from tagmask.data import Collection, Item, TrainLoader, TrainViews, read_image, tag_vector
 from tagmask.encoders.weights import find_weights, trained_encoder
 from tagmask.errors import WeightsError
+from tagmask.label import Inference
 from tagmask.methods import Method, build_method
 from tagmask.reproduce.job import Job, base_score
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
 from tagmask.training import RunFolder, make_fabric
 from tagmask.training.checkpoint import checkpoints
+from tagmask.training.loop import make_optimizer
 from tagmask.types import Batch
 from tagmask.workflow.scoring import FILES, Scorer
 from tagmask.workflow.stages import PNG_EXTRA, disk_plan, human, is_trained, network_row
 
+WRITES = ("cams", "masks")
+"""Stages whose work is more than a network's training: confident labels, walks, refinement."""
 Prepared = tuple[Collection, dict[str, Any]]
 
 
 def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | None) -> dict[str, Any]:
     """Steps, hours and disk of what is not done yet.
 
-    One step of each training of a row is timed here, and one photo of each split that is scored. Disk is what a row
-    writes at most: models and label maps, and the checkpoints that go when it is done. What stages add besides their
-    networks' training (labels, walks) is not timed. Weights that are missing are told, and counted as there.
+    One step of each training of a row is timed here, and one photo of each split that is scored, of val as it is scored
+    during training, and of the masks of a row with label: true. Disk is what a row writes at most: models and label
+    maps, and the checkpoints that go when it is done. What is not timed is named for each row. Weights that are missing
+    are told, and counted as there.
     """
     opened: dict[str, Prepared] = {}
     training: dict[str, list[float]] = {}
+    watched: dict[str, list[float]] = {}
+    labelling: dict[str, float] = {}
     scoring: dict[str, float] = {}
     lines = []
     for job in jobs:
         name, done = job.row.name, job.done()
         trains = job.trains()
         line: dict[str, Any] = {"row": name, "seed": job.seed, "done": done, "steps": 0, "seconds_per_step": 0.0}
-        line |= {"staged": trains and job.row.stages, "bytes": 0}
-        line |= {"hours": 0.0, "scoring_hours": 0.0}
+        line["bytes"] = 0
+        line |= {"hours": 0.0, "label_hours": 0.0, "scoring_hours": 0.0, "not_timed": [] if done else not_timed(job)}
         if done:
             line["seconds_per_step"] = job.result()["seconds_per_step"] or 0.0
         else:
@@ -59,12 +68,17 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
             networks = job.networks()
             if name not in training:
                 training[name] = [time_step(config, collection) for config in networks.values()]
+                watched[name] = [time_watching(config, collection) for config in networks.values()]
+                labelling[name] = time_labels(job.config, collection) / 3600 if job.row.label else 0.0
             left = [steps_left(RunFolder(path), config) for path, config in networks.items()]
             seconds = sum(each * steps for each, steps in zip(training[name], left, strict=True))
-            line |= {"steps": sum(left), "hours": seconds / 3600, "bytes": disk(job, found)}
+            seen = [watchings(config, steps) for config, steps in zip(networks.values(), left, strict=True)]
+            watching = sum(each * times for each, times in zip(watched[name], seen, strict=True))
+            line |= {"steps": sum(left), "hours": (seconds + watching) / 3600, "bytes": disk(job, found)}
             line["seconds_per_step"] = seconds / sum(left) if any(left) else 0.0
+            line["label_hours"] = labelling[name]
         lines.append(line)
-    total = sum(line["hours"] + line["scoring_hours"] for line in lines)
+    total = sum(line["hours"] + line["label_hours"] + line["scoring_hours"] for line in lines)
     size = sum(line["bytes"] for line in lines)
     missing = missing_weights(jobs)
     if console is not None:
@@ -117,10 +131,10 @@ def steps_left(run: RunFolder, config: RunConfig) -> int:
 def _print(
     table: Table, lines: Sequence[Mapping[str, Any]], hours: float, size: int, home: Path, console: Console
 ) -> None:
-    grid = Grid("row", "seed", "steps left", "s/step", "hours", "scoring", "disk", title=table.title)
+    grid = Grid("row", "seed", "steps left", "s/step", "training h", "labels h", "scoring h", "disk", title=table.title)
     for line in lines:
         steps = "done" if line["done"] else str(line["steps"])
-        cells = [f"{line[key]:.3f}" for key in ("seconds_per_step", "hours", "scoring_hours")]
+        cells = [f"{line[key]:.3f}" for key in ("seconds_per_step", "hours", "label_hours", "scoring_hours")]
         grid.add_row(line["row"], str(line["seed"]), steps, *cells, human(line["bytes"]))
     console.print(grid)
     place = next(p for p in (home, *home.resolve().parents) if p.exists())
@@ -129,8 +143,10 @@ def _print(
         f"{human(shutil.disk_usage(place).free)} are free.",
         highlight=False,
     )
-    if any(line["staged"] for line in lines):
-        console.print("Labels and walks of stages, where a row has stages, come on top.", highlight=False)
+    console.print("Not timed: starting, loading weights, checkpoints, bootstrap intervals.", highlight=False)
+    parts = dict.fromkeys((line["row"], part) for line in lines for part in line["not_timed"])
+    for row, part in parts:
+        console.print(f"Not timed, row {row}: {part}", markup=False, highlight=False)
 
 
 def _open(config: RunConfig, opened: dict[str, Prepared]) -> Prepared:
@@ -142,36 +158,103 @@ def _open(config: RunConfig, opened: dict[str, Prepared]) -> Prepared:
 
 
 def time_step(config: RunConfig, collection: Collection) -> float:
-    """Seconds of one training step after all warm-ups, forward and backward, measured here.
+    """Seconds of one training step after all warm-ups, measured here: batch, forward, backward, optimiser, after_step.
 
-    Weights are random, and so are the masks of a method that reads masks: those of earlier rows and stages need not be
-    there.
+    A batch is made here while nothing else runs; ``train.workers`` make batches beside the step, which then waits only
+    where they are slower than it. Weights are random, and so are the masks of a method that reads masks: those of
+    earlier rows and stages need not be there.
     """
+    train = config.train
     method = _on_device(config, collection).train()
     device = next(method.parameters()).device
-    fabric = make_fabric(config.train)
+    fabric = make_fabric(train)
+    optimizer = make_optimizer(method.param_groups(train.lr, train.head_lr, train.freeze_norm), train)
+    ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
     loader = TrainLoader(
         collection.split("train"),
         len(collection.classes),
         TrainViews(config.views, method.wanted_views),
-        batch_size=config.train.batch_size // config.train.accumulate,
+        batch_size=train.batch_size // train.accumulate,
         steps=2,
         seed=config.seed,
         workers=0,
     )
-    seconds = 0.0
-    for batch in loader:
+    batches = iter(loader)
+    loading = part = update = 0.0
+    for _ in range(2):  # the first warms up
+        began = time.perf_counter()
+        batch = next(batches)
+        loading = time.perf_counter() - began
         batch = batch.to(device, torch.Generator(device=device).manual_seed(0))
         if method.reads_masks:
             batch.masks = _blocks(batch, len(collection.classes)).to(device)
-        began = time.perf_counter()
+        began = _now(device)
         with fabric.autocast():
-            losses = method.losses(batch, config.train.steps - 1)
+            losses = method.losses(batch, train.steps - 1)
         losses.total.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - began  # of the last one: the first warms up
-    return seconds * config.train.accumulate
+        part = _now(device) - began
+        began = _now(device)
+        torch.nn.utils.clip_grad_norm_(method.parameters(), train.clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(train.steps - 1)
+        if ema is not None:
+            ema.update_parameters(method)
+        update = _now(device) - began
+    computing, loading = part * train.accumulate + update, loading * train.accumulate
+    return max(computing, loading / train.workers) if train.workers else computing + loading
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def time_watching(config: RunConfig, collection: Collection) -> float:
+    """Seconds of scoring val once as a training does, for its log."""
+    watched = [item for id in collection.splits.get("val", ()) if (item := collection.item(id)).mask is not None]
+    method = _on_device(config, collection).eval()
+    name = "segmenter" if method.has_segmenter else "cam" if method.has_cams else None
+    if not watched or name is None:
+        return 0.0
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"boundary": 0.0})})
+    return len(watched) * _time_photo(method, config, collection, [name], watched[0])
+
+
+def watchings(config: RunConfig, left: int) -> int:
+    """How often val is scored in the last ``left`` steps of a training: where due, and at the end."""
+    every, steps = config.train.evaluate_every, config.train.steps
+    due = sum(step % every == 0 for step in range(steps - left + 1, steps)) if every else 0
+    return due + (left > 0)
+
+
+def time_labels(config: RunConfig, collection: Collection) -> float:
+    """Seconds of the masks of all training photos of a row that writes them, from one photo's."""
+    items = [item for item in collection.split("train") if item.tags is not None]
+    if not items:
+        return 0.0
+    inference = Inference(_on_device(config, collection).eval(), config)
+    seconds = 0.0
+    for _ in range(2):  # the first warms up
+        began = time.perf_counter()
+        inference.labels(read_image(items[0].image), tag_vector(items[0].tags or (), len(collection.classes)))
+        seconds = time.perf_counter() - began
+    return seconds * len(items)
+
+
+def not_timed(job: Job) -> list[str]:
+    """Names of the parts of a row's work that its hours leave out."""
+    stages = job.config.stages
+    if stages is None or job.row.run_of is not None:
+        return []
+    parts = []
+    if job.trains() and job.row.stages:
+        parts += [f"what stage '{name}' writes" for name, stage in stages if stage is not None and name in WRITES]
+    names = {base_score(name) for _, _, name in job.missing()}
+    if stages.segmenter is not None and names & {"segmenter", "segmenter+tags"}:
+        parts.append("scores of stage 'segmenter'")
+    return parts
 
 
 def _blocks(batch: Batch, classes: int) -> torch.Tensor:

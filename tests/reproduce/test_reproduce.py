@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("alone")
 def test_runs_resumes_and_renders(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = tmp_path / "scenes", tmp_path / "out"
     plan = reproduce(table, data, out, plan=True)
-    assert [line["steps"] for line in plan["plan"]] == [2, 2, 2] and plan["hours"] >= 0
+    assert [line["steps"] for line in plan["plan"]] == [2, 2, 2]
     assert not out.exists()
     summary = reproduce(table, data, out)
     assert json.loads((out / "tiny" / "table.json").read_text())["markdown"] == summary["markdown"]

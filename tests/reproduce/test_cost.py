@@ -1,0 +1,133 @@
+"""What ``--plan`` measures: each part of a step, labels and scores, by parts that take a known time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tagmask.config import RunConfig
+from tagmask.data import TrainViews
+from tagmask.label import Inference
+from tagmask.methods.baseline import Baseline
+from tagmask.reproduce import cost, read_table, reproduce
+from tagmask.reproduce.configure import configure
+from tests.reproduce.tiny_table import TABLE
+
+pytestmark = pytest.mark.usefixtures("alone")
+TIME = 0.4
+"""Seconds that a slowed part takes."""
+
+
+class Clock:
+    """Stands for the time module of what measures: only slowed parts take time, so that answers are exact."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def slow(self, patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        real: Callable[..., Any] = getattr(owner, name)
+
+        def slowed(*args: Any, **kwargs: Any) -> Any:
+            self.now += TIME
+            return real(*args, **kwargs)
+
+        patch.setattr(owner, name, slowed)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(cost, "time", clock)
+    return clock
+
+
+def planned(table: str, tmp_path: Path, *settings: str) -> dict[str, Any]:
+    settings = (*settings, "train.evaluate_every=0")
+    (line,) = reproduce(table, tmp_path / "scenes", tmp_path / "out", settings, ["first"], 1, plan=True)["plan"]
+    return line
+
+
+@pytest.mark.parametrize(
+    "part,workers,accumulate,times",
+    [
+        ("losses", 0, 1, 1),
+        ("losses", 0, 2, 2),
+        ("after_step", 0, 2, 1),
+        ("optimizer", 0, 2, 1),
+        ("views", 0, 1, 4),  # once for each of the four photos of a batch
+        ("views", 0, 2, 4),
+        ("views", 2, 1, 2),  # two workers make it
+        ("views and losses", 2, 1, 2),  # beside the step
+    ],
+)
+def test_every_part_of_a_step_is_timed(
+    table: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
+    part: str,
+    workers: int,
+    accumulate: int,
+    times: int,
+) -> None:
+    parsed = read_table(table)
+    settings = [f"train.workers={workers}", f"train.accumulate={accumulate}"]
+    config = configure(parsed, parsed.rows[0], 0, tmp_path / "scenes", tmp_path, settings)
+    collection = cost.workflow.prepare(config)[0]
+    if part == "optimizer":
+        clock.slow(monkeypatch, cost.torch.optim.AdamW, "step")
+    if "views" in part:
+        clock.slow(monkeypatch, TrainViews, "__call__")
+    if part not in ("optimizer", "views"):
+        clock.slow(monkeypatch, Baseline, part.rpartition(" ")[2])
+    assert cost.time_step(config, collection) == pytest.approx(TIME * times)
+
+
+def test_labels_and_scores_while_training_are_timed(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(cost, "time_step", lambda *args: 0.0)
+    collection = cost.workflow.prepare(_config(table, tmp_path))[0]
+    sizes = {split: len(collection.split(split)) for split in ("train", "val", "test")}
+    clock.slow(monkeypatch, Inference, "labels")
+    line = planned(table, tmp_path)
+    assert line["label_hours"] * 3600 == pytest.approx(TIME * sizes["train"])
+    assert line["hours"] == line["scoring_hours"] == 0
+    clock.slow(monkeypatch, Inference, "predict")
+    line = planned(table, tmp_path)
+    assert line["hours"] * 3600 == pytest.approx(TIME * sizes["val"]), "at the end of the training"
+    assert line["scoring_hours"] * 3600 == pytest.approx(TIME * sizes["test"])
+
+
+def test_how_often_val_is_scored(table: str, tmp_path: Path) -> None:
+    config = _config(table, tmp_path, "train.steps=10", "train.evaluate_every=4")
+    assert [cost.watchings(config, left) for left in (10, 6, 2, 0)] == [3, 2, 1, 0]
+    assert cost.watchings(_config(table, tmp_path, "train.steps=8", "train.evaluate_every=4"), 8) == 2
+    assert cost.watchings(_config(table, tmp_path, "train.steps=8", "train.evaluate_every=0"), 8) == 1
+
+
+def test_what_is_not_timed_is_named(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("time_step", "time_watching", "time_labels"):
+        monkeypatch.setattr(cost, name, lambda *args: 0.0)
+    settings = "stages={classifier: {}, cams: {}, affinity: {}, masks: {}, segmenter: {}}"
+    text = TABLE.replace("seeds: [0, 1]", f"  - '{settings}'\nseeds: [0]").split("  - {name: first")[0]
+    shared = 'set: ["method.head_options={hidden: 8}", method.warmup=1]'
+    Path(table).write_text(text + f"  - {{name: staged, stages: true, {shared}}}\n")
+    console = Console(file=io.StringIO(), width=200)
+    plan = reproduce(table, tmp_path / "scenes", tmp_path / "out", plan=True, console=console)["plan"]
+    parts = ["what stage 'cams' writes", "what stage 'masks' writes", "scores of stage 'segmenter'"]
+    assert plan[0]["not_timed"] == parts
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(f"Not timed, row staged: {part}" in told for part in parts)
+
+
+def _config(table: str, tmp_path: Path, *settings: str) -> RunConfig:
+    parsed = read_table(table)
+    return configure(parsed, parsed.rows[0], 0, tmp_path / "scenes", tmp_path, list(settings))
