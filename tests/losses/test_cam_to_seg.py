@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tagmask.errors import TagmaskError
 from tagmask.losses import balanced_cross_entropy, cam_to_seg
+from tests.cosa_loops import cam_to_seg_loops
 
 
 def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,33 +21,20 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return logits, labels, doubt
 
 
-def loop(logits: Tensor, labels: Tensor, doubt: Tensor | None) -> float:
-    """Equation 5 with reliability as the reciprocal of perplexity, and the mean over the batch's pixels R."""
-    pixels = [(b, y, x) for b in range(2) for y in range(3) for x in range(5) if labels[b, y, x] != 255]
-    reliability = {p: 1.0 if doubt is None else 1 / float(doubt[p]) for p in pixels}
-    total = 0.0
-    for b, y, x in pixels:
-        scores = [float(logits[b, c, y, x]) for c in range(4)]
-        log_probability = scores[int(labels[b, y, x])] - math.log(sum(math.exp(s) for s in scores))
-        weight = len(pixels) * reliability[b, y, x] / sum(reliability.values())
-        total -= weight * log_probability
-    return total / len(pixels)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_equation_5(seed: int) -> None:
     logits, labels, doubt = example(seed)
-    assert cam_to_seg(logits, labels, doubt).item() == pytest.approx(loop(logits, labels, doubt), rel=1e-12)
-    assert cam_to_seg(logits, labels).item() == pytest.approx(loop(logits, labels, None), rel=1e-12)
-    assert loop(logits, labels, doubt) != pytest.approx(loop(logits, labels, None), rel=1e-3)
+    assert cam_to_seg(logits, labels, doubt).item() == pytest.approx(cam_to_seg_loops(logits, labels, doubt), rel=1e-12)
+    assert cam_to_seg(logits, labels).item() == pytest.approx(cam_to_seg_loops(logits, labels, None), rel=1e-12)
+    assert cam_to_seg_loops(logits, labels, doubt) != pytest.approx(cam_to_seg_loops(logits, labels, None), rel=1e-3)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_balanced_is_half_of_each_kind(weighted: bool) -> None:
     logits, labels, doubt = example()
     unsure = doubt if weighted else None
-    background = loop(logits, labels.masked_fill(labels > 0, 255), unsure)
-    foreground = loop(logits, labels.masked_fill(labels == 0, 255), unsure)
+    background = cam_to_seg_loops(logits, labels.masked_fill(labels > 0, 255), unsure)
+    foreground = cam_to_seg_loops(logits, labels.masked_fill(labels == 0, 255), unsure)
     balanced = cam_to_seg(logits, labels, unsure, balanced=True).item()
     assert balanced == pytest.approx((background + foreground) / 2, rel=1e-12)
     alone = cam_to_seg(logits, labels.masked_fill(labels > 0, 255), unsure, balanced=True).item()
@@ -61,7 +49,7 @@ def test_log_probabilities_give_the_same_value_and_gradient() -> None:
     for log_probs in (False, True):
         leaf = logits.clone().requires_grad_()
         loss = cam_to_seg(leaf.log_softmax(1) if log_probs else leaf, labels, doubt, log_probs=log_probs)
-        assert loss.item() == pytest.approx(loop(logits, labels, doubt), rel=1e-12)
+        assert loss.item() == pytest.approx(cam_to_seg_loops(logits, labels, doubt), rel=1e-12)
         gradients.append(torch.autograd.grad(loss, leaf)[0])
     torch.testing.assert_close(*gradients)
     with pytest.raises(TagmaskError, match="before their log_softmax"):

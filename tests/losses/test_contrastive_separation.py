@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tagmask.errors import TagmaskError
 from tagmask.losses import contrastive_separation
+from tests.cosa_loops import separation_loops
 
 MODULE = sys.modules[contrastive_separation.__module__]  # the function has its module's name
 
@@ -22,33 +23,6 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return cams, labels, torch.rand(3, 3, 5, generator=generator, dtype=torch.float64) * 1.5
 
 
-def cosine(a: list[float], b: list[float]) -> float:
-    return sum(x * y for x, y in zip(a, b)) / (math.hypot(*a) * math.hypot(*b))
-
-
-def loop(cams: Tensor, labels: Tensor, doubt: Tensor, epsilon: float, temperature: float) -> float:
-    """Equations 9 and 10, image by image, anchors without a positive left out."""
-    images = []
-    for m, y, p in zip(cams, labels, doubt):
-        places = [(i, j) for i in range(y.shape[0]) for j in range(y.shape[1])]
-        omega = [q for q in places if p[q] <= epsilon and y[q] != 255]
-        vector = {q: m[:, q[0], q[1]].tolist() for q in omega}
-
-        def likeness(a: tuple[int, int], b: tuple[int, int], vector: dict = vector) -> float:
-            return math.exp(cosine(vector[a], vector[b]) / temperature)
-
-        anchors = []
-        for a in omega:
-            positive = [q for q in omega if y[q] == y[a] and q != a]
-            negative = [q for q in omega if y[q] != y[a]]
-            if positive:
-                k = sum(likeness(a, n) for n in negative)
-                anchors.append(-sum(math.log(likeness(a, q) / (likeness(a, q) + k)) for q in positive) / len(positive))
-        if anchors:
-            images.append(sum(anchors) / len(anchors))
-    return sum(images) / len(images)
-
-
 @pytest.mark.parametrize("pairs", [2**18, 25], ids=["one strip", "strips"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("epsilon", "temperature"), [(1.0, 0.1), (0.5, 1.0), (2.0, 0.3)])
@@ -58,7 +32,7 @@ def test_equals_equations_9_and_10(
     monkeypatch.setattr(MODULE, "CPU_PAIRS", pairs)
     cams, labels, doubt = example(seed)
     result = contrastive_separation(cams, labels, doubt, epsilon, temperature)
-    assert result.item() == pytest.approx(loop(cams, labels, doubt, epsilon, temperature), rel=1e-10)
+    assert result.item() == pytest.approx(separation_loops(cams, labels, doubt, epsilon, temperature), rel=1e-10)
 
 
 @pytest.mark.parametrize("pairs", [2**18, 25], ids=["one strip", "strips"])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +7,7 @@ from torch import Tensor
 
 from tagmask.errors import TagmaskError
 from tagmask.losses import seg_to_cam, segmentation_labels
+from tests.cosa_loops import seg_to_cam_loops, segmentation_label_loops
 
 TAGS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
 
@@ -19,41 +18,11 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor]:
     return cams, torch.randn(2, 4, 4, 5, generator=generator, dtype=torch.float64)
 
 
-def loop_labels(scores: list[float], tags: list[float], temperature: float) -> list[float]:
-    """Equation 7 at one position."""
-    kept = [k == 0 or tags[k - 1] != 0 for k in range(len(scores))]
-    top = max(s for s, keep in zip(scores, kept) if keep)
-    exponentials = [math.exp((s - top) / temperature) if keep else 0.0 for s, keep in zip(scores, kept)]
-    return [e / sum(exponentials) for e in exponentials]
-
-
-def loop(cams: Tensor, seg: Tensor, temperature: float, valid: Tensor | None, rectify: bool = False) -> float:
-    """Equation 8."""
-    total, positions = 0.0, 0
-    for b in range(2):
-        for y in range(4):
-            for x in range(5):
-                if valid is not None and not valid[b, y, x]:
-                    continue
-                positions += 1
-                target = loop_labels([float(seg[b, k, y, x]) for k in range(4)], TAGS[b].tolist(), temperature)
-                for c in range(3):
-                    m = float(cams[b, c, y, x])
-                    p = 1 / (1 + math.exp(-max(m, 0.0) if rectify else -m))
-                    total -= target[c + 1] * math.log(p) + (1 - target[c + 1]) * math.log(1 - p)
-    return total / (3 * positions)
-
-
 @pytest.mark.parametrize("temperature", [0.01, 0.5, 3.0])
 def test_labels_equal_equation_7(temperature: float) -> None:
     _, seg = example()
     result = segmentation_labels(seg, TAGS, temperature)
-    for b in range(2):
-        for y in range(4):
-            for x in range(5):
-                scores = [float(seg[b, k, y, x]) for k in range(4)]
-                expected = loop_labels(scores, TAGS[b].tolist(), temperature)
-                assert result[b, :, y, x].tolist() == pytest.approx(expected, abs=1e-12)
+    torch.testing.assert_close(result, segmentation_label_loops(seg, TAGS, temperature), atol=1e-12, rtol=0)
     assert (result[:, 1:][TAGS == 0] == 0).all() and (result[1, 0] == 1).all()
 
 
@@ -62,9 +31,10 @@ def test_labels_equal_equation_7(temperature: float) -> None:
 def test_loss_equals_equation_8(temperature: float, rectify: bool) -> None:
     cams, seg = example()
     valid = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(1)) < 0.6
+    target = segmentation_label_loops(seg, TAGS, temperature)
     for mask in (None, valid):
         result = seg_to_cam(cams, seg, TAGS, temperature, mask, rectify)
-        assert result.item() == pytest.approx(loop(cams, seg, temperature, mask, rectify), rel=1e-10)
+        assert result.item() == pytest.approx(seg_to_cam_loops(cams, target, mask, rectify), rel=1e-10)
 
 
 def test_gradient_reaches_the_cams_only() -> None:
