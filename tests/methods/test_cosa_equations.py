@@ -11,29 +11,31 @@ from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_t
 from tagmask.methods.assigning import Assigned, cam_assignment, mean_of_views, photo_positions, without_doubt
 from tagmask.methods.cosa import CoSA
 from tagmask.types import Batch
+from tests.cosa_loops import assignment_loops, bilinear_loops
 from tests.methods.contract import CLASSES
 from tests.methods.cosa_parts import WEIGHTS, build, two_views
 
 
-def test_labels_equal_equation_3() -> None:
+@pytest.mark.parametrize("size", [(3, 5), (7, 4), (12, 20)])
+def test_labels_equal_equation_3(size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
-    cams = torch.rand(2, 4, 3, 5, generator=generator)
-    cams[0, 2, 0, 0], cams[0, 1, 0, 0] = 0.6, 0.1
+    cams = torch.rand(2, 4, 3, 5, generator=generator, dtype=torch.float64)
     trusted = torch.tensor([[False, True, True, False], [True, False, True, True]])
-    xi = 0.6
-    labels, confidence = cam_assignment(Assigned(cams, trusted, xi), (3, 5))
-    halves, _ = cam_assignment(Assigned(cams, trusted, torch.tensor(xi)), (3, 5), low=0.3)
-    for b in range(2):
-        for y in range(3):
-            for x in range(5):
-                column = [float(cams[b, c, y, x]) if trusted[b, c] else 0.0 for c in range(4)]
-                nu = max(column)
-                expected = column.index(nu) + 1 if nu >= float(torch.tensor(xi)) else 0
-                assert labels[b, y, x] == expected and confidence[b, y, x].item() == pytest.approx(nu)
-                assert halves[b, y, x] == (expected if expected or nu < 0.3 else 255)
-    assert labels[0, 0, 0] == 3, "a CAM equal to the threshold is foreground"
-    none, zero = cam_assignment(Assigned(cams, torch.zeros(2, 4, dtype=torch.bool), xi), (6, 5))
-    assert none.shape == (2, 6, 5) and not none.any() and not zero.any()
+    large = cams if size == (3, 5) else bilinear_loops(cams, size)
+    for xi, low in ((0.6, None), (0.6, 0.3), (0.45, 0.45)):
+        for threshold in (xi, torch.tensor(xi, dtype=torch.float64)):
+            found = cam_assignment(Assigned(cams, trusted, threshold), size, low)
+            labels, confidence = assignment_loops(large, trusted, xi, low)
+            assert torch.equal(found[0], labels) and (255 in labels) == (low == 0.3)
+            torch.testing.assert_close(found[1], confidence, rtol=1e-12, atol=0)
+
+
+def test_labels_at_the_threshold_and_without_tags() -> None:
+    cams = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    labels, _ = cam_assignment(Assigned(cams, torch.ones(1, 3, dtype=torch.bool), 0.6), (2, 2))
+    assert (labels == 2).all(), "a CAM equal to the threshold is foreground"
+    none, zero = cam_assignment(Assigned(cams, torch.zeros(1, 3, dtype=torch.bool), 0.6), (6, 5))
+    assert none.shape == (1, 6, 5) and not none.any() and not zero.any()
 
 
 def test_views_are_turned_back_and_averaged() -> None:
