@@ -19,9 +19,9 @@ class DynamicThreshold(nn.Module):
     (Co-training with Swapping Assignments, ECCV 2024, section 3.3, "Dynamic Threshold".) Each batch gives its CAM
     values, the maximum over the tagged classes at each position, to a queue of batches; ξ is the ``crossing`` of the
     two components fitted to the queue. It stays as it was where there is none, where the fit has not converged, and
-    where a component has less than a thousandth of the values. Equation 6 defines ξ by a sum of two products over all
-    values, which no number format can hold; the crossing is the threshold that puts each value in the component that
-    is the more probable for it.
+    where a component has less than a thousandth of the values. The crossing puts each value in the component that is
+    the more probable for it, and so has the largest product of equation 6's two products. Their sum, as printed, has
+    its maximum elsewhere: one of the two is all of it, which one depends on the unit of the values.
 
     Values that round to 0, which are those below 0.5/(bins−1), are left out: ReLU has put most of them there, from
     anywhere below. A normal distribution would shrink on them, take all other values for foreground, and the
