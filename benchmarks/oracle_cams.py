@@ -9,7 +9,8 @@ Trains ``cosa`` with its term s2c towards four guides, everything else alike:
 
 and scores CAMs (given tags) and the classifier. Contrastive separation is off in all four, so that classification and
 the guide alone shape the CAMs. Only the two scripted guides are classes of this file; no method of the package sees
-masks. Where the truth is void the guide is the segmentation. What is finished is read, what was cut off is resumed.
+masks. Where the truth is void the guide is the segmentation. What is finished is read, what was cut off is resumed,
+and a folder with runs of other settings or photos is refused.
 
     python benchmarks/oracle_cams.py --data photos --out runs/oracle
     python benchmarks/oracle_cams.py --data photos --out runs/oracle --guides truth none --seeds 0 1 2
@@ -30,12 +31,13 @@ from torch.nn import functional as F
 
 from tagmask import workflow
 from tagmask.cam.maps import resize
-from tagmask.config import load_config
+from tagmask.config import RunConfig, load_config
 from tagmask.errors import TrainingError
 from tagmask.methods.cosa import CoSA, CoSAConfig, WeakView
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, read_json, write_json, write_text
 from tagmask.types import IGNORE, Batch
+from tagmask.workflow.runs import reopen
 
 SURE = 100.0
 """Logit of the guide's class, the others having 0: certain at any temperature that is used."""
@@ -117,27 +119,45 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--weight", type=float, default=None, help="of s2c; default: the configuration's")
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="settings over the configuration's")
     args = parser.parse_args(words)
-    for guide in args.guides:
-        for seed in args.seeds:
-            folder = args.out / guide / f"seed{seed}"
-            if not (folder / "result.json").is_file():
-                write_json(folder / "result.json", one(guide, seed, folder, args))
+    asked = [(guide, seed) for guide in args.guides for seed in args.seeds]
+    # All that the table will hold, before anything is trained for hours.
+    there = [(p.parent.parent.name, int(p.parent.name[4:])) for p in sorted(args.out.glob("*/seed*/result.json"))]
+    configs = {
+        (guide, seed): checked(configuration(guide, seed, args), args.out / guide / f"seed{seed}")
+        for guide, seed in dict.fromkeys([*asked, *there])
+    }
+    for guide, seed in asked:
+        folder = args.out / guide / f"seed{seed}"
+        if not (folder / "result.json").is_file():
+            write_json(folder / "result.json", one(configs[guide, seed], folder))
     table = collect(args.out)
     write_json(args.out / "oracle.json", table)
     write_text(args.out / "oracle.md", markdown(table))
     print(markdown(table))
 
 
-def one(guide: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Train with one guide and score; a run that was cut off goes on."""
+def configuration(guide: str, seed: int, args: argparse.Namespace) -> RunConfig:
+    """What a guide is trained with."""
     # The configuration's own section under another name: a name that comes over it would drop it.
     method = {**load_config(*args.config).method.model_dump(mode="json"), "weight_csc": 0.0, **GUIDES[guide]}
     if args.weight is not None and guide != "none":
         method["weight_s2c"] = args.weight
     values = {"data": {"root": str(args.data)}, "seed": seed, "method": method}
-    config = load_config(*args.config, values, overrides=args.set)
-    if RunFolder(folder).config_file.is_file():  # raises where it was begun with other settings
-        config = workflow.resumed(RunFolder(folder), [], config.model_dump(mode="json"), [])
+    return load_config(*args.config, values, overrides=args.set)
+
+
+def checked(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration to go on with. Raises ConfigError, DataError where the folder holds another's run."""
+    run = RunFolder(folder)
+    if run.config_file.is_file():
+        config = workflow.resumed(run, [], config.model_dump(mode="json"), [])
+    if run.data_file.is_file():
+        reopen(run, config)
+    return config
+
+
+def one(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train and score; a run that was cut off goes on."""
     workflow.train(config, folder, resume=True)
     scores = [s for split in ("val", "train") for s in workflow.evaluate(folder, split, ["cam"])]
     found = {(s["name"], s["protocol"]["split"]): s for s in scores}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tagmask.data import write_demo
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, DataError
 from tagmask.methods import build_method
 from tagmask.registry import METHODS
 from tests.methods.contract import CLASSES, SIZE, squares, tiny
@@ -85,6 +85,16 @@ def test_runs_and_is_not_run_again(oracle: ModuleType, tmp_path: Path, capsys: p
     oracle.main([*words, "--guides", "truth"])
     assert (tmp_path / "out" / "truth" / "seed0" / "log.jsonl").stat().st_mtime_ns == before
     assert "| none |" in capsys.readouterr().out, "what is finished stays in the table"
+    # Neither are results of other settings taken, of guides that were asked for or that only stand in the table.
+    for guide, refused in (("truth", "truth"), ("spl", "none")):
+        with pytest.raises(ConfigError, match=rf"{refused}.seed0: holds a run with other settings: train\.lr differ"):
+            oracle.main([*words, "train.lr=0.5", "--guides", guide])
+    with pytest.raises(ConfigError, match=r"truth.seed0.*method\.weight_s2c differ"):
+        oracle.main([*words, "--weight", "0.7", "--guides", "none"])
+    write_demo(tmp_path / "others", images=6, size=(64, 64))
+    with pytest.raises(DataError, match="photos of the run are gone"):
+        oracle.main(["--data", str(tmp_path / "others"), *words[2:], "--guides", "truth"])
+    assert not (tmp_path / "out" / "spl").exists()
     (tmp_path / "out" / "truth" / "seed0" / "result.json").unlink()
     with pytest.raises(ConfigError, match="other settings"):
         oracle.main([*words, "train.lr=0.5", "--guides", "truth"])
