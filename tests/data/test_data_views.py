@@ -155,6 +155,40 @@ def test_nine_operations_each_alone() -> None:
     assert torch.allclose(seen[1], (image - low) / (high - low), atol=1e-6)
 
 
+def seeds_of(operation: int) -> list[int]:
+    """Three seeds whose first number picks one of the nine operations."""
+    return [seed for seed in range(200) if int(torch.randint(9, (), generator=generator(seed))) == operation][:3]
+
+
+@pytest.mark.parametrize("operation", range(8))
+def test_operations_on_colours_do_not_care_where_a_pixel_lies(operation: int) -> None:
+    """Pixels in any other order come out in that order."""
+    image = torch.rand(3, 10, 14, generator=generator(1))
+    order = torch.randperm(140, generator=generator(2))
+    mixed = image.flatten(1)[:, order].view(3, 10, 14)
+    for seed in seeds_of(operation):
+        expected = module.photometric(image, generator(seed)).flatten(1)[:, order].view(3, 10, 14)
+        torch.testing.assert_close(module.photometric(mixed, generator(seed)), expected, atol=1e-5, rtol=0)
+
+
+def test_sharpness_moves_nothing() -> None:
+    """It looks at neighbours, so mirrored and shifted photos come out mirrored and shifted, and far pixels stay."""
+    image = torch.rand(3, 10, 14, generator=generator(1))
+    dot = torch.zeros(3, 10, 14)
+    dot[:, 3, 4] = 1
+    for seed in seeds_of(8):
+        whole = module.photometric(image, generator(seed))
+        for axis in (-1, -2):
+            mirrored = module.photometric(image.flip(axis), generator(seed))
+            torch.testing.assert_close(mirrored, whole.flip(axis), atol=1e-5, rtol=0)
+            shifted = module.photometric(image.roll(2, axis), generator(seed)).roll(-2, axis)
+            torch.testing.assert_close(shifted[:, 3:-3, 3:-3], whole[:, 3:-3, 3:-3], atol=1e-5, rtol=0)
+        around = module.photometric(dot, generator(seed))
+        assert around[0].argmax() == 3 * 14 + 4
+        around[:, 2:5, 3:6] = 0
+        assert not around.any()
+
+
 @pytest.mark.parametrize("size", [*SIZES, (24, 50)])
 def test_local_affine_finds_the_crop_in_the_main_view(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOCAL_JITTER", (0.0, 0.0, 0.0, 0.0))
