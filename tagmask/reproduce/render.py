@@ -107,7 +107,7 @@ def _stamp(made: Mapping[str, Any]) -> Protocol:
 def _ignored(mine: Protocol, other: Protocol) -> tuple[str, ...]:
     """Fields in which two results of one column may differ: a threshold that was searched is each run's own."""
     searched = ("threshold",) if mine.threshold_source != "fixed" else ()
-    of_seed = OF_SEED if mine.seed != other.seed else ()
+    of_seed: tuple[str, ...] = OF_SEED if mine.seed != other.seed else ()
     if of_seed and _folders(mine) == _folders(other):
         of_seed = (*of_seed, "truth")
     return (*EXPECTED, *of_seed, *searched)
