@@ -19,6 +19,7 @@ def multi_scale_attention(
     attention: bool = True,
     normalized: bool = True,
     reduction: Literal["mean", "sum"] = "mean",
+    valid: Tensor | None = None,
 ) -> Tensor:
     """L1 distance of each scale's CAM to a weighted mean of the other network's CAMs of all scales.
 
@@ -31,7 +32,8 @@ def multi_scale_attention(
     cams_main: one (B,C,h,w) in [0,1] a scale, usually three, on one grid. cams_support: likewise; any number, so that
     the paper's single-multi module (SMM) is one scale of ``cams_main``. tags: (B,C) of 0/1; others take no part.
     attention: False sets ξ = 1 (the paper's MMM). reduction: of the L1 norm over positions, 'mean' or, as printed,
-    'sum'; it is summed over tagged classes and scales, and the mean is taken over images.
+    'sum'; it is summed over tagged classes and scales, and the mean is taken over images. valid: (B,h,w) bool,
+    positions that count, in ξ as in the norm; default: all.
     Returns a scalar ≥ 0, float32 for half-precision CAMs. Raises TagmaskError when the shapes do not fit.
 
     Example:
@@ -48,6 +50,8 @@ def multi_scale_attention(
     main, support = (torch.stack(list(cams)) for cams in (cams_main, cams_support))
     if main.dtype in (torch.float16, torch.bfloat16):
         main = main.float()
+    valid = main.new_ones(len(tags), *main.shape[-2:]) if valid is None else valid.to(main.dtype)
+    main, support = main * valid[:, None], support * valid[:, None]
     # Only the tagged classes of each image: (scales, n, positions).
     tagged = tags > 0
     main, support = main.flatten(3)[:, tagged], support.to(main.dtype).flatten(3)[:, tagged].detach()
@@ -61,5 +65,5 @@ def multi_scale_attention(
     targets = (weights[..., None] * support).mean(1)
     distances = (targets - main).abs().sum(-1)
     if reduction == "mean":
-        distances = distances / main.shape[-1]
+        distances = distances / valid.sum((-2, -1)).clamp(min=1)[tagged.nonzero()[:, 0]]
     return distances.sum() / len(tags)

@@ -16,6 +16,9 @@ from tagmask.errors import ConfigError
 from tagmask.registry import HEADS, METHODS, REFINERS
 from tagmask.types import Batch, Losses
 
+CAMS_WITHOUT_SCALES = "of ``cams`` where its caller names none; the tool names label.cam_scales and label.cam_flip"
+"""What says a method's ``cam_scales`` that training does not read."""
+
 
 class Method(nn.Module):
     """A way to learn masks. Subclasses add their heads in ``__init__`` and implement ``losses``.

@@ -23,7 +23,7 @@ from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
 from tagmask.losses import multi_scale_attention, regional_contrast
 from tagmask.methods.assigning import photo_positions
-from tagmask.methods.base import Method
+from tagmask.methods.base import CAMS_WITHOUT_SCALES, Method
 from tagmask.methods.ema import frozen_copy, update_average
 from tagmask.registry import METHODS
 from tagmask.types import Batch, Losses
@@ -55,8 +55,8 @@ class RCMMAMConfig(MethodConfig):
     gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
     warmup: int = Field(0, ge=0, description="step from which rcm is on")
     attention_warmup: int = Field(3966, ge=0, description="step from which mam is on; six epochs of VOC")
-    cam_scales: list[float] = Field([0.5, 1.0, 1.5, 2.0], description="of the CAMs that are used")
-    cam_flip: bool = True
+    cam_scales: list[float] = Field([0.5, 1.0, 1.5, 2.0], description=CAMS_WITHOUT_SCALES)
+    cam_flip: bool = Field(True, description="likewise")
     weight_cls: float = Field(1.0, gt=0, description="lambda 1")
     weight_rcm: float = Field(1.0, ge=0, description="lambda 2")
     weight_mam: float = Field(1.0, ge=0, description="lambda 3")
@@ -99,11 +99,13 @@ class Network(NamedTuple):
 class Guidance(NamedTuple):
     """What the support network says of a batch, on the grid of scale 1.
 
-    features (B,D,h,w) of scale 1; cams: (B,C,h,w) in [0,1] of each scale; trusted: bool (B,C), tags that count:
-    those of a class that scores ``gate`` in this crop and that a CAM of some scale is above 0 for.
+    features (B,D,h,w) of scale 1; valid: bool (B,h,w), where the photo is and no padding; cams: (B,C,h,w) in [0,1] of
+    each scale, 0 in padding; trusted: bool (B,C), tags that count: those of a class that scores ``gate`` in this crop
+    and that a CAM of some scale is above 0 for.
     """
 
     features: Tensor
+    valid: Tensor
     cams: list[Tensor]
     trusted: Tensor
 
@@ -163,16 +165,17 @@ class RCMMAM(Method):
     @torch.no_grad()
     def _guidance(self, support: Network, batch: Batch) -> Guidance:
         features, maps = support.maps(batch.images)
-        cams = self._scaled_cams(support, batch.images, maps)
+        valid = photo_positions(batch, (maps.shape[-2], maps.shape[-1]))
+        cams = self._scaled_cams(support, batch.images, maps, valid)
         # Where a tagged class scores under ``gate`` in this crop its object was probably cropped out. A CAM that is 0
         # everywhere, as most are of a new classifier, has no maximum to be divided by: by equation 2 the object itself
         # would be background.
         trusted = (batch.tags > 0) & (support.classifier.pool(maps).float().sigmoid() >= self.config.gate)
         trusted &= torch.stack(cams).amax((0, -2, -1)) > 0
-        return Guidance(features.float(), cams, trusted)
+        return Guidance(features.float(), valid, cams, trusted)
 
-    def _scaled_cams(self, network: Network, images: Tensor, maps: Tensor) -> list[Tensor]:
-        """CAMs (B,C,h,w) in [0,1] of each scale; maps: those of the images themselves, (B,C,h,w)."""
+    def _scaled_cams(self, network: Network, images: Tensor, maps: Tensor, valid: Tensor) -> list[Tensor]:
+        """CAMs (B,C,h,w) in [0,1] of each scale, 0 where not valid; maps: those of the images themselves, (B,C,h,w)."""
         height, width = images.shape[-2:]
         cams = []
         for scale in self.config.scales:
@@ -180,7 +183,8 @@ class RCMMAM(Method):
             if scale != 1:
                 size = (max(1, round(height * scale)), max(1, round(width * scale)))
                 scaled = network.maps(resize(images, size))[1]
-            cams.append(peak_normalize(resize(scaled.float(), (maps.shape[-2], maps.shape[-1]))))
+            scaled = resize(scaled.float(), (maps.shape[-2], maps.shape[-1]))
+            cams.append(peak_normalize(scaled * valid[:, None]))
         return cams
 
     def _contrast(self, batch: Batch, features: Tensor, guidance: Guidance) -> Tensor:
@@ -189,7 +193,7 @@ class RCMMAM(Method):
         inferred = peak_normalize(torch.stack(guidance.cams).mean(0))
         masks = region_masks(inferred, guidance.trusted.float(), cfg.threshold)
         # Padding is nothing; nor is what may be of a class that is not trusted.
-        masks &= photo_positions(batch, (masks.shape[-2], masks.shape[-1]))[:, None]
+        masks &= guidance.valid[:, None]
         masks[:, 0] &= (guidance.trusted == (batch.tags > 0)).all(1)[:, None, None]
         found = class_prototypes(guidance.features, masks)
         self.prototypes.copy_(torch.where(found.any(1, keepdim=True), found, self.prototypes))
@@ -197,14 +201,14 @@ class RCMMAM(Method):
 
     def _attention(self, batch: Batch, maps: Tensor, guidance: Guidance) -> Tensor:
         """mam of MainNet's class maps (B,C,h,w) and, but for smm, of those of the other scales."""
-        cfg = self.config
+        cfg, valid = self.config, guidance.valid
         if cfg.attention == "smm":
-            cams = [peak_normalize(maps.float())]
+            cams = [peak_normalize(maps.float() * valid[:, None])]
         else:
-            cams = self._scaled_cams(self.main, batch.images, maps)
+            cams = self._scaled_cams(self.main, batch.images, maps, valid)
         attention = cfg.attention == "mam"
         return multi_scale_attention(
-            cams, guidance.cams, guidance.trusted, attention, cfg.attention_normalized, cfg.reduction
+            cams, guidance.cams, guidance.trusted, attention, cfg.attention_normalized, cfg.reduction, valid
         )
 
     @torch.no_grad()

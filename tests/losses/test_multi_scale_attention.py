@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -52,6 +54,26 @@ def test_equals_loops(attention: bool, normalized: bool, reduction: str) -> None
     for chosen in (main, main[1:2]):
         result = multi_scale_attention(chosen, support, TAGS, attention, normalized, reduction)  # type: ignore[arg-type]
         assert result.item() == pytest.approx(slow(chosen, support, attention, normalized, reduction), rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_positions_that_are_not_valid_take_no_part(reduction: Literal["mean", "sum"]) -> None:
+    main, support = drawn()
+    valid = torch.zeros(3, 4, 5, dtype=torch.bool)
+    valid[:, :3, 1:] = True
+    valid[1, :, 3:] = False  # each photo has its own
+    cut = [(slice(0, 3), slice(1, 5)), (slice(0, 3), slice(1, 3)), (slice(0, 3), slice(1, 5))]
+    each = [
+        multi_scale_attention(
+            [m[i : i + 1, :, y, x] for m in main],
+            [s[i : i + 1, :, y, x] for s in support],
+            TAGS[i : i + 1],
+            reduction=reduction,
+        )
+        for i, (y, x) in enumerate(cut)
+    ]
+    found = multi_scale_attention(main, support, TAGS, reduction=reduction, valid=valid)
+    torch.testing.assert_close(found, torch.stack(each).mean())
 
 
 def test_weights_of_a_scale_sum_to_three_or_reach_two() -> None:

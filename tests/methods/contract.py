@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Item, open_data
@@ -49,6 +51,25 @@ def tiny(method: dict[str, Any], encoder: str = "resnet18", **sections: Any) -> 
         },
     }  # fmt: skip
     return load_config(base, {"method": method}, sections)
+
+
+def scales_and_mirrors(
+    forward: Callable[[Tensor], Tensor], image: Tensor, scales: list[float], flip: bool = True
+) -> Tensor:
+    """CAMs (B,C,H,W) written out: at each scale the larger of a map and its mirror image's, cut at 0; their sum,
+    brought to [0,1]. forward: (B,3,·,·) → class maps (B,C,·,·)."""
+    height, width = image.shape[-2:]
+    total: Tensor = torch.zeros(())
+    for scale in scales:
+        size = (round(scale * height), round(scale * width))
+        scaled = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+        seen = [F.interpolate(forward(scaled), size=(height, width), mode="bilinear", align_corners=False)]
+        if flip:
+            mirrored = forward(scaled.flip(-1))
+            seen.append(F.interpolate(mirrored, size=(height, width), mode="bilinear", align_corners=False).flip(-1))
+        total = total + torch.stack(seen).amax(0).clamp(min=0)
+    low, high = total.amin((-2, -1), keepdim=True), total.amax((-2, -1), keepdim=True)
+    return (total - low) / (high - low + 1e-5)
 
 
 class MethodContract:

@@ -18,7 +18,7 @@ from tagmask.methods.rcm_mam import RCMMAM, Network, peak_normalize
 from tagmask.reproduce import read_table
 from tagmask.reproduce.configure import configure
 from tagmask.training import load_model, save_model
-from tests.methods.contract import CLASSES, ENCODERS, MethodContract, squares, tiny
+from tests.methods.contract import CLASSES, ENCODERS, MethodContract, scales_and_mirrors, squares, tiny
 
 SETTINGS: dict[str, Any] = {
     "name": "rcm_mam", "features": 16, "attention_warmup": 5, "momentum": 0.9, "cam_scales": [1.0, 0.5],
@@ -94,8 +94,8 @@ def test_only_terms_with_a_weight_are_computed(
     assert seen == passes
 
 
-def by_hand(method: RCMMAM, images: Tensor, support: bool) -> tuple[list[Tensor], Tensor, Tensor]:
-    """CAMs (B,C,h,w) of the three scales, features and class maps of scale 1, step by step."""
+def by_hand(method: RCMMAM, images: Tensor, support: bool, end: int = 4) -> tuple[list[Tensor], Tensor, Tensor]:
+    """CAMs (B,C,h,w) of the three scales, features and class maps of scale 1, step by step. end: of a row's photo."""
     network = support_of(method) if support else method.main
     cams = []
     middle = None
@@ -109,6 +109,8 @@ def by_hand(method: RCMMAM, images: Tensor, support: bool) -> tuple[list[Tensor]
     assert middle is not None
     grid = middle[1].shape[-2:]
     cams = [F.interpolate(c, size=grid, mode="bilinear", align_corners=False).clamp(min=0) for c in cams]
+    for c in cams:
+        c[..., end:] = 0
     return [c / c.flatten(2).max(-1).values[:, :, None, None].clamp(min=1e-5) for c in cams], *middle
 
 
@@ -122,8 +124,10 @@ def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
     with torch.no_grad():
         for classifier in (method.classifier, support_of(method).classifier):
             classifier.conv.weight[1].neg_()  # untrained maps of class 2 happen to be below 0 everywhere
-        main, features, _ = by_hand(method, batch.images, support=False)
-        support, guide, _ = by_hand(method, batch.images, support=True)
+        main, features, _ = by_hand(method, batch.images, support=False, end=3)
+        support, guide, _ = by_hand(method, batch.images, support=True, end=3)
+        whole = torch.stack(by_hand(method, batch.images, support=True)[0])
+        assert (whole.amax((-2, -1)) > whole[..., :3].amax((-2, -1))).any(), "padding has some maximum"
     images, height, width = len(batch.images), *features.shape[-2:]
     literal = variant == "literal"
 
@@ -135,7 +139,7 @@ def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
         for y in range(height):
             for x in range(width * 3 // 4):
                 values = [(float(inferred[c, y, x]), c + 1) for c in range(CLASSES) if batch.tags[b, c] > 0]
-                best = max(values)
+                best = max(values, key=lambda value: value[0])  # of equal ones, the first class
                 masks[b, y, x] = best[1] if best[0] > 0.2 else 0
     assert len(set(masks.values())) == CLASSES + 1, "regions of each class and of the background"
 
@@ -162,8 +166,8 @@ def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
             if batch.tags[b, c] == 0:
                 continue
             for i in (1,) if attention == "smm" else (0, 1, 2):
-                a = main[i][b, c].double().flatten()
-                others = [support[j][b, c].double().flatten() for j in range(3)]
+                a = main[i][b, c, :, :3].double().flatten()
+                others = [support[j][b, c, :, :3].double().flatten() for j in range(3)]
                 xi = [torch.ones((), dtype=torch.float64)] * 3
                 if attention == "mam":
                     xi = [2 - a @ g / (a.norm() * g.norm()).clamp(min=1e-12) for g in others]
@@ -177,6 +181,18 @@ def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
     torch.testing.assert_close(terms["rcm"].double(), rcm, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms["mam"].double(), mam, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(method.prototypes.double(), torch.stack(prototypes), rtol=1e-4, atol=1e-5)
+
+
+def test_cams_in_use_are_the_sum_over_scales_and_mirror_images() -> None:
+    method = build().eval()
+    image = torch.rand(2, 3, 64, 80)
+    with torch.no_grad():
+        method.classifier.conv.weight.mul_(100)
+        total = scales_and_mirrors(lambda x: method.main.maps(x)[1], image, [1.0, 0.5])
+        torch.testing.assert_close(method.cams(image), total, rtol=1e-4, atol=1e-5)
+        one = scales_and_mirrors(lambda x: method.main.maps(x)[1], image, [0.75], flip=False)
+        torch.testing.assert_close(method.cams(image, scales=[0.75], flip=False), one, rtol=1e-4, atol=1e-5)
+    assert total.amax() > 0.9
 
 
 def test_total_equals_equation_9() -> None:
