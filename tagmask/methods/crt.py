@@ -8,8 +8,8 @@ attention refines the class maps that are used. There is no segmenter: its CAMs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,24 +18,34 @@ from torch.nn import functional as F
 
 from tagmask.cam import cut_and_merge, multi_scale
 from tagmask.cam.maps import resize
-from tagmask.config import EncoderConfig, MethodConfig
+from tagmask.config import EncoderConfig, MethodConfig, merge
 from tagmask.encoders import Encoder, build_encoder, norm_parameters
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
-from tagmask.methods.base import Method
+from tagmask.methods.base import CAMS_WITHOUT_SCALES, Method
 from tagmask.registry import METHODS
 from tagmask.types import Batch, Features, Losses
 
 
 class CRTConfig(MethodConfig):
-    """Settings of ``crt``; the defaults are the paper's on VOC. The transformer is the run's ``encoder``."""
+    """Settings of ``crt``; the defaults are the paper's on VOC. The transformer is the run's ``encoder``.
+
+    ``variant`` changes some, unless they are set.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "release": {"kernel": 3, "cnn_detach": True, "l1_size": "image"},
+    }
 
     name: Literal["crt"] = "crt"
+    variant: Literal["paper", "release"] = Field("paper", description="release: its kernel, cnn_detach, l1_size")
     cnn: EncoderConfig = Field(
         EncoderConfig(name="resnet152", output_stride=16),
         description="the other branch, any encoder; encoder.weights=none holds for both",
     )
+    cnn_detach: bool = Field(False, description="no gradient into the CNN's layers up to stride 8, its second stage")
     tile: int | None = Field(224, ge=1, description="side of the transformer's tiles, pixels; none: whole images")
     stride: int = Field(112, ge=1, description="from tile to tile, pixels")
     tiles_at_once: int = Field(16, ge=1, description="in use; in training they all go at once")
@@ -44,14 +54,21 @@ class CRTConfig(MethodConfig):
     kernel: Literal[1, 3] = Field(1, description="of the transformer's classifier")
     attention: Literal["none", "class"] = Field("class", description="class token's, times the CAMs that are used")
     warmup: int = Field(661, ge=0, description="step from which l1 is on; one epoch of VOC")
-    cam_scales: list[float] = Field([1.0, 0.5, 1.5, 2.0, 0.75, 1.25, 1.75], description="of the CAMs that are used")
-    cam_flip: bool = True
+    cam_scales: list[float] = Field([1.0, 0.5, 1.5, 2.0, 0.75, 1.25, 1.75], description=CAMS_WITHOUT_SCALES)
+    cam_flip: bool = Field(True, description="likewise")
+    l1_size: Literal["map", "image"] = Field("map", description="what maps are resized to before l1 compares them")
     weight_cls: float = Field(1.0, gt=0, description="of the transformer's classification")
     weight_cls_cnn: float = Field(1.0, ge=0, description="of the CNN's classification")
     weight_l1: float = Field(0.1, ge=0, description="lambda; 0 also leaves out the CNN, which then teaches nothing")
 
     def phases(self) -> dict[str, bool]:
         return super().phases() | {"warmup": self.weight_l1 > 0}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        known = cls.presets.get(str(values.get("variant", "paper")), {}) if isinstance(values, Mapping) else {}
+        return merge(known, values) if known else values
 
     @model_validator(mode="after")
     def _check_stride(self) -> CRTConfig:
@@ -81,6 +98,8 @@ class CRT(Method):
         if config.weight_l1 > 0:
             random = encoder.weights_origin.startswith("none")
             self.cnn = build_encoder(config.cnn.model_copy(update={"weights": "none"}) if random else config.cnn)
+            if config.cnn_detach:
+                _freeze_first_stages(self.cnn)
             self.cnn_classifier = Classifier(self.cnn.channels[-1], classes, pooling="avg")
             encoder.weights_origin = f"{encoder.weights_origin}; cnn: {self.cnn.weights_origin}"
 
@@ -109,8 +128,9 @@ class CRT(Method):
             if cfg.weight_cls_cnn > 0:
                 terms["cls_cnn"] = F.multilabel_soft_margin_loss(self.cnn_classifier.pool(others).float(), batch.tags)
             if matches:
-                grid = (maps.shape[-2], maps.shape[-1])
-                terms["l1"] = F.l1_loss(resize(others.float(), grid), maps.float())
+                of = batch.images if cfg.l1_size == "image" else maps
+                grid = (of.shape[-2], of.shape[-1])
+                terms["l1"] = F.l1_loss(resize(others.float(), grid), resize(maps.float(), grid))
         total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
         return Losses(terms, total)
 
@@ -170,6 +190,28 @@ def class_attention(features: Features) -> Tensor:
         logits = query @ keys.float().mT * query.shape[-1] ** -0.5
         rows.append(logits.softmax(-1)[:, :, 0, features.prefix :].mean(1))
     return torch.stack(rows).mean(0).unflatten(-1, (height, width))[:, None]
+
+
+def _freeze_first_stages(cnn: Encoder) -> None:
+    """Let what leads to the CNN's map at stride 8 learn nothing, as if the gradient were cut there.
+
+    Found by a pass of a small image: encoders name their layers differently. Raises ConfigError where there is no map
+    of that stride, or nothing behind it.
+    """
+    if 8 not in cnn.strides[:-1]:
+        raise ConfigError(
+            "method.cnn_detach cuts the gradient at the CNN's map of stride 8; this encoder has maps of strides "
+            f"{cnn.strides}. Set method.cnn_detach=false, or method.cnn.name=resnet50."
+        )
+    training, parameters = cnn.training, [p for p in cnn.parameters() if p.requires_grad]
+    cnn.eval()
+    with torch.enable_grad():
+        value = cnn(torch.zeros(1, 3, 64, 64)).maps[cnn.strides.index(8)].sum()
+    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    cnn.train(training)
+    for parameter, gradient in zip(parameters, found):
+        if gradient is not None:
+            parameter.requires_grad_(False)
 
 
 def _check_branch(config: CRTConfig, encoder: Encoder) -> None:

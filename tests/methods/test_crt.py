@@ -20,7 +20,7 @@ from tagmask.reproduce.configure import configure
 from tagmask.training import load_model, save_model
 from tagmask.types import Features
 from tests.methods import contract
-from tests.methods.contract import CLASSES, ENCODERS, MethodContract, SlowTraining, squares, tiny
+from tests.methods.contract import CLASSES, ENCODERS, MethodContract, SlowTraining, scales_and_mirrors, squares, tiny
 
 VIT = "test_vit"  # timm's own for tests: 6 blocks of 64 channels
 SETTINGS: dict[str, Any] = {
@@ -122,6 +122,46 @@ def test_correction_and_attention_equal_equations_1_and_3(loops: int, add_last: 
         torch.testing.assert_close(method._cam(image), plain)
         # The softmax of the attention is taken in float32.
         torch.testing.assert_close(method._attended_cam(image), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_tiles_meet_attention_before_they_are_merged() -> None:
+    """Equation 1 on more than one tile: each one's map times its own attention, then the mean where tiles overlap."""
+    method = build().double().eval()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        image = torch.rand(1, 3, 64, 80, dtype=torch.float64)
+        model: Any = method.encoder.model
+        prefix, kernel = model.num_prefix_tokens, method.classifier.conv.weight[:, :, 0, 0]
+        total, counts = torch.zeros(1, CLASSES, 4, 5, dtype=torch.float64), torch.zeros(4, 5, dtype=torch.float64)
+        for top in (0, 1):
+            for left in (0, 1, 2):
+                tile = image[:, :, 16 * top : 16 * top + 48, 16 * left : 16 * left + 48]
+                attentions, tokens = tokens_of(method, tile)
+                patches = model.fc_norm(model.norm(tokens))[0, prefix:]
+                for y in range(3):
+                    for x in range(3):
+                        place = 3 * y + x
+                        reached = [float(a[0, h, 0, prefix + place]) for a in attentions for h in range(a.shape[1])]
+                        total[0, :, top + y, left + x] += kernel @ patches[place] * (sum(reached) / len(reached))
+                        counts[top + y, left + x] += 1
+        torch.testing.assert_close(method._attended_cam(image), total / counts, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("attention", ["class", "none"])
+def test_cams_in_use_are_the_sum_over_scales_and_mirror_images(attention: str) -> None:
+    method = build(attention=attention).eval()
+    image = torch.rand(1, 3, 64, 80)
+    forward = method._attended_cam if attention == "class" else method._cam
+    with torch.no_grad():
+        method.classifier.conv.weight.mul_(100)
+        total = scales_and_mirrors(forward, image, [1.0, 0.5])
+        torch.testing.assert_close(method.cams(image), total, rtol=1e-4, atol=1e-5)
+        one = scales_and_mirrors(forward, image, [0.75], flip=False)
+        torch.testing.assert_close(method.cams(image, scales=[0.75], flip=False), one, rtol=1e-4, atol=1e-5)
+        tags = torch.tensor([[1.0, 0.0, 1.0]])
+        torch.testing.assert_close(method.cams(image, tags), total * tags[:, :, None, None], rtol=1e-4, atol=1e-5)
+    assert total.amax() > 0.9
 
 
 def test_no_loop_is_one_plain_pass_and_loops_are_not() -> None:
@@ -261,6 +301,40 @@ def test_maps_of_other_sizes_are_compared_on_the_first_branchs_grid() -> None:
         assert others.shape[-1] == 2 and maps.shape[-1] == 4
         expected = (F.interpolate(others, size=(4, 4), mode="bilinear", align_corners=False) - maps).abs().mean()
     torch.testing.assert_close(method.losses(batch, 5).terms["l1"], expected)
+
+
+def test_the_release_compares_maps_at_the_images_size() -> None:
+    method, batch = build(variant="release").eval(), squares()
+    assert method.config.l1_size == "image" and method.classifier.conv.weight.shape[2:] == (3, 3)
+    assert method.cnn is not None
+    with torch.no_grad():
+        both = method._cam(batch.images), method.cnn_classifier.cam(method.cnn(batch.images).maps[-1])
+        large = [F.interpolate(maps, size=(64, 64), mode="bilinear", align_corners=False) for maps in both]
+        expected = (large[0] - large[1]).abs().mean()
+        assert (both[0] - both[1]).abs().mean() != pytest.approx(expected.item(), rel=1e-3)
+    torch.testing.assert_close(method.losses(batch, 5).terms["l1"], expected)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "resnet26", "tf_efficientnet_lite0"])
+def test_the_release_cuts_the_gradient_behind_the_second_stage(name: str) -> None:
+    """As if the map of stride 8 had been detached: what lies behind it learns the same as without the cut."""
+    gradients: list[dict[str, Tensor]] = []
+    for cut in (False, True):
+        method = build(cnn={"name": name, "output_stride": 16, "weights": "none"}, cnn_detach=cut).eval()
+        assert method.cnn is not None
+        method.param_groups(1.0, freeze_norm=False)
+        method.losses(squares(), 5).total.backward()
+        gradients.append({n: p.grad for n, p in method.cnn.named_parameters() if p.grad is not None})
+    whole, behind = gradients
+    assert 0 < len(behind) < len(whole)
+    assert all(torch.equal(whole[n], g) for n, g in behind.items())
+    if name.startswith("resnet"):
+        assert set(behind) == {n for n in whole if n.startswith(("body.layer3", "body.layer4"))}
+
+
+def test_a_cnn_without_a_second_stage_cannot_be_cut_there() -> None:
+    with pytest.raises(ConfigError, match=r"stride 8.*cnn_detach=false"):
+        build(cnn={"name": VIT, "weights": "none"}, cnn_detach=True)
 
 
 def test_random_encoder_means_random_cnn_so_that_a_saved_model_needs_no_weights(tmp_path: Path) -> None:
