@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -39,17 +39,36 @@ def bootstrap_sums(
     if n < 1 or resamples < 1:
         raise LabelError(f"A bootstrap needs images and resamples (got {n} and {resamples}).")
     table = np.concatenate([hit, true, predicted], axis=1).astype(np.float64)
-    generator = np.random.default_rng(seed)
     values = np.empty(resamples)
+    done = 0
+    for weights in _weights(n, resamples, seed):
+        total = (weights @ table).reshape(-1, 3, k)
+        iou = intersection_over_union(total[:, 0], total[:, 1], total[:, 2])
+        values[done : done + len(total)] = mean_over_classes(iou, without)
+        done += len(total)
+    return _summary(values)
+
+
+def bootstrap_means(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> list[tuple[float, float, float]]:
+    """(low, high, std) as in ``bootstrap_miou`` for the mean of each column of ``values``, (N,M)."""
+    n = len(values)
+    means = np.concatenate([weights @ values / n for weights in _weights(n, resamples, seed)])
+    return [_summary(column) for column in means.T]
+
+
+def _weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of n images is drawn in n draws, (R,n), for all resamples, as many at a time as CELLS allow."""
+    generator = np.random.default_rng(seed)
     chunk = max(1, CELLS // n)
     for start in range(0, resamples, chunk):
         r = min(chunk, resamples - start)
-        # How often each image is drawn in N draws: a multinomial, as a histogram of the draws.
+        # A multinomial, as a histogram of the draws.
         draws = generator.integers(n, size=(r, n)) + np.arange(r)[:, None] * n
-        weights = np.bincount(draws.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
-        total = (weights @ table).reshape(r, 3, k)
-        iou = intersection_over_union(total[:, 0], total[:, 1], total[:, 2])
-        values[start : start + r] = mean_over_classes(iou, without)
+        yield np.bincount(draws.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
+
+
+def _summary(values: np.ndarray) -> tuple[float, float, float]:
+    """The 2.5th and 97.5th percentile and the deviation of the values that are not NaN."""
     if np.isnan(values).all():
         return float("nan"), float("nan"), float("nan")
     low, high = np.nanpercentile(values, [2.5, 97.5])

@@ -22,9 +22,10 @@ class ThresholdCurve:
 
     num_classes: classes with the background (C+1). bins: thresholds 0, 1/bins, … (bins−1)/bins. Activations are
     compared with the thresholds in float32, as labelling does, so that a value *at* a threshold is background.
+    keep: keep each image's histogram, too, as the cells that are not 0 (some kilobytes), for ``image_sums``.
     """
 
-    def __init__(self, num_classes: int, bins: int = 100, ignore: int = 255) -> None:
+    def __init__(self, num_classes: int, bins: int = 100, ignore: int = 255, keep: bool = False) -> None:
         if num_classes < 2 or bins < 1 or ignore < num_classes:
             raise LabelError(
                 f"A threshold curve needs a foreground class, a bin and an ignored label above the classes "
@@ -37,6 +38,7 @@ class ThresholdCurve:
         self._edges = torch.from_numpy(self.thresholds.astype(np.float32))
         # (true class, largest tagged class, number of thresholds below the activation)
         self.histogram = np.zeros((num_classes, num_classes, bins + 1), dtype=np.int64)
+        self.images: list[tuple[np.ndarray, np.ndarray]] | None = [] if keep else None
 
     def update(self, cams: Any, tags: Any, target: Any) -> ThresholdCurve:
         """Add one image; returns itself.
@@ -73,14 +75,35 @@ class ThresholdCurve:
         shape = self.histogram.shape
         cell = (target * shape[1] + label) * shape[2] + below
         counted = torch.bincount(cell, minlength=self.histogram.size)
-        self.histogram += counted.cpu().numpy().reshape(shape)
+        own = counted.cpu().numpy()
+        self.histogram += own.reshape(shape)
+        if self.images is not None:
+            cells = np.flatnonzero(own)
+            self.images.append((cells.astype(np.uint32), own[cells].astype(np.int32)))
         return self
+
+    def image_sums(self, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hits, true and predicted pixels by class of each image at a threshold of the grid, int64 (N,K) each.
+
+        Of the images that were kept. Raises ConfigError for a threshold between two grid points.
+        """
+        index, k = self._index(threshold), self.num_classes
+        tables = np.zeros((3, len(self.images or ()), k), dtype=np.int64)
+        for image, (cells, counts) in enumerate(self.images or ()):
+            true, label, below = np.unravel_index(cells, self.histogram.shape)
+            predicted = np.where(below > index, label, 0)
+            for table, classes, counted in zip(tables, (true, true, predicted), (true == predicted, None, None)):
+                table[image] = np.bincount(classes, counts if counted is None else counts * counted, minlength=k)
+        return tables[0], tables[1], tables[2]
 
     def merge(self, other: ThresholdCurve) -> ThresholdCurve:
         """Add another curve's images to this one; returns itself. Raises LabelError where the grids differ."""
         if other.histogram.shape != self.histogram.shape or other.ignore != self.ignore:
             raise LabelError("Cannot merge threshold curves of different classes, bins or ignored label.")
         self.histogram += other.histogram
+        # Images that only one has kept would be a part of what is merged.
+        kept = self.images is not None and other.images is not None
+        self.images = [*(self.images or ()), *(other.images or ())] if kept else None
         return self
 
     def matrices(self) -> np.ndarray:

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from tagmask.evaluate.bootstrap import bootstrap_means
 from tagmask.evaluate.confusion import LabelError, to_numpy
+
+KEYS = ("top1", "top5", "gt_known", "top1_class", "top5_class")
 
 
 class Localization:
@@ -30,9 +33,8 @@ class Localization:
         self.iou = iou
         self.threshold = threshold
         self.thresholds = sorted(thresholds)
-        self._curve = np.zeros(len(self.thresholds), dtype=np.int64)
-        self.images = 0
-        self._hits = dict.fromkeys(("top1", "top5", "gt_known", "top1_class", "top5_class"), 0)
+        # Of each image: whether it counts for each of KEYS, then for each of the thresholds.
+        self._hits: list[list[bool]] = []
 
     def update(self, cams: Any, class_scores: Any, labels: Any, boxes: Any) -> Localization:
         """Add N images; returns itself.
@@ -55,32 +57,46 @@ class Localization:
             true = to_numpy(truth).reshape(-1, 4).astype(np.float64)
             own = to_numpy(cam[int(label)])
             found = self._found(own, true, self.threshold)
-            self._curve += np.array([self._found(own, true, t) for t in self.thresholds], dtype=np.int64)
-            self.images += 1
-            self._hits["gt_known"] += found
-            for name, k in (("top1", 1), ("top5", 5)):
-                self._hits[f"{name}_class"] += rank < k
-                self._hits[name] += found and rank < k
+            hits = [found and rank < 1, found and rank < 5, found, rank < 1, rank < 5]
+            self._hits.append([*hits, *(self._found(own, true, t) for t in self.thresholds)])
         return self
 
     def _found(self, cam: np.ndarray, boxes: np.ndarray, threshold: float) -> bool:
         box = cam_box(cam, threshold)
         return box is not None and any(box_iou(box, true) >= self.iou for true in boxes)
 
-    def result(self) -> dict[str, Any]:
+    @property
+    def images(self) -> int:
+        """How many were added."""
+        return len(self._hits)
+
+    def result(self, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
         """Shares in [0,1]: top1, top5, gt_known (boxes), top1_class, top5_class (classes only), and images.
 
         With ``thresholds`` also max_box_acc, best_threshold (the lowest of equals) and curve {thresholds, box_acc}.
+        bootstrap: resamples of the images for intervals {key: {low, high, std, resamples}}, 0 for none; that of
+        max_box_acc is at the best threshold: that it was chosen on these images is not in it.
         """
-        shares = {name: hits / self.images if self.images else float("nan") for name, hits in self._hits.items()}
-        result: dict[str, Any] = shares | {"images": self.images}
-        if self.thresholds and self.images:
-            accuracies = (self._curve / self.images).tolist()
+        if not self.images:
+            return dict.fromkeys(KEYS, float("nan")) | {"images": 0}
+        hits = np.array(self._hits, dtype=np.float64)
+        shares = hits.mean(axis=0).tolist()
+        result: dict[str, Any] = dict(zip(KEYS, shares)) | {"images": self.images}
+        columns = list(range(len(KEYS)))
+        if self.thresholds:
+            accuracies = shares[len(KEYS) :]
             best = int(np.argmax(accuracies))
             result |= {
                 "max_box_acc": accuracies[best],
                 "best_threshold": self.thresholds[best],
                 "curve": {"thresholds": self.thresholds, "box_acc": accuracies},
+            }
+            columns.append(len(KEYS) + best)
+        if bootstrap:
+            rows = bootstrap_means(hits[:, columns], bootstrap, seed)
+            named = zip((*KEYS, "max_box_acc"), rows)
+            result["intervals"] = {
+                key: {"low": low, "high": high, "std": std, "resamples": bootstrap} for key, (low, high, std) in named
             }
         return result
 

@@ -125,9 +125,10 @@ def score(
     miou_strict, coverage, accuracy, precision, recall (means over the classes that have one), boundary_iou, without,
     miou_without, only, c_miou, interval, interval_without and interval_c_miou {low, high, std, resamples}, classes,
     per_class {name: {iou, precision, recall, boundary_iou, pixels}}, confusion (rows are the truth), images {id: {miou,
-    accuracy}}, curve {thresholds, miou, peak {threshold, miou, precision, recall, with ``only`` also c_miou}}. What was
-    not asked for is None. Raises ConfigError for an unknown class in ``without`` or ``only`` and LabelError for a list
-    of classes that does not fit.
+    accuracy}}, curve {thresholds, miou, peak {threshold, miou, precision, recall}}; with ``only`` the peak has c_miou,
+    too, and where the curve kept its images interval and interval_c_miou at its threshold. What was not asked for is
+    None. Raises ConfigError for an unknown class in ``without`` or ``only`` and LabelError for a list of classes that
+    does not fit.
     """
     names = all_classes(classes, confusion.num_classes)
     left_out = _indices("without", without, names)
@@ -183,7 +184,7 @@ def score(
         },
         "confusion": confusion.matrix.tolist(),
         "images": images or None,
-        "curve": _curve(curve, others if only else None) if curve is not None else None,
+        "curve": _curve(curve, others if only else None, bootstrap, seed) if curve is not None else None,
     }
     return jsonable(result)
 
@@ -295,10 +296,16 @@ def _interval(tables: list[np.ndarray], resamples: int, seed: int, without: Sequ
     return {"low": low, "high": high, "std": std, "resamples": resamples}
 
 
-def _curve(curve: ThresholdCurve, without: Sequence[int] | None) -> dict[str, Any]:
+def _curve(curve: ThresholdCurve, without: Sequence[int] | None, resamples: int, seed: int) -> dict[str, Any]:
+    """The peak's intervals are at its threshold: that it was chosen on these images is not in them."""
     threshold, miou = curve.peak()
     precision, recall = curve.precision_recall_at(threshold) if threshold == threshold else (math.nan, math.nan)
     peak = {"threshold": threshold, "miou": miou, "precision": precision, "recall": recall}
     if without is not None:
         peak["c_miou"] = curve.at(threshold, without) if threshold == threshold else math.nan
+    if curve.images and resamples and threshold == threshold:
+        tables = list(curve.image_sums(threshold))
+        peak["interval"] = _interval(tables, resamples, seed, ())
+        if without is not None:
+            peak["interval_c_miou"] = _interval(tables, resamples, seed, without)
     return {"thresholds": curve.thresholds, "miou": curve.miou(), "peak": peak}

@@ -17,6 +17,8 @@ INTERVALS = {"miou": "interval", "miou_without": "interval_without", "c_miou": "
 """Where a score keeps the interval of a key."""
 PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall", "peak_c_miou": "c_miou"}
 """Keys of a column that are read off the CAM curve's peak."""
+PEAK_INTERVALS = {"peak": "interval", "peak_c_miou": "interval_c_miou"}
+"""The same in the peak, at its threshold."""
 OF_KEYS = {"without": ("miou_without",), "only": ("c_miou", "peak_c_miou")}
 """Fields of a protocol that only some keys of a column depend on."""
 SEARCHED = (*PEAKS, "max_box_acc", "mean", "std")
@@ -62,10 +64,12 @@ def _find(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
         if column.key in PEAKS:
             peak = (score["curve"] or {}).get("peak") or {}
             source = {"threshold": peak.get("threshold"), "threshold_source": "best on this split (oracle)"}
-            value, protocol, interval = peak.get(PEAKS[column.key]), protocol | source, None
+            value, protocol = peak.get(PEAKS[column.key]), protocol | source
+            interval = peak.get(PEAK_INTERVALS.get(column.key, ""))
         else:
             value, interval = score.get(column.key), score.get(INTERVALS.get(column.key, ""))
             if column.score == LOCALIZATION:
+                interval = score.get("intervals", {}).get(column.key)
                 protocol = key_protocol(score | {"protocol": protocol}, column.key)
             if column.score == SPREAD:
                 protocol["merge"] = "sum"  # earlier versions summed, too, and stamped 'mean'
@@ -151,7 +155,7 @@ def _markdown(
         "",
         "Mean over seeds in per cent ± standard deviation over seeds; in brackets the 95 % bootstrap interval",
     ]
-    lines += ["over images of the first seed.", ""]
+    lines += ["over images of the first seed; where a threshold is the best on these images, at that threshold.", ""]
     lines += _against_paper(table, rows, small)
     lines += _protocols(table, rows, notes)
     return "\n".join(lines) + "\n"

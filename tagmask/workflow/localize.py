@@ -36,9 +36,9 @@ def localize(
     """Top-1, top-5, GT-known and MaxBoxAcc at IoU 0.5 of a split's photos that show one class and have a true box.
 
     The box is that of the true class's CAM at ``label.threshold`` of its maximum; MaxBoxAcc goes over
-    ``evaluate.bins`` thresholds. The result (see ``Localization``, with 'name', 'protocol' and 'left_out', the photos
-    of several classes or none) enters metrics.json under 'localization', by split. Raises DataError where no photo
-    has one class and a box, and ConfigError for a method without CAMs or classifier.
+    ``evaluate.bins`` thresholds; intervals are over images. The result (see ``Localization``, with 'name', 'protocol'
+    and 'left_out', the photos of several classes or none) enters metrics.json under 'localization', by split. Raises
+    DataError where no photo has one class and a box, and ConfigError for a method without CAMs or classifier.
     """
     if not method.has_cams:
         raise ConfigError(f"Method '{config.method.name}' has no CAMs, whose boxes could be compared with true ones.")
@@ -58,7 +58,11 @@ def localize(
         if isinstance(photo, DataError):
             raise photo
         add(counts, inference, item, photo)
-    result = {"name": LOCALIZATION, **counts.result(), "left_out": len(boxed) - len(items)}
+    result = {
+        "name": LOCALIZATION,
+        **counts.result(config.evaluate.bootstrap, config.seed),
+        "left_out": len(boxed) - len(items),
+    }
     label = inference.config
     result["protocol"] = Protocol(
         split=split,

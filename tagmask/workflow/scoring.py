@@ -55,7 +55,10 @@ class Scorer:
         self.run = run or Path()
         rims = config.evaluate.boundary
         self.streams = {name: ScoreStream(collection.num_classes, boundary=rims) for name in self.names}
-        self.curve = ThresholdCurve(collection.num_classes, config.evaluate.bins) if "cam" in names else None
+        self.curve = None
+        if "cam" in names:
+            kept = config.evaluate.bootstrap > 0
+            self.curve = ThresholdCurve(collection.num_classes, config.evaluate.bins, keep=kept)
         self.untagged = 0
         self.sizes: list[tuple[int, ...]] = []
         self.class_scores: list[Tensor] = []

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from tagmask.errors import TagmaskError
-from tagmask.evaluate import ConfusionMatrix, average_precision, bootstrap_miou
+from tagmask.evaluate import (
+    ConfusionMatrix,
+    Localization,
+    Protocol,
+    ScoreStream,
+    ThresholdCurve,
+    average_precision,
+    bootstrap_miou,
+)
 from tagmask.evaluate.ranking import mean_average_precision
 
 
@@ -76,3 +84,69 @@ def test_bootstrap_covers_the_point_and_narrows_with_images():
     for wrong in (counts[0], counts[:0]):
         with pytest.raises(TagmaskError):
             bootstrap_miou(wrong, 10, seed=0)
+
+
+def drawn(n: int, resamples: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(n, size=(resamples, n))
+
+
+def test_the_peak_has_the_interval_of_its_threshold_over_redrawn_images():
+    rng = np.random.default_rng(4)
+    whole, alone = ThresholdCurve(4, 20, keep=True), []
+    stream = ScoreStream(4)
+    for i in range(12):
+        target = rng.choice([0, 1, 2, 3, 255], (9, 9), p=[0.4, 0.2, 0.2, 0.1, 0.1])
+        cams = np.clip(0.4 * (target == np.arange(1, 4)[:, None, None]) + 0.6 * rng.random((3, 9, 9)), 0, 1)
+        tags = np.array([1, 1, i % 3 == 0], float)
+        whole.update(cams, tags, target)
+        alone.append(ThresholdCurve(4, 20).update(cams, tags, target))
+        stream.update(str(i), np.zeros_like(target), target)
+    threshold, miou = whole.peak()
+    tables = np.stack([curve.matrices()[round(20 * threshold)] for curve in alone])
+    hit, true, predicted = whole.image_sums(threshold)
+    np.testing.assert_array_equal(hit, np.diagonal(tables, axis1=1, axis2=2))
+    np.testing.assert_array_equal(true, tables.sum(2))
+    np.testing.assert_array_equal(predicted, tables.sum(1))
+    values = {(): [], (0, 3): []}
+    for draw in drawn(12, 200, 5):
+        summed = ConfusionMatrix(4)
+        summed.counts[:, :4] = tables[draw].sum(0)
+        for without, found in values.items():
+            found.append(summed.miou(without=without))
+    stamp = {"split": "a", "split_hash": "b", "images": 12, "truth": "t", "tags_at_test": True, "seed": 0,
+             "weights": "w", "method": "m", "encoder": "e"}  # fmt: skip
+    result = stream.result("cam", ["x", "y", "z"], Protocol(**stamp), whole, 200, seed=5, only=["x", "y"])
+    peak = result["curve"]["peak"]
+    assert peak["miou"] == pytest.approx(miou) and peak["threshold"] == threshold
+    for key, without in (("interval", ()), ("interval_c_miou", (0, 3))):
+        low, high = np.percentile(values[without], [2.5, 97.5])
+        expected = {"low": low, "high": high, "std": np.std(values[without]), "resamples": 200}
+        assert peak[key] == pytest.approx(expected)
+    assert peak["interval"] != peak["interval_c_miou"]
+    bare = stream.result("cam", ["x", "y", "z"], Protocol(**stamp), alone[0].merge(whole), 200)
+    assert "interval" not in bare["curve"]["peak"], "not over those images alone that were kept"
+    halves = [ThresholdCurve(4, 20, keep=True).update(cams, tags, target) for _ in range(2)]
+    assert len(halves[0].merge(halves[1]).image_sums(threshold)[0]) == 2
+
+
+def test_boxes_have_intervals_over_redrawn_images():
+    rng = np.random.default_rng(6)
+    cams, boxes = rng.random((15, 3, 8, 8)) ** 6, np.tile([1, 1, 7, 7], (15, 1))
+    scores, labels = rng.random((15, 3)), rng.integers(0, 3, 15)
+    thresholds = [0.0, 0.05, 0.3, 0.6]
+    result = Localization(0.6, 0.1, thresholds).update(cams, scores, labels, boxes).result(300, seed=2)
+    alone = [
+        Localization(0.6, 0.1, thresholds).update(*(part[i : i + 1] for part in (cams, scores, labels, boxes))).result()
+        for i in range(15)
+    ]
+    best = thresholds.index(result["best_threshold"])
+    hits = {key: [one[key] for one in alone] for key in ("top1", "top5", "gt_known", "top1_class", "top5_class")}
+    hits["max_box_acc"] = [one["curve"]["box_acc"][best] for one in alone]
+    assert result["intervals"].keys() == hits.keys() and 0 < result["max_box_acc"] < 1
+    for key, found in hits.items():
+        means = np.array(found)[drawn(15, 300, 2)].mean(1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        expected = {"low": low, "high": high, "std": means.std(), "resamples": 300}
+        assert result["intervals"][key] == pytest.approx(expected)
+        assert result[key] == pytest.approx(np.mean(found))
+    assert "intervals" not in alone[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,26 @@ def test_truths_of_other_folders_have_a_letter_and_counts_of_other_photos_none(t
         score["protocol"] |= {"seed": seed, "split_hash": str(seed)}
     summary = rendered(tmp_path, {"score": "cam"}, *scores)
     assert [row["cells"]["c"]["mark"] for row in summary["rows"]] == ["", "", "a"]
+
+
+@pytest.mark.parametrize(
+    "column,entry,interval",
+    [
+        ({"score": "cam", "key": "peak"}, {"curve": {"peak": {"miou": 0.5, "interval": "HERE"}}}, True),
+        ({"score": "cam", "key": "peak_c_miou"}, {"curve": {"peak": {"c_miou": 0.5, "interval_c_miou": "HERE"}}}, True),
+        ({"score": "cam", "key": "peak_recall"}, {"curve": {"peak": {"recall": 0.5, "interval": "HERE"}}}, False),
+        ({"score": "localization", "key": "top1"}, {"top1": 0.5, "intervals": {"top1": "HERE"}}, True),
+        ({"score": "localization", "key": "top1"}, {"top1": 0.5, "intervals": {"top5": "HERE"}}, False),
+        ({"score": "localization", "key": "top1"}, {"top1": 0.5}, False),
+    ],
+)
+def test_peaks_and_boxes_have_intervals(
+    tmp_path: Path, column: dict[str, Any], entry: dict[str, Any], interval: bool
+) -> None:
+    made = json.loads(json.dumps(entry).replace('"HERE"', '{"low": 0.4, "high": 0.625}'))
+    summary = rendered(tmp_path, column, {"name": column["score"], "protocol": PROTOCOL} | made)
+    assert summary["rows"][0]["cells"]["c"]["interval"] == ([40, 62.5] if interval else None)
+    assert ("[40.0, 62.5]" in summary["markdown"]) == interval
 
 
 def test_printed_values_have_the_papers_decimals(tmp_path: Path) -> None:
