@@ -35,7 +35,8 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
     A cell is the mean over seeds in per cent, ± the standard deviation over seeds where there are several, the
     bootstrap interval over images of the first seed, and the paper's value with the difference to it where one is
     printed. Where a cell was not made as the others of its column, it has a letter, and a note says in what it
-    differs. Returns rows of cells and the Markdown text.
+    differs. Rows that are not built have printed
+    values only. Returns rows of cells and the Markdown text.
     """
     rows: list[dict[str, Any]] = []
     for row in table.rows:
@@ -46,6 +47,9 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
             cells[column.title] = _cell({s: v for s, v in found.items() if v}, column, row.printed.get(column.title))
         minutes = [results[row.name, seed]["minutes"] for seed in seeds]
         rows.append({"row": row.name, "seeds": seeds, "cells": cells, "minutes": minutes})
+    for unbuilt in table.not_built:
+        cells = {c.title: _cell({}, c, unbuilt.printed.get(c.title)) for c in table.columns}
+        rows.append({"row": unbuilt.name, "seeds": [], "cells": cells, "minutes": [], "not_built": unbuilt.why})
     notes = {column.title: _compare([row["cells"][column.title] for row in rows]) for column in table.columns}
     summary = {"title": table.title, "about": table.about, "budget": "small" if small else "full", "rows": rows}
     return summary | {"notes": notes, "markdown": _markdown(table, rows, notes, small)}
@@ -148,7 +152,7 @@ def _markdown(
     lines.append("|" + "---|" * (len(titles) + 3))
     for row in rows:
         cells = [_text(row["cells"][title]) for title in titles]
-        seeds = ", ".join(map(str, row["seeds"])) or "not run"
+        seeds = ", ".join(map(str, row["seeds"])) or ("not built" if "not_built" in row else "not run")
         minutes = f"{mean(row['minutes']):.1f}" if row["minutes"] else ""
         lines.append(f"| {row['row']} | {' | '.join(cells)} | {seeds} | {minutes} |")
     lines += [
@@ -156,6 +160,8 @@ def _markdown(
         "Mean over seeds in per cent ± standard deviation over seeds; in brackets the 95 % bootstrap interval",
     ]
     lines += ["over images of the first seed; where a threshold is the best on these images, at that threshold.", ""]
+    unbuilt = [f"- {row['row']} is not built: {row['not_built']}" for row in rows if "not_built" in row]
+    lines += [*unbuilt, ""] if unbuilt else []
     lines += _against_paper(table, rows, small)
     lines += _protocols(table, rows, notes)
     return "\n".join(lines) + "\n"

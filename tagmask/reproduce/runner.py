@@ -86,6 +86,9 @@ def make_jobs(
 ) -> list[Job]:
     """Every row with every seed, in the table's order. Raises ConfigError for an unknown row, or nothing to run."""
     known = [row.name for row in table.rows]
+    for unbuilt in table.not_built:
+        if unbuilt.name in (rows or ()):
+            raise ConfigError(f"{name}: row '{unbuilt.name}' is not built, only the paper's values: {unbuilt.why}")
     for wanted in rows or ():
         if wanted not in known:
             raise ConfigError(f"{name}: there is no row '{wanted}'.{nearest(wanted, known)}")

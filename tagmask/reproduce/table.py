@@ -65,6 +65,14 @@ class Row(Strict):
     printed: dict[str, float] = Field({}, description="the paper's value by column title, in per cent")
 
 
+class NotBuilt(Strict):
+    """A row of the paper's that is no configuration here: its values are shown, and why there are none of ours."""
+
+    name: str
+    why: str = Field(min_length=1)
+    printed: dict[str, float] = Field(min_length=1, description="as a row's")
+
+
 class Table(Strict):
     """A whole table. ``about`` says where it is from and what is compared."""
 
@@ -75,6 +83,7 @@ class Table(Strict):
     seeds: list[int] = [0]
     columns: list[Column]
     rows: list[Row]
+    not_built: list[NotBuilt] = []
 
     def seeds_of(self, row: Row, count: int | None = None) -> list[int]:
         """Seeds that a row is run with: ``count`` from 0 on, or its own, or the table's."""
@@ -147,14 +156,17 @@ def _check_columns(name: str, table: Table) -> None:
     for title in titles:
         if titles.count(title) > 1:
             raise ConfigError(f"{name}: two columns are called '{title}'.")
-    for row in table.rows:
+    for row in (*table.rows, *table.not_built):
         for title in row.printed:
             if title not in titles:
                 raise ConfigError(f"{name}: row '{row.name}' has a value for '{title}'.{nearest(title, titles)}")
 
 
 def _check_rows(name: str, table: Table) -> None:
-    names = [row.name for row in table.rows]
+    names = [row.name for row in (*table.rows, *table.not_built)]
+    for unbuilt in table.not_built:
+        if names.count(unbuilt.name) > 1:
+            raise ConfigError(f"{name}: two rows are called '{unbuilt.name}'.")
     for row in table.rows:
         where = f"{name}: row '{row.name}'"
         if names.count(row.name) > 1:

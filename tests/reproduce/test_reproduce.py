@@ -14,6 +14,7 @@ from tagmask.reproduce import packaged_tables, read_table, reproduce
 from tagmask.reproduce.configure import configure
 from tagmask.reproduce.cost import steps_left
 from tagmask.reproduce.render import render
+from tagmask.reproduce.runner import make_jobs
 from tagmask.training import RunFolder
 from tests.reproduce.tiny_table import TABLE
 from tests.workflow.test_localize import write_birds
@@ -362,6 +363,27 @@ def test_several_devices_are_refused(table: str, tmp_path: Path) -> None:
         reproduce(table, tmp_path / "scenes", tmp_path / "out", ["train.devices=2"])
     with pytest.raises(ConfigError, match="full and small"):
         reproduce(table, tmp_path / "scenes", tmp_path / "out", budget="smal")
+
+
+def test_rows_that_are_not_built_are_shown_and_never_run(table: str, tmp_path: Path) -> None:
+    text = TABLE + "not_built:\n  - {name: third, why: nobody knows how, printed: {test: 70.25}}\n"
+    Path(table).write_text(text, encoding="utf-8")
+    parsed = read_table(table)
+    assert {job.row.name for job in make_jobs(parsed, table, tmp_path, tmp_path, (), None, None)} == {"first", "second"}
+    with pytest.raises(ConfigError, match="row 'third' is not built.*nobody knows how"):
+        make_jobs(parsed, table, tmp_path, tmp_path, (), ["third"], None)
+    lines = render(parsed, {})["markdown"].splitlines()
+    assert "| third | – | – | – | (printed 70.25) | not built |  |" in lines
+    assert "- third is not built: nobody knows how" in lines
+    for old, new, message in (
+        ("name: third", "name: first", "two rows are called 'first'"),
+        ("why: nobody knows how, ", "", "why"),
+        ("{test: 70.25}", "{tset: 70.25}", "row 'third' has a value for 'tset'"),
+        ("{test: 70.25}", "{}", "printed"),
+    ):
+        Path(table).write_text(text.replace(old, new))
+        with pytest.raises(ConfigError, match=message):
+            read_table(table)
 
 
 def test_unknown_row_names_the_nearest(table: str, tmp_path: Path) -> None:
