@@ -300,7 +300,7 @@ def _curve(curve: ThresholdCurve, without: Sequence[int] | None, resamples: int,
     """The peak's intervals are at its threshold: that it was chosen on these images is not in them."""
     threshold, miou = curve.peak()
     precision, recall = curve.precision_recall_at(threshold) if threshold == threshold else (math.nan, math.nan)
-    peak = {"threshold": threshold, "miou": miou, "precision": precision, "recall": recall}
+    peak: dict[str, Any] = {"threshold": threshold, "miou": miou, "precision": precision, "recall": recall}
     if without is not None:
         peak["c_miou"] = curve.at(threshold, without) if threshold == threshold else math.nan
     if curve.images and resamples and threshold == threshold:

@@ -156,14 +156,15 @@ def _check_columns(name: str, table: Table) -> None:
     for title in titles:
         if titles.count(title) > 1:
             raise ConfigError(f"{name}: two columns are called '{title}'.")
-    for row in (*table.rows, *table.not_built):
+    shown: list[Row | NotBuilt] = [*table.rows, *table.not_built]
+    for row in shown:
         for title in row.printed:
             if title not in titles:
                 raise ConfigError(f"{name}: row '{row.name}' has a value for '{title}'.{nearest(title, titles)}")
 
 
 def _check_rows(name: str, table: Table) -> None:
-    names = [row.name for row in (*table.rows, *table.not_built)]
+    names = [row.name for row in table.rows] + [unbuilt.name for unbuilt in table.not_built]
     for unbuilt in table.not_built:
         if names.count(unbuilt.name) > 1:
             raise ConfigError(f"{name}: two rows are called '{unbuilt.name}'.")

@@ -77,7 +77,7 @@ def test_evaluate_writes_and_prints_localisation(run: Path) -> None:
     shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).output
     assert "GT-known" in shown and "cub:boxes" in shown
     best = f"MaxBoxAcc: test (4 images, {result['protocol']['split_hash'][:4]}) · tags at test · threshold "
-    assert f"{best}{result['best_threshold']:g} (best on this split (oracle))" in " ".join(shown.split())
+    assert f"{best}{result['best_threshold']:g} (best on this split (oracle) of 10)" in " ".join(shown.split())
 
 
 def test_each_share_has_its_own_stamp(run: Path) -> None:
