@@ -74,7 +74,7 @@ class CoSAConfig(MethodConfig):
     variant: Literal["paper", "release"] = Field("paper", description="defaults of what docs/methods/cosa.md lists")
     pooling: Literal["max", "avg"] = Field("max", description="of the class maps into class scores")
     head: str = Field("largefov", description="segmentation head")
-    head_options: dict[str, Any] = {}
+    head_options: dict[str, Any] = Field({}, description="of the head, such as dilation and hidden of largefov")
     auxiliary_map: int = Field(-2, lt=-1, description="the encoder's map of the auxiliary CAM; the last is -1")
     warmup: int = Field(6000, ge=0, description="steps of classification only")
     s2c_warmup: int | None = Field(None, ge=0, description="step that GC starts at, where that is after warmup")
@@ -84,15 +84,15 @@ class CoSAConfig(MethodConfig):
     inference: Literal["assignment", "online"] = Field("assignment", description="network that is used; swap only")
     ensemble: bool = Field(False, description="CAMs that are used: the mean with the auxiliary ones")
     cam_scales: list[float] = Field([1.0], description="of the assignment network's views")
-    cam_flip: bool = True
+    cam_flip: bool = Field(True, description="of the assignment network: mirror images as well")
     threshold: Literal["dynamic"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         "dynamic", description="DT: dynamic, or the CAM value from which a pixel is its class"
     )
     threshold_start: float = Field(0.5, gt=0, lt=1, description="of the dynamic threshold")
     queue: int = Field(100, ge=1, description="batches that the dynamic threshold is fitted to")
     low: float | None = Field(None, ge=0, le=1, description="CAM below which a pixel is background, 255 in between")
-    refine: str = Field("none", description="none, par, pamr or varm")
-    refine_options: dict[str, Any] = {}
+    refine: str = Field("none", description="of CAM labels: none, par, pamr or varm")
+    refine_options: dict[str, Any] = Field({}, description="of the refinement, such as iterations")
     gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
     weighting: Literal["raw", "none"] = Field("raw", description="RAW: of the pixels in c2s, by reliability")
     balanced: bool = Field(False, description="background and foreground are halves of c2s")
@@ -103,14 +103,14 @@ class CoSAConfig(MethodConfig):
     detach: Literal["none", "features", "classifier"] = Field("none", description="what s2c does not train")
     epsilon: float = Field(1.0, gt=0, description="largest perplexity of regions that csc compares")
     contrast_temperature: float = Field(0.1, gt=0, description="of csc")
-    weight_cls: float = Field(1.0, gt=0)
-    weight_cls_aux: float = Field(1.0, ge=0)
+    weight_cls: float = Field(1.0, gt=0, description="of classification")
+    weight_cls_aux: float = Field(1.0, ge=0, description="of classification by the auxiliary maps")
     weight_c2s: float = Field(0.1, ge=0, description="of CAMs teaching the segmentation")
     weight_c2s_aux: float = Field(0.1, ge=0, description="of auxiliary CAMs teaching the segmentation")
     weight_s2c: float = Field(0.05, ge=0, description="GC: of the segmentation guiding the CAMs")
     weight_csc: float = Field(0.1, ge=0, description="CSC: of contrastive separation")
     weight_reg: float = Field(0.0, ge=0, description="of the dense energy")
-    energy: EnergyConfig = EnergyConfig()
+    energy: EnergyConfig = Field(EnergyConfig(), description="the dense energy")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
@@ -174,7 +174,11 @@ class Network(NamedTuple):
 
 @METHODS.register("cosa")
 class CoSA(Method):
-    """Online network, assignment network and dynamic thresholds; each term has a weight of its own."""
+    """Online network, assignment network and dynamic thresholds; each term has a weight of its own.
+
+    Raises ConfigError where the encoder gives no map for the auxiliary CAMs, and where these are used but their
+    classifier is not trained.
+    """
 
     config_class = CoSAConfig
     config: CoSAConfig
@@ -188,11 +192,7 @@ class CoSA(Method):
                     f"from an earlier one than the last; name two, such as {AUXILIARY_BLOCKS}, or leave it out."
                 )
             encoder.return_blocks(AUXILIARY_BLOCKS)
-        if len(encoder.channels) < -config.auxiliary_map:
-            raise ConfigError(
-                f"method.auxiliary_map={config.auxiliary_map}, but encoder '{type(encoder).__name__}' gives "
-                f"{len(encoder.channels)} maps; set it to -2, or let encoder.blocks name more blocks."
-            )
+        _check_map(config, encoder)
         _check_auxiliary(config)
         super().__init__(config, encoder, classes)
         self.classifier, self.auxiliary, self.decoder = self._heads()
@@ -260,7 +260,10 @@ class CoSA(Method):
         return {f"threshold_{name}": float(one.value) for name, one in used if one.batches > 0}
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """cls, cls_aux; after ``warmup`` c2s, c2s_aux (equation 5), s2c (8), csc (10) and reg, weighted as in 11."""
+        """cls, cls_aux; after ``warmup`` c2s, c2s_aux (equation 5), s2c (8), csc (10) and reg, weighted as in 11.
+
+        Raises ConfigError for a batch without the view 'strong'.
+        """
         cfg = self.config
         if "strong" not in batch.views:
             raise ConfigError("Method 'cosa' trains on the view 'strong'; the batch has none. Load it with that view.")
@@ -426,12 +429,26 @@ class CoSA(Method):
         return to_image_size(self.used.decoder(self.used.encoder(images)), images)
 
 
+def _check_map(config: CoSAConfig, encoder: Encoder) -> None:
+    """Raise ConfigError where the encoder does not give the auxiliary CAMs' map."""
+    maps = len(encoder.channels)
+    if maps < -config.auxiliary_map:
+        ways = [f"set it to {-2 if maps == 2 else f'-2 to -{maps}'}"] if maps > 1 else []
+        if isinstance(encoder, TimmViT):
+            ways.append("let encoder.blocks name more blocks")
+        raise ConfigError(
+            f"method.auxiliary_map={config.auxiliary_map}, but encoder '{type(encoder).__name__}' gives {maps} maps; "
+            f"{', or '.join(ways) or 'choose an encoder that gives earlier ones, too'}."
+        )
+
+
 def _check_auxiliary(config: CoSAConfig) -> None:
     """Raise ConfigError where auxiliary CAMs are used that nothing trains."""
-    users = ["ensemble"] if config.ensemble else []
-    users += [name for name in AUXILIARY[1:] if getattr(config, name) > 0]
-    if config.weight_cls_aux == 0 and users:
+    ways = {name: f"method.{name}=0" for name in AUXILIARY[1:] if getattr(config, name) > 0}
+    if config.ensemble:
+        ways = {"ensemble": "method.ensemble=false"} | ways
+    if config.weight_cls_aux == 0 and ways:
         raise ConfigError(
-            f"method.{' and method.'.join(users)}: auxiliary CAMs come from a classifier that method.weight_cls_aux=0 "
-            "leaves untrained; set that above 0, or these to 0."
+            f"method.{' and method.'.join(ways)}: auxiliary CAMs come from a classifier that method.weight_cls_aux=0 "
+            f"leaves untrained; set that above 0, or {' '.join(ways.values())}."
         )

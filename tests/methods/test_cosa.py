@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tagmask.config import ViewConfig, load_config
 from tagmask.data import TrainLoader, TrainViews, open_data
 from tagmask.errors import ConfigError
 from tagmask.methods.assigning import photo_positions
-from tagmask.methods.cosa import CoSA
+from tagmask.methods.cosa import CoSA, CoSAConfig
 from tagmask.reproduce import read_table
 from tests.methods import contract
 from tests.methods.contract import ENCODERS, MethodContract, squares, tiny
@@ -207,7 +208,20 @@ def test_no_row_of_the_ladder_averages_an_average() -> None:
             assert config.train.ema is None, f"{row.name}: an average of an average"
 
 
-@pytest.mark.parametrize("user", [{"ensemble": True}, {"weight_c2s_aux": 0.1}, {"weight_csc": 0.1}])
-def test_auxiliary_cams_of_an_untrained_classifier_are_refused(user: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(user))}.*weight_cls_aux=0 leaves untrained"):
+@pytest.mark.parametrize(
+    ("user", "way"),
+    [
+        ({"ensemble": True}, "method.ensemble=false"),
+        ({"weight_c2s_aux": 0.1}, "method.weight_c2s_aux=0"),
+        ({"ensemble": True, "weight_csc": 0.1}, "method.ensemble=false method.weight_csc=0"),
+    ],
+)
+def test_auxiliary_cams_of_an_untrained_classifier_are_refused(user: dict[str, Any], way: str) -> None:
+    names = " and ".join(rf"method\.{name}" for name in user)
+    with pytest.raises(ConfigError, match=rf"{names}.*weight_cls_aux=0 leaves untrained.*or {re.escape(way)}\.$"):
         build(**without("cls_aux", "c2s_aux", "csc") | user)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    own = CoSAConfig.model_fields.keys() - {"name"}
+    assert not [name for name in own if not CoSAConfig.model_fields[name].description]

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tagmask.cam import DynamicThreshold, normalize
-from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
 from tagmask.methods.assigning import Assigned, cam_assignment, mean_of_views, photo_positions, without_doubt
-from tagmask.methods.cosa import CoSA
-from tagmask.types import Batch
 from tests.cosa_loops import assignment_loops, bilinear_loops
 from tests.methods.contract import CLASSES
-from tests.methods.cosa_parts import WEIGHTS, build, two_views
+from tests.methods.cosa_parts import build, two_views
 
 
 @pytest.mark.parametrize("size", [(3, 5), (7, 4), (12, 20)])
@@ -58,53 +54,6 @@ def test_padding_and_doubtful_tags_are_ignored() -> None:
     assert (result[:, 60:] == 255).all() and (result[:, :8] == 1).all()
     assert (result[0, 8:60] == 255).all() and (result[1:, 8:60] == 0).all()
     assert photo_positions(batch, (4, 4)).all() and not photo_positions(batch, (32, 32))[:, 30:].any()
-
-
-def manual_terms(method: CoSA, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The terms from the published operators, one network pass a view, and the thresholds."""
-    strong = method.encoder(batch.views["strong"].images)
-    maps, logits = method.classifier.cam(strong.maps[-1]), method.decoder(strong)
-    network = method.assigner
-    labels, doubt, thresholds = {}, {}, {}
-    views = [network.encoder(x) for x in (batch.images, batch.images.flip(-1))]
-    for name, head, index in (("main", network.classifier, -1), ("aux", network.auxiliary, -2)):
-        straight, mirrored = (head.cam(v.maps[index]) for v in views)
-        cams = normalize(torch.maximum(straight, mirrored.flip(-1)).relu())
-        threshold = DynamicThreshold(4, 0.3)
-        thresholds[name] = float(threshold.update(cams, batch.tags, photo_positions(batch, (4, 4))))
-        for size in ((4, 4), (64, 64)):
-            large = nn.functional.interpolate(cams, size=size, mode="bilinear", align_corners=False)
-            nu, best = (large * batch.tags[:, :, None, None]).max(1)
-            label = torch.where(nu >= thresholds[name], best + 1, 0)
-            labels[name, size] = label.masked_fill(~photo_positions(batch, size), 255)
-            doubt[name, size] = perplexity(nu, thresholds[name])
-    seg = (network.decoder(views[0]) + network.decoder(views[1]).flip(-1)) / 2
-    big, small = (64, 64), (4, 4)
-    soft_margin = nn.functional.multilabel_soft_margin_loss
-    return {
-        "cls": soft_margin(method.classifier(strong.maps[-1]), batch.tags),
-        "cls_aux": soft_margin(method.auxiliary(strong.maps[-2]), batch.tags),
-        "c2s": cam_to_seg(logits, labels["main", big], doubt["main", big]),
-        "c2s_aux": cam_to_seg(logits, labels["aux", big], doubt["aux", big]),
-        "s2c": seg_to_cam(maps, seg, batch.tags, 0.01, photo_positions(batch, small)),
-        "csc": contrastive_separation(maps, labels["aux", small], doubt["aux", small]),
-    }, thresholds
-
-
-def test_terms_and_total_equal_equation_11() -> None:
-    method, batch = build(start="independent").eval(), two_views()
-    batch.tags[1] = torch.tensor([1.0, 1.0, 0.0])
-    expected, thresholds = manual_terms(method, batch)
-    losses = method.losses(batch, 5)
-    assert set(losses.terms) == set(expected) | {"reg"}
-    for name, value in expected.items():
-        assert losses.terms[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
-        assert value.item() > 0, name
-    for name, xi in thresholds.items():
-        assert method.thresholds[name].value.item() == pytest.approx(xi, abs=1e-6)  # type: ignore[union-attr,operator]
-    assert thresholds["main"] != thresholds["aux"]
-    total = sum(WEIGHTS[name] * term.item() for name, term in losses.terms.items())
-    assert losses.total.item() == pytest.approx(total, rel=1e-5)
 
 
 def test_dynamic_threshold_gathers_batches_after_warm_up_only() -> None:

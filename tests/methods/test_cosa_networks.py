@@ -132,6 +132,10 @@ def test_auxiliary_cams_keep_their_finer_grid() -> None:
     assert method._weak_view(batch, auxiliary=False, segments=False).cams.shape[-2:] == (2, 2)
 
 
-def test_a_map_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"auxiliary_map=-9.*gives 5 maps"):
-        build(auxiliary_map=-9)
+@pytest.mark.parametrize(
+    ("encoder", "way"),
+    [("cnn", r"gives 5 maps; set it to -2 to -5\.$"), ("vit", r"gives 2 maps; set it to -2, or let encoder\.blocks")],
+)
+def test_a_map_that_is_not_there_is_refused(encoder: str, way: str) -> None:
+    with pytest.raises(ConfigError, match=rf"auxiliary_map=-9.*{way}"):
+        build(encoder, auxiliary_map=-9)
