@@ -241,9 +241,14 @@ def merge(base: dict, over: Mapping) -> dict:
     """``base`` with the values of ``over``, nested mappings joined. Another method's name replaces its section.
 
     A variant that ``over`` names takes the place of what ``base`` says of that variant's own keys: whoever names it
-    after a configuration file that spells out its values means the variant's. What ``over`` sets itself stays.
+    after a configuration file that spells out its values means the variant's. What ``over`` sets itself stays. So does
+    a number for ``label.threshold``, whose source is 'fixed' then.
     """
-    return _join(_without_preset(base, over), over)
+    result = _join(_without_preset(base, over), over)
+    label = over.get("label")
+    if isinstance(label, Mapping) and "threshold" in label and "threshold_from" not in label:
+        result["label"].pop("threshold_from", None)
+    return result
 
 
 def _join(base: Mapping, over: Mapping) -> dict:

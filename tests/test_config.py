@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tagmask.config import RunConfig, dump_yaml, load_config, named_configs, parse_overrides, read_yaml
+from tagmask.encoders.timm_vit import VARIANTS
 from tagmask.errors import ConfigError
 from tagmask.stage_config import stage_mapping
 from tagmask.training import RunFolder
@@ -95,6 +96,12 @@ def plan(method: dict, encoder: str = "resnet18", steps: int = 230, crop: int = 
     }
     given = {"method": method, "encoder": {"name": encoder}, "train": {"steps": steps}, "views": {"crop": crop}}
     return {c.key: c.value for c in choose(found, torch.device("cpu"), given | sections)}
+
+
+def test_the_plan_trains_transformers_with_adamw_and_takes_one_threshold_from_the_user() -> None:
+    for encoder in (*VARIANTS, "deit_small_patch16_224", "mit_b1"):
+        assert plan({}, encoder)["train.optimizer"] == "adamw", encoder
+    assert load_config({"method": {"high": 0.3}}).method.low == 0.35, "refused when it is built, once all is planned"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["baseline", "afa", "tscd", "cosa"])

@@ -171,9 +171,9 @@ def load_weights(model: nn.Module, weights: Weights, known: Callable[[], Iterabl
     model.load_state_dict({k: v for k, v in weights.state.items() if k in own}, strict=False)
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path, name: str = "") -> State:
     """Tensors of a checkpoint file by name, out of their nests ('teacher', 'model', ...) and prefixes, floats as
-    float32. Raises WeightsError naming the file."""
+    float32. name: of the encoder that they are for. Raises WeightsError naming the file."""
     if not path.is_file():
         raise WeightsError(
             f"{path}: no such weights file. encoder.weights takes auto, none, package, the path of a .safetensors, "
@@ -204,6 +204,11 @@ def read_state(path: Path) -> State:
     for prefix in PREFIXES:
         state = {k.removeprefix(prefix): v for k, v in state.items()}
     if any(k.startswith(BRANCH) for k in state):
+        if not name.startswith("mocov3_"):
+            raise WeightsError(
+                f"{path}: a training state of MoCo v3, whose networks have other heads than timm's of the same shapes; "
+                "set encoder.name=mocov3_vit_small or mocov3_vit_base."
+            )
         state = {k.removeprefix(BRANCH): v for k, v in state.items() if k.startswith(BRANCH)}
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items() if isinstance(v, Tensor)}
 
@@ -235,7 +240,7 @@ def check_layout(state: State, path: Path, config: EncoderConfig) -> None:
 
 
 def _from_file(path: Path, config: EncoderConfig) -> Weights:
-    state = read_state(path)
+    state = read_state(path, config.name)
     check_layout(state, path, config)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return Weights(state, f"file {path.name} (sha256 {digest})")

@@ -267,4 +267,5 @@ def _settled(label: LabelConfig, method: Method) -> LabelConfig:
             f"Method '{method.config.name}' finds no threshold for CAMs in training; leave out "
             "label.threshold_from=training and set label.threshold."
         )
-    return label.model_copy(update={"threshold": found})
+    threshold, by_training = found
+    return label.model_copy(update={"threshold": threshold, "threshold_from": "training" if by_training else "fixed"})

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tagmask.config import LabelConfig, RunConfig
+from tagmask.config import LabelConfig, RunConfig, merge
 from tagmask.data import read_image, write_mask
 from tagmask.data.reading import image_tensor
 from tagmask.errors import DataError, nearest
@@ -97,7 +97,8 @@ def load(path: str | Path, device: str = "auto", overrides: dict[str, Any] | Non
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     method, config, classes = load_model(folder, device)
-    config.label = LabelConfig.model_validate(config.label.model_dump() | (overrides or {}))
+    merged = merge({"label": config.label.model_dump()}, {"label": overrides or {}})
+    config.label = LabelConfig.model_validate(merged["label"])
     return Segmenter(method, classes, config)
 
 

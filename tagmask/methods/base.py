@@ -59,8 +59,9 @@ class Method(nn.Module):
         """Where the weights come from that training starts from, or learns by."""
         return self.encoder.weights_origin
 
-    def cam_threshold(self) -> float | None:
-        """Background score of CAMs, in [0,1], that training found or was given; None for methods that have none."""
+    def cam_threshold(self) -> tuple[float, bool] | None:
+        """Background score of CAMs, in [0,1], that training went by, and whether it found it or was given it; None for
+        methods that have none."""
         return None
 
     def losses(self, batch: Batch, step: int) -> Losses:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.cam import multi_scale, pseudo_labels
 from tagmask.config import MethodConfig, ShortSchedule
 from tagmask.encoders import Encoder
+from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.losses import balanced_cross_entropy
 from tagmask.methods.base import Method, build_head, build_refiner, to_image_size
@@ -41,14 +42,6 @@ class BaselineConfig(MethodConfig):
     gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
     weight_cls: float = Field(1.0, ge=0)
     weight_seg: float = Field(0.1, ge=0)
-
-    @model_validator(mode="after")
-    def _stricter(self) -> BaselineConfig:
-        if self.high < self.low:
-            raise ValueError(
-                f"high={self.high} is below low={self.low}; a CAM above high is its class, one up to low background"
-            )
-        return self
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
@@ -75,12 +68,20 @@ def full(x: Tensor) -> Tensor:
 
 @METHODS.register("baseline")
 class Baseline(Method):
-    """Classifier and segmentation head on one encoder, the first teaching the second."""
+    """Classifier and segmentation head on one encoder, the first teaching the second.
+
+    Raises ConfigError where ``high`` is below ``low``.
+    """
 
     config_class = BaselineConfig
     config: BaselineConfig
 
     def __init__(self, config: BaselineConfig, encoder: Encoder, classes: int) -> None:
+        if config.high < config.low:
+            raise ConfigError(
+                f"method.high={config.high} is below method.low={config.low}: a CAM above high is its class, one up to "
+                "low background; set both."
+            )
         super().__init__(config, encoder, classes)
         self.classifier = Classifier(encoder.channels[-1], classes, pooling=config.pooling)
         self.decoder = build_head(config.head, encoder, classes + 1, config.head_options)

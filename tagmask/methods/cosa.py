@@ -246,13 +246,13 @@ class CoSA(Method):
             for average, source in zip(self.assigner, self.online):
                 update_average(average, source, self.config.momentum)
 
-    def cam_threshold(self) -> float:
+    def cam_threshold(self) -> tuple[float, bool]:
         """ξ of equation 6; its mean with ξ† for the ensemble, once auxiliary CAMs have been looked at."""
         if not self.thresholds:
-            return float(self.config.threshold)
+            return float(self.config.threshold), False
         main, aux = (cast(DynamicThreshold, self.thresholds[name]) for name in ("main", "aux"))
         both = [main, aux] if self.config.ensemble and aux.batches > 0 else [main]
-        return sum(float(one.value) for one in both) / len(both)
+        return sum(float(one.value) for one in both) / len(both), True
 
     def figures(self) -> dict[str, float]:
         """The dynamic thresholds, of those CAMs that have been looked at."""

@@ -204,6 +204,8 @@ def _freeze_first_stages(cnn: Encoder) -> None:
             f"{cnn.strides}. Set method.cnn_detach=false, or method.cnn.name=resnet50."
         )
     training, parameters = cnn.training, [p for p in cnn.parameters() if p.requires_grad]
+    if not parameters:
+        return
     cnn.eval()
     with torch.enable_grad():
         value = cnn(torch.zeros(1, 3, 64, 64)).maps[cnn.strides.index(8)].sum()

@@ -13,6 +13,7 @@ import torch
 
 from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import DataError
+from tagmask.evaluate.protocol import Protocol
 
 
 class RunFolder:
@@ -60,14 +61,15 @@ class RunFolder:
     def add_score(self, score: dict[str, Any]) -> None:
         """Enter a score; an older one of the same name and protocol is replaced."""
         metrics = self.metrics()
-        kept = [s for s in metrics["scores"] if _key(s) != _key(score)]
+        kept = [s for s in metrics["scores"] if not _alike(s, score)]
         metrics["scores"] = [*kept, score]
         write_json(self.metrics_file, metrics)
 
 
-def _key(score: dict[str, Any]) -> tuple:
-    ignored = ("version", "split_hash")
-    return score["name"], json.dumps({k: v for k, v in score["protocol"].items() if k not in ignored}, sort_keys=True)
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two scores were made alike, as far as both say; earlier versions did not record everything."""
+    protocols = (Protocol(**score["protocol"]) for score in (one, other))
+    return one["name"] == other["name"] and not next(protocols).differs(next(protocols), ("version", "split_hash"))
 
 
 def environment() -> dict[str, Any]:

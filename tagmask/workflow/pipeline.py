@@ -17,7 +17,7 @@ from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.label import Labelled, describe_missing
 from tagmask.registry import METHODS
-from tagmask.training import RunFolder, Trained, write_json
+from tagmask.training import RunFolder, Trained, read_json, write_json
 from tagmask.workflow.clock import Clock
 from tagmask.workflow.plan import Choice, as_mapping, choose
 from tagmask.workflow.report_run import report
@@ -69,7 +69,8 @@ def run(
     stages = disk_plan(config, folder, found)
     if console is not None:
         print_fingerprint(found, console)
-        if came := len(collection.items) - found["counts"]["images"] + found["counts"]["unreadable"]:
+        came = len(collection.items) - found["counts"]["images"] + found["counts"]["unreadable"]
+        if came > 0:
             text = f"{came} photos came after this run began: they train nothing and get no masks from tags."
             console.print(text, style="yellow")
         _print_plan(config, choices, console)
@@ -121,6 +122,9 @@ def _predict_untagged(
     if not untagged or not METHODS.get(model.config().method.name).has_segmenter:
         return None
     place = folder.path / "predictions"
+    note = place / "classes.json"
+    if note.is_file() and read_json(note)["model"] != read_json(model.model / "classes.json")["digest"]:
+        overwrite = True  # of another segmenter: one that was trained again, or the classifier's own
     return predict(model.path, untagged, place, overwrite=overwrite, console=console).summary()
 
 

@@ -173,7 +173,7 @@ def _is_set(given: Mapping[str, Any], key: str) -> bool:
 
 
 def _optimiser(encoder: str) -> list[Choice]:
-    if encoder.startswith(("vit", "deit", "swin", "beit", "eva", "mit")):
+    if encoder.startswith(("vit", "deit", "swin", "beit", "eva", "mit", "mocov3")):
         return [
             Choice("train.optimizer", "adamw", "transformers do not train well with plain SGD"),
             Choice("train.lr", 6e-5, "the papers' rate for transformers"),

@@ -149,8 +149,9 @@ def _protocol(
             cfg.high = cfg.low = None
     from_cam = name in ("cam", AT_VAL, "refined", "cam+crf") or (name in FILES and source == "cam")
     threshold = scorer.val_threshold if name == AT_VAL else cfg.threshold
+    found_by = THRESHOLD_SOURCES[cfg.threshold_from]
     if of_stage(stage):
-        threshold = stage.get("walk", {}).get("threshold")
+        threshold, found_by = stage.get("walk", {}).get("threshold"), "fixed"
     tile = max((side for size in scorer.sizes if (side := scorer.inference.tile_side(size))), default=None)
     delivered = name in ("masks", "segmenter", "segmenter+tags")
     return Protocol(
@@ -163,7 +164,7 @@ def _protocol(
         supervision=supervision(method, config),
         masks=_masks(config, method, folder),
         threshold=threshold if from_cam else None,
-        threshold_source=("best on val" if name == AT_VAL else THRESHOLD_SOURCES[cfg.threshold_from])
+        threshold_source=("best on val" if name == AT_VAL else found_by)
         if from_cam and threshold is not None
         else "none",
         unsure=unsure_by(cfg, from_cam) if delivered else None,

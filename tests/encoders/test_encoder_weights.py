@@ -115,6 +115,9 @@ def test_mocov3_as_published(tmp_path, kind):
     encoder = build("mocov3_vit_small", weights=str(tmp_path / "vit-s-300ep.pth.tar"))
     assert all(torch.equal(v, state[k]) for k, v in encoder.model.state_dict().items())
     assert encoder.heads == [12] * 12 and tuple(encoder.mean.flatten().tolist()) == pytest.approx((0.485, 0.456, 0.406))
+    if kind == "training":
+        with pytest.raises(WeightsError, match="other heads.*encoder.name=mocov3_vit_small"):
+            build("vit_small_patch16_224", weights=str(tmp_path / "vit-s-300ep.pth.tar"))
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         normed = (images - encoder.mean) / encoder.std

@@ -387,8 +387,8 @@ def test_cnn_guide_and_meaningless_graphs_train(graph: str) -> None:
 
 
 def test_settings_that_could_only_fail_later_are_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"high=0\.45 is below low=0\.5"):
-        load_config({"method": {"name": "eca", "high": 0.45}})
+    with pytest.raises(ConfigError, match=r"method\.high=0\.45 is below method\.low=0\.5"):
+        build_method(tiny(SETTINGS | {"high": 0.45}, ENCODERS["cnn"]), CLASSES)
     for wrong in ([0.6, 0.1], [-3, 0.9], [0.1, 9]):
         with pytest.raises(ConfigError, match=r"background_range=.*smaller one first"):
             load_config({"method": {"name": "eca", "background_range": wrong}})

@@ -25,7 +25,7 @@ from tagmask.cli import app
 from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.methods import build_method
-from tagmask.training import RunFolder, load_model, read_json, write_text
+from tagmask.training import RunFolder, load_model, read_json, write_json, write_text
 from tagmask.workflow import evaluate, prepare, resumed, run, run_stages, staged_run, train, training_items
 from tagmask.workflow.stages import check_stages, network_config, save_stages
 from tests.workflow.conftest import BASE, STAGES
@@ -319,6 +319,9 @@ def test_untagged_photos_are_predicted_by_the_segmenter_of_the_stages(
     assert result["predictions"]["written"] == 1 and (out / "predictions" / "bare.png").is_file()
     note, about = (read_json(out / part / "classes.json") for part in ("predictions", "segmenter/model"))
     assert note["model"] == about["digest"] and not note["tags_used"]
+    write_json(out / "predictions" / "classes.json", note | {"model": "of another"})  # as after it was trained again
+    assert run([], {"data": {"root": str(scenes)}}, [], out, resume=True)["predictions"]["written"] == 1
+    assert read_json(out / "predictions" / "classes.json") == note
 
 
 def test_photos_that_cannot_be_labelled_are_said(config: RunConfig, classifier: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from tagmask.config import load_config, merge
 from tagmask.data import read_mask
 from tagmask.errors import ConfigError
 from tagmask.evaluate import Protocol
+from tagmask.label import Inference
 from tagmask.methods import build_method
-from tagmask.training import RunFolder, read_json
+from tagmask.training import RunFolder, read_json, write_json
 from tagmask.workflow import evaluate, label, open_run, predict, train
 from tagmask.workflow.trained_on import how_made, keep_masks, kept_masks
 from tests.workflow.conftest import BASE
@@ -59,6 +60,13 @@ def test_scores_say_what_differs_from_the_training(run: Path) -> None:
         uses.append(score["protocol"]["use"])
     assert uses == [None, "inference=online", "ensemble=True, inference=online", None]
     assert len(RunFolder(run).metrics()["scores"]) == 3, "the last is the first again"
+    old = RunFolder(run).metrics()
+    for score in old["scores"]:
+        for name in ("bins", "without", "only"):
+            del score["protocol"][name]
+    write_json(RunFolder(run).metrics_file, old)
+    evaluate(run, "val", ["segmenter"])
+    assert len(RunFolder(run).metrics()["scores"]) == 3, "one of a version that recorded less is the same score"
     made = {s["protocol"]["use"]: Protocol(**s["protocol"]) for s in RunFolder(run).metrics()["scores"]}
     assert made["inference=online"].differs(made[None]) == ["use: inference=online / None"]
     assert "cosa (inference=online) on resnet18" in made["inference=online"].describe()
@@ -105,11 +113,11 @@ FOUND = ["label.threshold_from=training"]
 
 def test_cams_can_be_cut_at_the_threshold_that_training_found(run: Path, tmp_path: Path) -> None:
     _, _, method = open_run(run)
-    value = method.cam_threshold()
-    assert value == float(method.thresholds["main"].value) and 0 < value < 1 and value != 0.3
+    value, found = method.cam_threshold() or (0.0, False)
+    assert found and value == float(method.thresholds["main"].value) and 0 < value < 1 and value != 0.3
     _, _, ensemble = open_run(run, ["method.ensemble=true"])
     both = [float(one.value) for one in method.thresholds.values()]
-    assert both[0] != both[1] and ensemble.cam_threshold() == pytest.approx(sum(both) / 2)
+    assert both[0] != both[1] and ensemble.cam_threshold() == (pytest.approx(sum(both) / 2), True)
     score = evaluate(run, "train", ["cam"], FOUND)[0]
     stamp = Protocol(**score["protocol"])
     assert (stamp.threshold, stamp.threshold_source) == (value, "found in training")
@@ -137,7 +145,21 @@ def test_a_method_that_finds_no_threshold_says_so(scenes: Path, tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"Method 'baseline' finds no threshold.*leave out label\.threshold_from"):
         train(config, tmp_path / "run")
     fixed = load_config({"method": {"name": "cosa", "threshold": 0.4, "warmup": 0}, "encoder": BASE["encoder"]})
-    assert build_method(fixed, 2).cam_threshold() == 0.4
+    method = build_method(fixed, 2)
+    assert method.cam_threshold() == (0.4, False)
+    settled = Inference(method, load_config({"label": {"threshold_from": "training"}})).config
+    assert (settled.threshold, settled.threshold_from) == (0.4, "fixed"), "it was given, not found"
+
+
+def test_a_number_takes_the_place_of_the_found_threshold() -> None:
+    for later in ({"label": {"threshold": 0.2}}, {"label": {"threshold": 0.2, "threshold_from": "fixed"}}):
+        assert load_config("cosa_voc", later).label.threshold_from == "fixed"
+    assert load_config("cosa_voc", overrides=["label.threshold=0.2"]).label.threshold_from == "fixed"
+    both = load_config("cosa_voc", overrides=["label.threshold=0.2", "label.threshold_from=training"]).label
+    assert (both.threshold, both.threshold_from) == (0.2, "training")
+    assert load_config("cosa_voc", {"label": {"refine": "par"}}).label.threshold_from == "training"
+    saved = load_config("cosa_voc").model_dump(mode="json")
+    assert load_config(saved).label.threshold_from == "training"
 
 
 @pytest.mark.parametrize("setting", ["method.momentum=0.5", "method.pooling=avg", "method.name=baseline"])
