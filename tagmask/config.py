@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from tagmask.errors import ConfigError, nearest
 from tagmask.registry import METHODS
@@ -100,11 +100,23 @@ class ShortSchedule(NamedTuple):
 class MethodConfig(Strict):
     """Base of every method's configuration; ``name`` picks the method.
 
-    at_use: fields that only say how a trained model is used, and so may be set after training, too.
+    at_use: fields that only say how a trained model is used, and so may be set after training, too. presets: what each
+    ``variant`` of a method that has some changes; what is set goes before it.
     """
 
     at_use: ClassVar[frozenset[str]] = frozenset()
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return merge(cls.preset(values), values) if isinstance(values, Mapping) else values
+
+    @classmethod
+    def preset(cls, values: Mapping) -> dict[str, Any]:
+        """What the variant that ``values`` name changes, beside what else they say."""
+        return cls.presets.get(str(values.get("variant", "paper")), {})
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
@@ -273,7 +285,7 @@ def _without_preset(base: dict, over: Mapping) -> dict:
     if new["variant"] == old.get("variant"):
         return base
     kind = METHODS.get(str(new.get("name", old.get("name", "baseline")))).config_class
-    preset = getattr(kind, "presets", {}).get(str(new["variant"]), {})
+    preset = kind.presets.get(str(new["variant"]), {})
     return base | {"method": _prune(old, preset)}
 
 

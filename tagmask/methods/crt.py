@@ -8,7 +8,7 @@ attention refines the class maps that are used. There is no segmenter: its CAMs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tagmask.cam import cut_and_merge, multi_scale
 from tagmask.cam.maps import resize
-from tagmask.config import EncoderConfig, MethodConfig, merge
+from tagmask.config import EncoderConfig, MethodConfig
 from tagmask.encoders import Encoder, build_encoder, norm_parameters
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
@@ -63,12 +63,6 @@ class CRTConfig(MethodConfig):
 
     def phases(self) -> dict[str, bool]:
         return super().phases() | {"warmup": self.weight_l1 > 0}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: Any) -> Any:
-        known = cls.presets.get(str(values.get("variant", "paper")), {}) if isinstance(values, Mapping) else {}
-        return merge(known, values) if known else values
 
     @model_validator(mode="after")
     def _check_stride(self) -> CRTConfig:

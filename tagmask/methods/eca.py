@@ -7,7 +7,6 @@ labels agree (CCE); attention learns affinities from those labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from tagmask.cam import PrototypeCalibration, affinity_region_maps, cam_seeds, region_labels
 from tagmask.cam.maps import resize
-from tagmask.config import ShortSchedule, Strict, ViewConfig, merge
+from tagmask.config import ShortSchedule, Strict, ViewConfig
 from tagmask.data.views import check_local
 from tagmask.encoders import Encoder
 from tagmask.encoders.guide import Guide, GuideConfig
@@ -109,12 +108,6 @@ class ECAConfig(AffinitySettings, BaselineConfig):
         on["aff"] = self.learns_affinity(self.weight_aff)
         starts = {f"start_{name}": there for name, there in on.items()}
         return super().phases() | starts | {"warmup": any(on.values()), "affinity_warmup": on["aff"] and on["seg"]}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: Any) -> Any:
-        known = cls.presets.get(str(values.get("variant", "paper")), {}) if isinstance(values, Mapping) else {}
-        return merge(known, values) if known else values
 
     @model_validator(mode="after")
     def _clip(self) -> ECAConfig:

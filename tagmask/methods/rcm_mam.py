@@ -8,17 +8,17 @@ those of all scales (MAM), which widens them. There is no segmenter: its CAMs be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.cam import class_prototypes, multi_scale, region_masks
 from tagmask.cam.maps import resize
-from tagmask.config import MethodConfig, merge
+from tagmask.config import MethodConfig
 from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
 from tagmask.losses import multi_scale_attention, regional_contrast
@@ -68,12 +68,6 @@ class RCMMAMConfig(MethodConfig):
 
     def phases(self) -> dict[str, bool]:
         return super().phases() | {"warmup": self.weight_rcm > 0, "attention_warmup": self.attends}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: Any) -> Any:
-        known = cls.presets.get(str(values.get("variant", "paper")), {}) if isinstance(values, Mapping) else {}
-        return merge(known, values) if known else values
 
     @field_validator("scales")
     @classmethod

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.cam.maps import resize
-from tagmask.config import ShortSchedule, Strict, merge
+from tagmask.config import ShortSchedule, Strict
 from tagmask.data.views import make_affine, warp
 from tagmask.encoders import Encoder
 from tagmask.losses import balanced_cross_entropy, equivariance, self_correspondence
@@ -84,15 +84,13 @@ class TSCDConfig(AffinitySettings, BaselineConfig):
         others = (self.weight_seg, self.weight_scd, self.weight_equ, self.weight_reg)
         return super().phases() | {"warmup": any(others) or self.learns_affinity(self.weight_aux)}
 
-    @model_validator(mode="before")
     @classmethod
-    def _preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        preset = dict(cls.presets.get(str(values.get("variant", "paper")), {}))
+    def preset(cls, values: Mapping) -> dict[str, Any]:
+        """Without VARM's options for another refinement."""
+        preset = dict(super().preset(values))
         if values.get("refine", "varm") != "varm":
-            preset.pop("refine_options", None)  # they are VARM's
-        return merge(preset, values)
+            preset.pop("refine_options", None)
+        return preset
 
 
 @METHODS.register("tscd")

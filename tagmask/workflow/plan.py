@@ -99,7 +99,7 @@ def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> li
     settings = own["method"]
     kind: type[MethodConfig] = METHODS.get(settings.get("name", "baseline")).config_class
     plan = kind.short_schedule(schedule._replace(asked=settings))
-    variant = getattr(kind, "presets", {}).get(settings.get("variant"), {})
+    variant = kind.presets.get(str(settings.get("variant")), {})
     for name in variant:
         plan.pop(f"method.{name}", None)
     if settings.get("head", "largefov") != "largefov":
