@@ -1,12 +1,15 @@
-"""Interval of the mean IoU over the choice of images (percentile bootstrap; Efron 1979)."""
+"""Intervals of means over classes over the choice of images (percentile bootstrap; Efron 1979)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from tagmask.evaluate.confusion import LabelError, intersection_over_union, mean_over_classes, sums
+from tagmask.evaluate.confusion import LabelError, intersection_over_union, mean_over_classes, ratio, sums
+
+Share = Literal["iou", "precision", "recall"]
 
 CELLS = 2_000_000
 """Weights drawn at a time, which bounds the memory."""
@@ -23,30 +26,34 @@ def bootstrap_miou(
     matrices = np.asarray(matrices)
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise LabelError(f"Per-image confusion matrices have shape {matrices.shape}; expected (images, K, K).")
-    return bootstrap_sums(*sums(matrices), resamples=resamples, seed=seed, without=without)
+    return _summary(resampled(sums(matrices), resamples=resamples, seed=seed, without=without))
 
 
-def bootstrap_sums(
-    hit: np.ndarray,
-    true: np.ndarray,
-    predicted: np.ndarray,
+def resampled(
+    tables: Sequence[np.ndarray],
     resamples: int = 1000,
     seed: int = 0,
     without: Sequence[int] = (),
-) -> tuple[float, float, float]:
-    """As ``bootstrap_miou``, from each image's hits, true and predicted pixels, (N,K) each: all that the IoU needs."""
-    n, k = hit.shape
+    of: Share = "iou",
+) -> np.ndarray:
+    """Mean over classes of IoU, precision or recall in each resample, (R,) or (R,S), in [0,1].
+
+    tables: hits, true and predicted pixels by class of each image, (N,K), or (N,S,K) of S ways to label the same
+    images, which are then redrawn together. Other arguments and errors as in ``bootstrap_miou``.
+    """
+    n, *ways, k = tables[0].shape
     if n < 1 or resamples < 1:
         raise LabelError(f"A bootstrap needs images and resamples (got {n} and {resamples}).")
-    table = np.concatenate([hit, true, predicted], axis=1).astype(np.float64)
-    values = np.empty(resamples)
-    done = 0
+    table = np.stack(tables, axis=1).reshape(n, -1).astype(np.float64)
+    parts = []
     for weights in _weights(n, resamples, seed):
-        total = (weights @ table).reshape(-1, 3, k)
-        iou = intersection_over_union(total[:, 0], total[:, 1], total[:, 2])
-        values[done : done + len(total)] = mean_over_classes(iou, without)
-        done += len(total)
-    return _summary(values)
+        hits, trues, predictions = (weights @ table).reshape(-1, 3, *ways, k).swapaxes(0, 1)
+        if of == "iou":
+            shares = intersection_over_union(hits, trues, predictions)
+        else:
+            shares = ratio(hits, predictions if of == "precision" else trues)
+        parts.append(mean_over_classes(shares, without))
+    return np.concatenate(parts)
 
 
 def bootstrap_means(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> list[tuple[float, float, float]]:
@@ -54,6 +61,12 @@ def bootstrap_means(values: np.ndarray, resamples: int = 1000, seed: int = 0) ->
     n = len(values)
     means = np.concatenate([weights @ values / n for weights in _weights(n, resamples, seed)])
     return [_summary(column) for column in means.T]
+
+
+def interval_of(values: np.ndarray) -> dict[str, Any]:
+    """{low, high, std, resamples} of a value in each resample, (R,), as ``bootstrap_miou`` has them."""
+    low, high, std = _summary(values)
+    return {"low": low, "high": high, "std": std, "resamples": len(values)}
 
 
 def _weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tagmask.errors import ConfigError, nearest
-from tagmask.evaluate.bootstrap import bootstrap_sums
+from tagmask.evaluate.bootstrap import interval_of, resampled
 from tagmask.evaluate.boundary import BoundaryIoU
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError, intersection_over_union, mean_over_classes, sums
 from tagmask.evaluate.curve import ThresholdCurve
@@ -20,6 +20,7 @@ from tagmask.evaluate.protocol import Protocol
 
 BACKGROUND = "background"
 ALL_UNSURE = "all unsure"
+INTERVALS = ("interval", "interval_precision", "interval_recall", "interval_without", "interval_c_miou")
 
 
 class ImageMatrices(Mapping):
@@ -123,19 +124,19 @@ def score(
     left out of a second mean. only: names of classes of a third one, the C-mIoU of Co-training with Swapping
     Assignments (ECCV 2024, table 4b), there over classes that occur together. Keys: name, protocol, miou,
     miou_strict, coverage, accuracy, precision, recall (means over the classes that have one), boundary_iou, without,
-    miou_without, only, c_miou, interval, interval_without and interval_c_miou {low, high, std, resamples}, classes,
-    per_class {name: {iou, precision, recall, boundary_iou, pixels}}, confusion (rows are the truth), images {id: {miou,
-    accuracy}}, curve {thresholds, miou, peak {threshold, miou, precision, recall}}; with ``only`` the peak has c_miou,
-    too, and where the curve kept its images interval and interval_c_miou at its threshold. What was not asked for is
-    None. Raises ConfigError for an unknown class in ``without`` or ``only`` and LabelError for a list of classes that
-    does not fit.
+    miou_without, only, c_miou, interval, interval_precision, interval_recall, interval_without and interval_c_miou
+    {low, high, std, resamples}, classes, per_class {name: {iou, precision, recall, boundary_iou, pixels}}, confusion
+    (rows are the truth), images {id: {miou, accuracy}}, curve {thresholds, miou, peak {threshold, miou, precision,
+    recall}}; with ``only`` the peak has c_miou, too, and where the curve kept its images interval, interval_precision,
+    interval_recall and interval_c_miou at its threshold. What was not asked for is None. Raises ConfigError for an
+    unknown class in ``without`` or ``only`` and LabelError for a list of classes that does not fit.
     """
     names = all_classes(classes, confusion.num_classes)
     left_out = _indices("without", without, names)
     # A mean over some classes is one without all others.
     others = sorted(set(range(len(names))) - set(_indices("only", only, names))) if only else []
     images: dict[str, dict[str, float]] = {}
-    interval = interval_without = interval_only = None
+    intervals: dict[str, dict[str, Any] | None] = dict.fromkeys(INTERVALS)
     if per_image:
         rows = []
         for image_id, matrix in per_image.items():
@@ -148,9 +149,9 @@ def score(
             rows.append((hit, true, predicted))
         if bootstrap:
             tables = [np.stack(part) for part in zip(*rows)]
-            interval = _interval(tables, bootstrap, seed, ())
-            interval_without = _interval(tables, bootstrap, seed, left_out) if left_out else None
-            interval_only = _interval(tables, bootstrap, seed, others) if only else None
+            intervals |= _intervals(tables, bootstrap, seed, others if only else None)
+            if left_out:
+                intervals["interval_without"] = interval_of(resampled(tables, bootstrap, seed, left_out))
     iou, precision, recall = confusion.iou(), confusion.precision(), confusion.recall()
     rims = np.full(len(names), np.nan) if boundary is None else boundary.iou()
     pixels = confusion.counts.sum(axis=1)
@@ -168,9 +169,7 @@ def score(
         "miou_without": confusion.miou(without=left_out) if left_out else None,
         "only": list(only) or None,
         "c_miou": confusion.miou(without=others) if only else None,
-        "interval": interval,
-        "interval_without": interval_without,
-        "interval_c_miou": interval_only,
+        **intervals,
         "classes": names,
         "per_class": {
             name: {
@@ -290,10 +289,18 @@ def _indices(key: str, chosen: Sequence[str], names: list[str]) -> list[int]:
     return [names.index(name) for name in chosen]
 
 
-def _interval(tables: list[np.ndarray], resamples: int, seed: int, without: Sequence[int]) -> dict[str, Any]:
-    hit, true, predicted = tables
-    low, high, std = bootstrap_sums(hit, true, predicted, resamples, seed, without)
-    return {"low": low, "high": high, "std": std, "resamples": resamples}
+def _intervals(
+    tables: Sequence[np.ndarray], resamples: int, seed: int, without: Sequence[int] | None
+) -> dict[str, dict[str, Any] | None]:
+    """Intervals of mIoU, precision and recall, and of the mIoU without some classes, from images' pixel sums."""
+    found: dict[str, dict[str, Any] | None] = {
+        "interval": interval_of(resampled(tables, resamples, seed)),
+        "interval_precision": interval_of(resampled(tables, resamples, seed, of="precision")),
+        "interval_recall": interval_of(resampled(tables, resamples, seed, of="recall")),
+    }
+    if without is not None:
+        found["interval_c_miou"] = interval_of(resampled(tables, resamples, seed, without))
+    return found
 
 
 def _curve(curve: ThresholdCurve, without: Sequence[int] | None, resamples: int, seed: int) -> dict[str, Any]:
@@ -305,7 +312,5 @@ def _curve(curve: ThresholdCurve, without: Sequence[int] | None, resamples: int,
         peak["c_miou"] = curve.at(threshold, without) if threshold == threshold else math.nan
     if curve.images and resamples and threshold == threshold:
         tables = list(curve.image_sums(threshold))
-        peak["interval"] = _interval(tables, resamples, seed, ())
-        if without is not None:
-            peak["interval_c_miou"] = _interval(tables, resamples, seed, without)
+        peak |= _intervals(tables, resamples, seed, without)
     return {"thresholds": curve.thresholds, "miou": curve.miou(), "peak": peak}

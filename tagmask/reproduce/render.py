@@ -13,12 +13,16 @@ from tagmask.workflow.localize import LOCALIZATION, key_protocol
 from tagmask.workflow.scoring import AT_VAL
 from tagmask.workflow.spread import SPREAD
 
-INTERVALS = {"miou": "interval", "miou_without": "interval_without", "c_miou": "interval_c_miou"}
-"""Where a score keeps the interval of a key."""
+INTERVALS = {
+    "miou": "interval",
+    "precision": "interval_precision",
+    "recall": "interval_recall",
+    "miou_without": "interval_without",
+    "c_miou": "interval_c_miou",
+}
+"""Where a score keeps the interval of a key; a CAM curve's peak, where it has the key."""
 PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall", "peak_c_miou": "c_miou"}
 """Keys of a column that are read off the CAM curve's peak."""
-PEAK_INTERVALS = {"peak": "interval", "peak_c_miou": "interval_c_miou"}
-"""The same in the peak, at its threshold."""
 OF_KEYS = {"without": ("miou_without",), "only": ("c_miou", "peak_c_miou")}
 """Fields of a protocol that only some keys of a column depend on."""
 SEARCHED = (*PEAKS, "max_box_acc", "mean", "std")
@@ -68,12 +72,14 @@ def _find(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
         if column.key in PEAKS:
             peak = (score["curve"] or {}).get("peak") or {}
             source = {"threshold": peak.get("threshold"), "threshold_source": "best on this split (oracle)"}
-            value, protocol = peak.get(PEAKS[column.key]), protocol | source
-            interval = peak.get(PEAK_INTERVALS.get(column.key, ""))
+            key = PEAKS[column.key]
+            value, protocol = peak.get(key), protocol | source
+            interval = peak.get(INTERVALS[key])
         else:
             value, interval = score.get(column.key), score.get(INTERVALS.get(column.key, ""))
-            if column.score == LOCALIZATION:
+            if column.score in (LOCALIZATION, SPREAD):
                 interval = score.get("intervals", {}).get(column.key)
+            if column.score == LOCALIZATION:
                 protocol = key_protocol(score | {"protocol": protocol}, column.key)
             if column.score == SPREAD:
                 protocol["merge"] = "sum"  # earlier versions summed, too, and stamped 'mean'

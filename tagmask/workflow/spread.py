@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -16,6 +17,7 @@ from tagmask.data import Collection, read_ahead, read_mask, tag_vector
 from tagmask.data.collection import hash_ids
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import Protocol, ThresholdCurve
+from tagmask.evaluate.bootstrap import interval_of, resampled
 from tagmask.evaluate.scores import percent
 from tagmask.label import Inference
 from tagmask.methods import Method
@@ -38,8 +40,9 @@ def spread(
 
     Each scale has its own best threshold of ``evaluate.bins`` on this very split. The deviation is that of the scales
     themselves (divided by their number), as in Yoon et al. (Exploring Pixel-level Self-supervision, appendix A).
-    Keys: name, protocol, mean, std, scales [{scale, miou, threshold}], in [0,1]. The result enters metrics.json under
-    'spread', by split. Raises DataError where no photo has both tags and a true mask, and ConfigError for a method
+    Keys: name, protocol, mean, std, scales [{scale, miou, threshold}], in [0,1], and intervals {mean, std} over images,
+    each scale at its threshold (none with ``evaluate.bootstrap`` 0). The result enters metrics.json under 'spread', by
+    split. Raises DataError where no photo has both tags and a true mask, and ConfigError for a method
     without CAMs and for fewer than two scales.
     """
     if not method.has_cams:
@@ -55,7 +58,8 @@ def spread(
         config.model_copy(update={"label": label.model_copy(update={"cam_scales": [s]})}) for s in label.cam_scales
     ]
     views = [Inference(method, one) for one in alone]
-    curves = [ThresholdCurve(collection.num_classes, config.evaluate.bins) for _ in views]
+    resamples = config.evaluate.bootstrap
+    curves = [ThresholdCurve(collection.num_classes, config.evaluate.bins, keep=resamples > 0) for _ in views]
     console = console or Console(stderr=True)
     for item, photo in track(read_ahead(items), "scales", len(items), console=console, disable=not console.is_terminal):
         if isinstance(photo, DataError):
@@ -68,7 +72,7 @@ def spread(
             curve.update(full.cpu(), tags, truth)
     peaks = [curve.peak() for curve in curves]
     values = [miou for _, miou in peaks]
-    result = {
+    result: dict[str, Any] = {
         "name": SPREAD,
         "mean": fmean(values),
         "std": pstdev(values),
@@ -86,6 +90,11 @@ def spread(
             **run_stamp(config, method),
         ).model_dump(mode="json"),
     }
+    if resamples:
+        # (N,scales,K): a photo that is drawn is drawn for every scale
+        sums = [np.stack(part, axis=1) for part in zip(*(c.image_sums(t) for c, (t, _) in zip(curves, peaks)))]
+        drawn = resampled(sums, resamples, config.seed)
+        result["intervals"] = {"mean": interval_of(drawn.mean(axis=1)), "std": interval_of(drawn.std(axis=1))}
     metrics = folder.metrics()
     metrics[SPREAD] = metrics.get(SPREAD, {}) | {split: result}
     write_json(folder.metrics_file, metrics)
@@ -96,8 +105,12 @@ def print_spread(result: Mapping[str, Any], console: Console) -> None:
     """The mIoU of each scale, their mean and deviation in per cent, and the protocol."""
     protocol = Protocol(**result["protocol"])
     names = [f"scale {entry['scale']:g}" for entry in result["scales"]]
-    table = Table("split", *names, "mean", "deviation", box=None, pad_edge=False, header_style="bold")
+    heads = ("mean", "95 %", "deviation", "95 %")
+    table = Table("split", *names, *heads, box=None, pad_edge=False, header_style="bold")
     cells = [percent(entry["miou"]) for entry in result["scales"]]
-    table.add_row(protocol.split, *cells, percent(result["mean"]), percent(result["std"]))
+    for key in ("mean", "std"):
+        interval = result.get("intervals", {}).get(key)
+        cells += [percent(result[key]), f"{percent(interval['low'])}–{percent(interval['high'])}" if interval else "–"]
+    table.add_row(protocol.split, *cells)
     console.print(table)
     console.print(f"{SPREAD}: each scale alone · {protocol.describe()}", style="dim", markup=False, highlight=False)

@@ -81,6 +81,8 @@ def test_the_score_is_complete_and_json_without_nan():
     assert result["images"]["photo2"]["accuracy"] == pytest.approx(np.trace(matrices[2]) / matrices[2].sum())
     low, high, std = bootstrap_miou(np.stack(matrices), 50, seed=3)
     assert result["interval"] == pytest.approx({"low": low, "high": high, "std": std, "resamples": 50})
+    for key in ("precision", "recall"):
+        assert result[f"interval_{key}"]["low"] < result[key] < result[f"interval_{key}"]["high"]
     assert result["interval_without"]["low"] == pytest.approx(bootstrap_miou(np.stack(matrices), 50, 3, [2])[0])
     peak = {"threshold": 0.0, "miou": 1.0, "precision": 1.0, "recall": 1.0}
     assert result["curve"]["peak"] == peak and len(result["curve"]["miou"]) == 10

@@ -16,6 +16,7 @@ from tagmask.evaluate import (
     average_precision,
     bootstrap_miou,
 )
+from tagmask.evaluate.bootstrap import resampled
 from tagmask.evaluate.ranking import mean_average_precision
 
 
@@ -86,6 +87,20 @@ def test_bootstrap_covers_the_point_and_narrows_with_images():
             bootstrap_miou(wrong, 10, seed=0)
 
 
+def test_ways_to_label_the_same_images_are_redrawn_together():
+    rng = np.random.default_rng(2)
+    hit = rng.integers(0, 9, (10, 3, 4))
+    true = (hit + rng.integers(0, 5, hit.shape)).sum(1, keepdims=True).repeat(3, 1)
+    predicted = hit + rng.integers(0, 30, hit.shape)
+    values = resampled((hit, true, predicted), 60, seed=3, of="recall")
+    expected = [
+        [np.mean([sum(hit[i, way, k] for i in draw) / sum(true[i, way, k] for i in draw) for k in range(4)])
+         for way in range(3)]
+        for draw in drawn(10, 60, 3)
+    ]  # fmt: skip
+    np.testing.assert_allclose(values, expected)
+
+
 def drawn(n: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(n, size=(resamples, n))
 
@@ -107,20 +122,23 @@ def test_the_peak_has_the_interval_of_its_threshold_over_redrawn_images():
     np.testing.assert_array_equal(hit, np.diagonal(tables, axis1=1, axis2=2))
     np.testing.assert_array_equal(true, tables.sum(2))
     np.testing.assert_array_equal(predicted, tables.sum(1))
-    values = {(): [], (0, 3): []}
+    values = {(): [], (0, 3): [], "precision": [], "recall": []}
     for draw in drawn(12, 200, 5):
         summed = ConfusionMatrix(4)
         summed.counts[:, :4] = tables[draw].sum(0)
-        for without, found in values.items():
-            found.append(summed.miou(without=without))
+        for without in ((), (0, 3)):
+            values[without].append(summed.miou(without=without))
+        values["precision"].append(np.nanmean(summed.precision()))
+        values["recall"].append(np.nanmean(summed.recall()))
     stamp = {"split": "a", "split_hash": "b", "images": 12, "truth": "t", "tags_at_test": True, "seed": 0,
              "weights": "w", "method": "m", "encoder": "e"}  # fmt: skip
     result = stream.result("cam", ["x", "y", "z"], Protocol(**stamp), whole, 200, seed=5, only=["x", "y"])
     peak = result["curve"]["peak"]
     assert peak["miou"] == pytest.approx(miou) and peak["threshold"] == threshold
-    for key, without in (("interval", ()), ("interval_c_miou", (0, 3))):
-        low, high = np.percentile(values[without], [2.5, 97.5])
-        expected = {"low": low, "high": high, "std": np.std(values[without]), "resamples": 200}
+    keys = {"interval": (), "interval_c_miou": (0, 3)} | {f"interval_{k}": k for k in ("precision", "recall")}
+    for key, found in keys.items():
+        low, high = np.percentile(values[found], [2.5, 97.5])
+        expected = {"low": low, "high": high, "std": np.std(values[found]), "resamples": 200}
         assert peak[key] == pytest.approx(expected)
     assert peak["interval"] != peak["interval_c_miou"]
     bare = stream.result("cam", ["x", "y", "z"], Protocol(**stamp), alone[0].merge(whole), 200)

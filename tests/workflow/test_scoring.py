@@ -187,6 +187,17 @@ def test_the_spread_of_single_scales(run: Path, made: None, tmp_path: Path) -> N
         evaluate(run, "val", ["spred"])
 
 
+def test_the_spread_has_intervals_over_images(run: Path, tmp_path: Path) -> None:
+    (result,) = evaluate(run, "train", ["spread"], record=tmp_path / "other")
+    settings = [[f"label.cam_scales=[{s['scale']}]", f"label.threshold={s['threshold']}"] for s in result["scales"]]
+    alone = [evaluate(run, "train", ["cam"], own, record=tmp_path / "other")[0] for own in settings]
+    for key, each in (("mean", np.mean), ("std", np.std)):
+        assert result[key] == pytest.approx(each([score["miou"] for score in alone])), "the thresholds are the peaks'"
+        interval = result["intervals"][key]
+        assert interval["low"] < interval["high"] and interval["std"] > 0 and interval["resamples"] == 30
+        assert interval["low"] <= result[key] <= interval["high"]
+
+
 def test_scores_of_another_record_leave_the_run_alone(run: Path, tmp_path: Path) -> None:
     before = RunFolder(run).metrics_file.read_text() if RunFolder(run).metrics_file.is_file() else ""
     evaluate(run, "val", ["cam"], record=tmp_path / "mine")
