@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ from tagmask.training.checkpoint import checkpoints
 from tagmask.training.loop import make_optimizer
 from tagmask.types import Batch
 from tagmask.workflow.scoring import FILES, Scorer
-from tagmask.workflow.stages import PNG_EXTRA, disk_plan, human, is_trained, network_row
+from tagmask.workflow.stage_labels import ConfidentLabels, Make
+from tagmask.workflow.staged_run import runs_of
+from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, human, is_trained, mask_maker, network_row
 
-WRITES = ("cams", "masks")
-"""Stages whose work is more than a network's training: confident labels, walks, refinement."""
 Prepared = tuple[Collection, dict[str, Any]]
 
 
@@ -41,9 +42,9 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
     """Steps, hours and disk of what is not done yet.
 
     One step of each training of a row is timed here, and one photo of each split that is scored, of val as it is scored
-    during training, and of the masks of a row with label: true. Disk is what a row writes at most: models and label
-    maps, and the checkpoints that go when it is done. What is not timed is named for each row. Weights that are missing
-    are told, and counted as there.
+    during training, and of the label files that a row or its stages write. Disk is what a row writes at most: models
+    and label maps, and the checkpoints that go when it is done. Weights that are missing are told, and counted as
+    there.
     """
     opened: dict[str, Prepared] = {}
     training: dict[str, list[float]] = {}
@@ -55,8 +56,7 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
         name, done = job.row.name, job.done()
         trains = job.trains()
         line: dict[str, Any] = {"row": name, "seed": job.seed, "done": done, "steps": 0, "seconds_per_step": 0.0}
-        line["bytes"] = 0
-        line |= {"hours": 0.0, "label_hours": 0.0, "scoring_hours": 0.0, "not_timed": [] if done else not_timed(job)}
+        line |= {"bytes": 0, "hours": 0.0, "label_hours": 0.0, "scoring_hours": 0.0}
         if done:
             line["seconds_per_step"] = job.result()["seconds_per_step"] or 0.0
         else:
@@ -69,14 +69,15 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
             if name not in training:
                 training[name] = [time_step(config, collection) for config in networks.values()]
                 watched[name] = [time_watching(config, collection) for config in networks.values()]
-                labelling[name] = time_labels(job.config, collection) / 3600 if job.row.label else 0.0
+                labelling[name] = time_stages(job, collection) if job.row.stages else 0.0
+                labelling[name] += time_labels(job.config, collection) if job.row.label else 0.0
             left = [steps_left(RunFolder(path), config) for path, config in networks.items()]
             seconds = sum(each * steps for each, steps in zip(training[name], left, strict=True))
             seen = [watchings(config, steps) for config, steps in zip(networks.values(), left, strict=True)]
             watching = sum(each * times for each, times in zip(watched[name], seen, strict=True))
             line |= {"steps": sum(left), "hours": (seconds + watching) / 3600, "bytes": disk(job, found)}
             line["seconds_per_step"] = seconds / sum(left) if any(left) else 0.0
-            line["label_hours"] = labelling[name]
+            line["label_hours"] = labelling[name] / 3600
         lines.append(line)
     total = sum(line["hours"] + line["label_hours"] + line["scoring_hours"] for line in lines)
     size = sum(line["bytes"] for line in lines)
@@ -143,10 +144,10 @@ def _print(
         f"{human(shutil.disk_usage(place).free)} are free.",
         highlight=False,
     )
-    console.print("Not timed: starting, loading weights, checkpoints, bootstrap intervals.", highlight=False)
-    parts = dict.fromkeys((line["row"], part) for line in lines for part in line["not_timed"])
-    for row, part in parts:
-        console.print(f"Not timed, row {row}: {part}", markup=False, highlight=False)
+    console.print(
+        "Not timed: starting, loading weights, checkpoints, comparing label files, bootstrap intervals.",
+        highlight=False,
+    )
 
 
 def _open(config: RunConfig, opened: dict[str, Prepared]) -> Prepared:
@@ -235,26 +236,36 @@ def time_labels(config: RunConfig, collection: Collection) -> float:
     if not items:
         return 0.0
     inference = Inference(_on_device(config, collection).eval(), config)
+    tags = tag_vector(items[0].tags or (), len(collection.classes))
+    return len(items) * _second(lambda: inference.labels(read_image(items[0].image), tags))
+
+
+def time_stages(job: Job, collection: Collection) -> float:
+    """Seconds of the label files that a row's stages write, from one photo's. A photo of nothing costs nothing."""
+    config, stages = job.config, job.config.stages
+    items = [item for item in collection.split("train") if item.tags]
+    if stages is None or not items:
+        return 0.0
+    classifier = _on_device(config, collection).eval()
+    makers: list[Make] = []
+    if stages.cams is not None:
+        makers.append(ConfidentLabels(Inference(classifier, config), stages.cams))
+    if stages.masks is not None:
+        affinity = check_stages(config, RunFolder(job.folder)).get("affinity")
+        walker = None if affinity is None else _on_device(affinity, collection).eval()
+        makers.append(mask_maker(config, classifier, walker, affinity))
+    photo, present = read_image(items[0].image), torch.tensor(items[0].tags)
+    return len(items) * sum(_second(partial(make, photo, present)) for make in makers)
+
+
+def _second(call: Callable[[], object]) -> float:
+    """Seconds of the second of two calls: the first warms up."""
     seconds = 0.0
-    for _ in range(2):  # the first warms up
+    for _ in range(2):
         began = time.perf_counter()
-        inference.labels(read_image(items[0].image), tag_vector(items[0].tags or (), len(collection.classes)))
+        call()
         seconds = time.perf_counter() - began
-    return seconds * len(items)
-
-
-def not_timed(job: Job) -> list[str]:
-    """Names of the parts of a row's work that its hours leave out."""
-    stages = job.config.stages
-    if stages is None or job.row.run_of is not None:
-        return []
-    parts = []
-    if job.trains() and job.row.stages:
-        parts += [f"what stage '{name}' writes" for name, stage in stages if stage is not None and name in WRITES]
-    names = {base_score(name) for _, _, name in job.missing()}
-    if stages.segmenter is not None and names & {"segmenter", "segmenter+tags"}:
-        parts.append("scores of stage 'segmenter'")
-    return parts
+    return seconds
 
 
 def _blocks(batch: Batch, classes: int) -> torch.Tensor:
@@ -266,38 +277,37 @@ def _blocks(batch: Batch, classes: int) -> torch.Tensor:
 def time_scoring(job: Job, collection: Collection) -> float:
     """Hours of scoring a row's columns: seconds on the first photo of each split, times the split's photos.
 
-    Scores of label files take no network and are left out, localisation and spread count as CAMs, and a stage's
-    segmenter is not timed.
+    Scores of label files take no network and are left out, localisation and spread count as CAMs.
     """
-    left_out = {*FILES}
-    if job.config.stages is not None and job.config.stages.segmenter is not None:
-        left_out |= {"segmenter", "segmenter+tags"}
-    groups: dict[tuple[tuple[str, ...], str], set[str]] = {}
+    groups: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for settings, split, name in job.missing():
         base = "cam" if name in SPECIAL_KEYS else base_score(name)
-        if base not in left_out:
-            groups.setdefault((settings, split), set()).add(base)
-    method = _on_device(job.config, collection)
+        if base not in FILES:
+            groups.setdefault((settings, split), []).append(base)
+    own = check_stages(job.config, RunFolder(job.folder)).get("segmenter")
+    configs = {".": job.config} | ({} if own is None else {"segmenter": own})
+    methods = {part: _on_device(config, collection) for part, config in configs.items()}
     seconds = 0.0
     for (settings, split), names in groups.items():
         items = [item for item in collection.split(split) if item.mask is not None or item.boxes]
-        if items:
-            config = with_settings(job.config, [*job.scored, *settings])
-            seconds += _time_photo(method, config, collection, sorted(names), items[0]) * len(items)
+        for part, given in runs_of(sorted(set(names)), own is not None):
+            if items:
+                config = with_settings(configs[part], [*job.scored, *settings])
+                seconds += _time_photo(methods[part], config, collection, given, items[0]) * len(items)
     return seconds / 3600
 
 
 def _time_photo(method: Method, config: RunConfig, collection: Collection, names: Sequence[str], item: Item) -> float:
     photo = read_image(item.image)
-    seconds = 0.0
-    for _ in range(2):  # the first warms up
-        scorer = Scorer(method, config, collection, names)
-        began = time.perf_counter()
+    scorers = [Scorer(method, config, collection, names) for _ in range(2)]
+
+    def once() -> None:
+        scorer = scorers.pop()  # a photo is scored once by each
         if item.mask is None:  # localisation
             scorer.inference.cams(photo, tag_vector(item.tags or (), len(collection.classes)))
         scorer.add(item, photo)
-        seconds = time.perf_counter() - began
-    return seconds
+
+    return _second(once)
 
 
 def _on_device(config: RunConfig, collection: Collection) -> Method:

@@ -21,7 +21,7 @@ from tagmask.config import LabelConfig, RunConfig, dump_yaml, load_config, merge
 from tagmask.data import Collection
 from tagmask.errors import ConfigError
 from tagmask.label import Inference, Labelled, label_note
-from tagmask.methods import build_method
+from tagmask.methods import Method, build_method
 from tagmask.methods.walking import WalkMethod
 from tagmask.refine import DenseCRF
 from tagmask.registry import METHODS
@@ -137,6 +137,19 @@ def walk_settings(config: RunConfig, stage: MasksStage) -> dict[str, Any]:
     return {key: getattr(changed, key) for key in fields}
 
 
+def mask_maker(config: RunConfig, classifier: Method, walker: Method | None, affinity: RunConfig | None) -> WalkedMasks:
+    """What makes the masks of stage 'masks'. walker: the network of stage 'affinity' and affinity that stage's
+    configuration; None where there is no such stage."""
+    assert config.stages is not None and config.stages.masks is not None
+    stage = config.stages.masks
+    if walker is not None and affinity is not None:
+        walker.config = walker.config.model_copy(update=walk_settings(affinity, stage))
+    if stage.threshold is not None:
+        config = config.model_copy(deep=True)
+        config.label.threshold, config.label.threshold_from = stage.threshold, "fixed"
+    return WalkedMasks(Inference(classifier, config), stage, walker)  # type: ignore[arg-type]
+
+
 def run_stages(
     config: RunConfig,
     out: str | Path,
@@ -173,19 +186,14 @@ def run_stages(
         with timed("masks"):
             settings = stages.masks.model_dump(mode="json", exclude={"threshold"})
             walker = None
-            if stages.masks.threshold is not None:
-                refining = config.model_copy(deep=True)
-                refining.label.threshold, refining.label.threshold_from = stages.masks.threshold, "fixed"
-                inference = Inference(inference.method, refining)
             if stages.affinity is not None:
                 network = RunFolder(folder.path / "affinity")
-                walk = walk_settings(configs["affinity"], stages.masks)
                 walker, _, _ = load_model(network.model, device)
-                walker.config = walker.config.model_copy(update=walk)
                 digest = read_json(network.model / "classes.json")["digest"]
+                walk = walk_settings(configs["affinity"], stages.masks)
                 settings |= {"affinity": configs["affinity"].method.name, "model": digest, "walk": walk}
-            note = _note(inference.config, collection, folder, "masks", settings)
-            make_masks = WalkedMasks(inference, stages.masks, walker)  # type: ignore[arg-type]
+            make_masks = mask_maker(config, inference.method, walker, configs.get("affinity"))
+            note = _note(make_masks.inference.config, collection, folder, "masks", settings)
             made = write_labels(folder.masks, items, collection.classes, make_masks, note, stages.masks.soft, console)
             done["masks"] = _shown(made, console)
     if stages.segmenter is not None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from tagmask.config import RunConfig
 from tagmask.data import TrainViews
 from tagmask.label import Inference
 from tagmask.methods.baseline import Baseline
+from tagmask.methods.irn import IRN
+from tagmask.methods.supervised import Supervised
 from tagmask.reproduce import cost, read_table, reproduce
 from tagmask.reproduce.configure import configure
+from tagmask.workflow.stage_labels import ConfidentLabels
 from tests.reproduce.tiny_table import TABLE
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -113,19 +114,38 @@ def test_how_often_val_is_scored(table: str, tmp_path: Path) -> None:
     assert cost.watchings(_config(table, tmp_path, "train.steps=8", "train.evaluate_every=0"), 8) == 1
 
 
-def test_what_is_not_timed_is_named(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("time_step", "time_watching", "time_labels"):
+@pytest.mark.parametrize(
+    "owner,part,key,split,each",
+    [
+        (ConfidentLabels, "__call__", "label_hours", "train", 1),
+        (IRN, "propagate", "label_hours", "train", 1),
+        (Inference, "cams", "label_hours", "train", 2),  # made again for the walk
+        (Supervised, "segment", "scoring_hours", "test", 1),
+        (Baseline, "segment", "scoring_hours", "test", 0),  # whose segmentation is the stage's
+    ],
+)
+def test_stages_are_timed(
+    owner: type,
+    part: str,
+    key: str,
+    split: str,
+    each: int,
+    table: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
+) -> None:
+    for name in ("time_step", "time_watching"):
         monkeypatch.setattr(cost, name, lambda *args: 0.0)
     settings = "stages={classifier: {}, cams: {}, affinity: {}, masks: {}, segmenter: {}}"
     text = TABLE.replace("seeds: [0, 1]", f"  - '{settings}'\nseeds: [0]").split("  - {name: first")[0]
     shared = 'set: ["method.head_options={hidden: 8}", method.warmup=1]'
     Path(table).write_text(text + f"  - {{name: staged, stages: true, {shared}}}\n")
-    console = Console(file=io.StringIO(), width=200)
-    plan = reproduce(table, tmp_path / "scenes", tmp_path / "out", plan=True, console=console)["plan"]
-    parts = ["what stage 'cams' writes", "what stage 'masks' writes", "scores of stage 'segmenter'"]
-    assert plan[0]["not_timed"] == parts
-    told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(f"Not timed, row staged: {part}" in told for part in parts)
+    collection = cost.workflow.prepare(_config(table, tmp_path))[0]
+    counted = [item for item in collection.split(split) if split == "test" or item.tags]
+    clock.slow(monkeypatch, owner, part)
+    (line,) = reproduce(table, tmp_path / "scenes", tmp_path / "out", plan=True)["plan"]
+    assert line[key] * 3600 == pytest.approx(TIME * len(counted) * each)
 
 
 def _config(table: str, tmp_path: Path, *settings: str) -> RunConfig:
