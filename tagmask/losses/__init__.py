@@ -12,7 +12,7 @@ from tagmask.losses.equivariance import equivariance
 from tagmask.losses.multi_scale_attention import multi_scale_attention
 from tagmask.losses.pair_affinity import pair_affinity_loss, pair_labels
 from tagmask.losses.perplexity import perplexity
-from tagmask.losses.regional_contrast import regional_contrast
+from tagmask.losses.regional_contrast import region_cross_entropy, regional_contrast
 from tagmask.losses.seg_to_cam import seg_to_cam, segmentation_labels
 from tagmask.losses.self_correspondence import self_correspondence
 
@@ -30,6 +30,7 @@ __all__ = [
     "pair_affinity_loss",
     "pair_labels",
     "perplexity",
+    "region_cross_entropy",
     "regional_contrast",
     "seg_to_cam",
     "segmentation_labels",

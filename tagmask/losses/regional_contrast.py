@@ -1,4 +1,4 @@
-"""Features drawn to the prototype of their class and away from those of the others."""
+"""Class regions as supervision: features drawn to the prototype of their class, or class maps to the regions."""
 
 from __future__ import annotations
 
@@ -57,9 +57,45 @@ def regional_contrast(
         logits = torch.einsum("bdp,kd->bkp", F.normalize(features, dim=1).flatten(2), F.normalize(prototypes, dim=1))
     logits = (logits / temperature).masked_fill(~seen[:, None], float("-inf"))
     own = masks.flatten(2).bool() & seen[:, None]
-    # Looked up, not multiplied: log-probabilities of classes never seen are -inf.
+    return _own_class(-(logits.log_softmax(1) if log else logits.softmax(1)), own, reduction)
+
+
+def region_cross_entropy(
+    maps: Tensor, masks: Tensor, tags: Tensor, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Cross-entropy of class maps with class regions: −log of the softmax over tagged classes and the background.
+
+    The paper of ``regional_contrast`` compares with regions that supervise CAMs directly (Table 2, experiment 1) and
+    says no more of it. Here the background's score is 0, the value that class maps are cut at to be CAMs, so that a
+    position learns to be above it for its class alone. A position in no mask, or in that of a class without a tag,
+    does not count.
+
+    maps: (B,C,h,w) class maps before ReLU, any range; masks: bool or 0/1 (B,C+1,h,w), background first, a position in
+    one mask at most; tags: (B,C) of 0/1. reduction: as in ``regional_contrast``. Returns a scalar ≥ 0, 0 where nothing
+    counts; float32 for half-precision maps. Raises TagmaskError when the shapes do not fit.
+
+    Example:
+        >>> region_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0]], [[1]], [[0]]]]), torch.tensor([[1, 0]]))
+        tensor(0.6931)
+    """
+    fits = maps.dim() == masks.dim() == 4 and maps.shape[-2:] == masks.shape[-2:]
+    if not fits or masks.shape[:2] != (len(maps), maps.shape[1] + 1) or tags.shape != maps.shape[:2]:
+        raise TagmaskError(
+            "Region cross-entropy: maps are (B,C,h,w), masks (B,C+1,h,w) and tags (B,C), got "
+            f"{tuple(maps.shape)}, {tuple(masks.shape)} and {tuple(tags.shape)}."
+        )
+    if maps.dtype in (torch.float16, torch.bfloat16):
+        maps = maps.float()
+    present = F.pad(tags > 0, (1, 0), value=True)[:, :, None]
+    logits = F.pad(maps.flatten(2), (0, 0, 1, 0)).masked_fill(~present, float("-inf"))
+    own = masks.flatten(2).bool() & present
+    return _own_class(-logits.log_softmax(1), own, reduction)
+
+
+def _own_class(values: Tensor, own: Tensor, reduction: str) -> Tensor:
+    """Mean or sum, as in ``regional_contrast``, of each position's value (B,K,P) at its class; own: bool (B,K,P)."""
+    # Looked up, not multiplied: values of classes that take no part are infinite.
     label = own.int().argmax(1, keepdim=True)
-    scores = logits.log_softmax(1) if log else logits.softmax(1)
     counted = own.any(1)
-    values = torch.where(counted, -scores.gather(1, label)[:, 0], torch.zeros_like(scores[:, 0]))
-    return values.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(features))
+    found = torch.where(counted, values.gather(1, label)[:, 0], torch.zeros_like(values[:, 0]))
+    return found.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(values))

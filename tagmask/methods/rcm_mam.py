@@ -21,7 +21,7 @@ from tagmask.cam.maps import resize
 from tagmask.config import MethodConfig
 from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
-from tagmask.losses import multi_scale_attention, regional_contrast
+from tagmask.losses import multi_scale_attention, region_cross_entropy, regional_contrast
 from tagmask.methods.assigning import photo_positions
 from tagmask.methods.base import CAMS_WITHOUT_SCALES, Method
 from tagmask.methods.ema import frozen_copy, update_average
@@ -45,6 +45,9 @@ class RCMMAMConfig(MethodConfig):
     scales: list[float] = Field([0.5, 1.0, 2.0], description="of the image in training; 1 is one of them")
     momentum: float = Field(0.997, ge=0, le=1, description="of the support network; 0: the trained network's weights")
     threshold: float = Field(0.2, ge=0, lt=1, description="CAM above which a position is of a class")
+    self_supervision: Literal["contrastive", "direct"] = Field(
+        "contrastive", description="what regions teach: features, by prototypes; or the class maps themselves (Table 2)"
+    )
     temperature: float = Field(0.5, gt=0, description="of the contrast")
     contrast_log: bool = Field(True, description="InfoNCE; false: its softmax without the logarithm")
     attention: Literal["none", "smm", "mmm", "mam"] = Field(
@@ -149,7 +152,10 @@ class RCMMAM(Method):
         terms = {"cls": F.multilabel_soft_margin_loss(self.classifier.pool(maps).float(), batch.tags)}
         if self.support is not None and (contrasts or attends):
             guidance = self._guidance(Network(**self.support), batch)
-            if contrasts:
+            if contrasts and cfg.self_supervision == "direct":
+                masks = self._regions(batch, guidance)
+                terms["rcm"] = region_cross_entropy(maps, masks, guidance.trusted, cfg.reduction)
+            elif contrasts:
                 terms["rcm"] = self._contrast(batch, features, guidance)
             if attends:
                 terms["mam"] = self._attention(batch, maps, guidance)
@@ -181,14 +187,18 @@ class RCMMAM(Method):
             cams.append(peak_normalize(scaled * valid[:, None]))
         return cams
 
-    def _contrast(self, batch: Batch, features: Tensor, guidance: Guidance) -> Tensor:
-        """rcm of MainNet's features (B,D,h,w); takes up the batch's prototypes."""
-        cfg = self.config
+    def _regions(self, batch: Batch, guidance: Guidance) -> Tensor:
+        """Class region masks, bool (B,C+1,h,w): equations 1 and 2."""
         inferred = peak_normalize(torch.stack(guidance.cams).mean(0))
-        masks = region_masks(inferred, guidance.trusted.float(), cfg.threshold)
+        masks = region_masks(inferred, guidance.trusted.float(), self.config.threshold)
         # Padding is nothing; nor is what may be of a class that is not trusted.
         masks &= guidance.valid[:, None]
         masks[:, 0] &= (guidance.trusted == (batch.tags > 0)).all(1)[:, None, None]
+        return masks
+
+    def _contrast(self, batch: Batch, features: Tensor, guidance: Guidance) -> Tensor:
+        """rcm of MainNet's features (B,D,h,w); takes up the batch's prototypes."""
+        cfg, masks = self.config, self._regions(batch, guidance)
         found = class_prototypes(guidance.features, masks)
         self.prototypes.copy_(torch.where(found.any(1, keepdim=True), found, self.prototypes))
         return regional_contrast(features, masks, self.prototypes, cfg.temperature, cfg.contrast_log, cfg.reduction)

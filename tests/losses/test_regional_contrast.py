@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
-from tagmask.losses import regional_contrast
+from tagmask.losses import region_cross_entropy, regional_contrast
 
 
 def drawn(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,3 +120,31 @@ def test_refusals() -> None:
     for temperature in (0.0, -1.0, float("nan")):
         with pytest.raises(TagmaskError, match="temperature"):
             regional_contrast(features, masks, prototypes, temperature)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy_equals_loops(reduction: str) -> None:
+    _, masks, _ = drawn()
+    maps = torch.randn(3, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    tags = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1]])
+    total, count = 0.0, 0
+    for b in range(3):
+        for y in range(2):
+            for x in range(4):
+                scores = {0: 0.0} | {c + 1: maps[b, c, y, x].item() for c in range(3) if tags[b, c]}
+                for k, score in scores.items():
+                    if masks[b, k, y, x]:
+                        total += math.log(sum(math.exp(s) for s in scores.values())) - score
+                        count += 1
+    assert 0 < count < masks.sum(), "some are of classes without a tag"
+    for given in (masks, masks.float()):
+        result = region_cross_entropy(maps, given, tags, reduction)  # type: ignore[arg-type]
+        assert result.item() == pytest.approx(total / (count if reduction == "mean" else 3), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda m: region_cross_entropy(m, masks, tags, reduction), [maps])  # type: ignore
+    nothing = region_cross_entropy(maps, masks & False, tags)
+    nothing.backward()
+    assert nothing == 0 and maps.grad is not None and not maps.grad.any()
+    for wrong in ((maps[0], masks, tags), (maps, masks[:, 1:], tags), (maps, masks, tags[:, :2])):
+        with pytest.raises(TagmaskError, match="Region cross-entropy"):
+            region_cross_entropy(*wrong)
+    assert region_cross_entropy(maps.detach().bfloat16(), masks, tags).dtype == torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -183,6 +184,40 @@ def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
     torch.testing.assert_close(method.prototypes.double(), torch.stack(prototypes), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_regions_teach_class_maps_directly(reduction: str) -> None:
+    """Experiment 1 of Table 2: cross-entropy with the regions that the contrast has, over tagged classes and 0."""
+    settings: dict[str, Any] = {"weight_mam": 0.0, "reduction": reduction}
+    method = apart(build(self_supervision="direct", **settings)).eval()
+    batch = squares()
+    batch.tags[0, 1] = 1
+    batch.boxes[:, 2] = 48  # padding does not count
+    with torch.no_grad():
+        for classifier in (method.classifier, support_of(method).classifier):
+            classifier.conv.weight[1].neg_()
+        _, _, maps = by_hand(method, batch.images, support=False)
+        support, _, _ = by_hand(method, batch.images, support=True, end=3)
+    inferred = sum(support) / 3
+    inferred = inferred / inferred.amax((-2, -1), keepdim=True).clamp(min=1e-5)
+    total, count = 0.0, 0
+    for b in range(len(maps)):
+        tagged = [c for c in range(CLASSES) if batch.tags[b, c] > 0]
+        for y in range(maps.shape[-2]):
+            for x in range(3):
+                best = max(tagged, key=lambda c: float(inferred[b, c, y, x]))
+                own = float(maps[b, best, y, x]) if inferred[b, best, y, x] > 0.2 else 0.0
+                scores = [0.0, *(float(maps[b, c, y, x]) for c in tagged)]
+                total += np.log(np.exp(scores).sum()) - own
+                count += 1
+    term = method.losses(batch, 5).terms["rcm"]
+    assert term.item() == pytest.approx(total / (count if reduction == "mean" else len(maps)), rel=1e-4)
+    assert not method.prototypes.any(), "it has none"
+    term.backward()
+    assert method.classifier.conv.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+    support_gradients = [p.grad for part in support_of(method) for p in part.parameters()]
+    assert support_gradients and all(g is None for g in support_gradients)
+
+
 def test_cams_in_use_are_the_sum_over_scales_and_mirror_images() -> None:
     method = build().eval()
     image = torch.rand(2, 3, 64, 80)
@@ -311,6 +346,7 @@ def test_the_ladder_on_msrc_has_the_modules_of_tables_1_and_2(tmp_path: Path) ->
         "mmm": (False, "mmm", 0.74),
         "mam": (False, "mam", 0.74),
         "rcm": (True, "none", 0.74),
+        "direct": (True, "none", 0.74),
         "rcm-shared": (True, "none", 0.0),
         "mmm+rcm": (True, "mmm", 0.74),
         "mam+rcm": (True, "mam", 0.74),
@@ -318,6 +354,8 @@ def test_the_ladder_on_msrc_has_the_modules_of_tables_1_and_2(tmp_path: Path) ->
         "mam+rcm+par": (True, "mam", 0.74),
     }
     assert {config.train.steps for config in made.values()} == {150}
+    direct = {name for name, c in made.items() if c.method.self_supervision == "direct"}  # type: ignore[attr-defined]
+    assert direct == {"direct"}
 
 
 def test_literal_is_a_set_of_ordinary_switches() -> None:

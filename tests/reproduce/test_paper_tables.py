@@ -59,9 +59,9 @@ PRINTED: dict[str, dict[str, list[float | None]]] = {
         "with CRF, VOC train": [54.4, 56.7, 62.2, 63.4, 62.8, 66.6, 67.7],
     },
     "rcm_mam/table2": {
-        "CAM, VOC train": [48.4, 53.7, 57.6, 58.0, 63.7],
-        "precision": [60.8, 68.9, 72.3, 70.6, 75.8],
-        "recall": [72.0, 72.1, 74.0, 77.1, 79.6],
+        "CAM, VOC train": [48.4, 52.3, 53.7, 57.6, 58.0, 63.7],
+        "precision": [60.8, 68.7, 68.9, 72.3, 70.6, 75.8],
+        "recall": [72.0, 70.5, 72.1, 74.0, 77.1, 79.6],
     },
     "rcm_mam/table3": {"segmenter, val": [69.7], "masks, VOC train": [71.0]},
     "rcm_mam/table5": {
@@ -134,7 +134,6 @@ def test_rows_that_are_not_built_have_the_papers_values() -> None:
     assert found == {
         ("crt/table2", "bilinear"): {cam: 53.2, mask: 66.9},
         ("crt/table2", "deconvolution"): {cam: 29.2},
-        ("rcm_mam/table2", "direct"): {"CAM, VOC train": 52.3, "precision": 68.7, "recall": 70.5},
         ("cosa/table4a", "true-masks"): {"CAM, VOC train": 83.99, "CAM, val": 80.16},
     }
 
