@@ -9,6 +9,10 @@ terms begin later than the first one, they come out a little high.
     python benchmarks/schedule.py tscd_voc cosa_voc                     # on a GPU where there is one
     python benchmarks/schedule.py tscd_voc --set train.batch_size=4 train.accumulate=2
     python benchmarks/schedule.py eca_voc --set method.guide.view=photo method.guide.cache=FOLDER   # what it saves
+    python benchmarks/schedule.py rcm_mam_voc rcm_mam_voc:affinity rcm_mam_voc:segmenter   # networks of its stages
+
+What learns from masks gets drawn ones, 4 x 4 blocks of one label. Memory is that of the GPU, or on a CPU the largest
+resident memory of the process.
 """
 
 from __future__ import annotations
@@ -29,8 +33,11 @@ from PIL import Image
 
 from tagmask import workflow
 from tagmask.config import RunConfig, load_config
+from tagmask.data import write_mask
+from tagmask.registry import METHODS
 from tagmask.reproduce.cost import bare
 from tagmask.training import RunFolder
+from tagmask.workflow.stages import LEARNS_FROM, network_config
 
 CLASSES = 20
 GIB = 2**30
@@ -39,7 +46,7 @@ GIB = 2**30
 def main(words: Sequence[str] | None = None) -> None:
     """Measure each configuration in a process of its own, print a table, save JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", help="packaged names or files, one table row each")
+    parser.add_argument("configs", nargs="+", help="packaged names or files, or NAME:STAGE; one table row each")
     parser.add_argument("--steps", type=int, default=40, help="measured steps of each phase")
     parser.add_argument("--skip", type=int, default=10, help="steps before them")
     parser.add_argument("--images", type=int, default=200)
@@ -79,8 +86,18 @@ def main(words: Sequence[str] | None = None) -> None:
 def measure(name: str, photos: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Rates, memory and projected hours of one configuration."""
     # Its own lists and classes are of the data set that it is for; these are given by the photos.
-    data = {"source": "table", "root": str(photos), "classes": None, "train": None, "val": None, "test": None}
-    config = bare(load_config(name, {"data": data}, overrides=args.set))
+    data = {"source": "table", "root": str(photos), "classes": [named(k) for k in range(CLASSES)]}
+    data |= dict.fromkeys(("train", "val", "test"))
+    whole, _, stage = name.partition(":")
+    config = load_config(whole, {"data": data}, overrides=[] if stage else args.set)
+    if stage:
+        if getattr(config.stages, stage, None) is None or stage not in LEARNS_FROM:
+            raise SystemExit(f"'{whole}' has no stage '{stage}' that trains a network.")
+        own = network_config(config, stage, RunFolder(photos))
+        config = load_config(own.model_dump(mode="json"), overrides=args.set)
+    if METHODS.get(config.method.name).reads_masks or stage:
+        config.data.train_masks = photos / "masks"
+    config = bare(config)
     cuda = config.train.accelerator != "cpu" and torch.cuda.is_available()
     length = int(getattr(config.method, "warmup", 0))
     slow, fast = rates(config, args, warm=length > 0)
@@ -120,9 +137,13 @@ def rates(config: RunConfig, args: argparse.Namespace, warm: bool) -> tuple[floa
     return slow, args.steps / (spent[steps] - spent[steps - args.steps])
 
 
+def named(tag: int) -> str:
+    return f"class{tag:02d}"
+
+
 def write_photos(folder: Path, images: int, height: int, width: int) -> Path:
-    """JPEG photos that compress about as photos do, and tags.csv, one or two classes each."""
-    folder.mkdir(parents=True)
+    """JPEG photos that compress about as photos do, tags.csv, one or two classes each, and masks/ of 4 x 4 blocks."""
+    (folder / "masks").mkdir(parents=True)
     random = np.random.default_rng(0)
     rows = ["image,tags"]
     for i in range(images):
@@ -131,7 +152,10 @@ def write_photos(folder: Path, images: int, height: int, width: int) -> Path:
         noisy = (smooth + random.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{i:04d}.jpg", quality=90)
         tags = {i % CLASSES, int(random.integers(CLASSES))}
-        rows.append(f"{i:04d}.jpg,{';'.join(f'class{tag:02d}' for tag in sorted(tags))}")
+        rows.append(f"{i:04d}.jpg,{';'.join(named(tag) for tag in sorted(tags))}")
+        blocks = random.choice([0, *(tag + 1 for tag in tags)], (4, 4)).astype(np.uint8)
+        labels = blocks.repeat(height // 4 + 1, 0).repeat(width // 4 + 1, 1)[:height, :width]
+        write_mask(folder / "masks" / f"{i:04d}.png", labels)
     (folder / "tags.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 

@@ -50,3 +50,22 @@ def test_hours_are_those_of_both_phases(tmp_path: Path) -> None:
     assert (row["steps"], row["batch"], row["crop"]) == (20000, 2, 64) and row["memory"] > 2**27
     assert row["hours"] == pytest.approx((2000 / row["warmup_rate"] + 18000 / row["rate"]) / 3600)
     assert "| tscd_voc | CPU" in done.stdout
+
+
+@pytest.mark.parametrize("stage,answer", [("segmenter", 0), ("masks", 1)])
+def test_networks_of_stages_learn_from_drawn_masks(stage: str, answer: int, tmp_path: Path) -> None:
+    tiny = ["views.crop=64", "train.batch_size=2", "train.accelerator=cpu", "train.workers=0", "train.precision=fp32"]
+    size = ["--steps", "1", "--skip", "1", "--images", "4", "--size", "48", "64"]
+    command = [sys.executable, BENCHMARKS / "schedule.py", f"crt_voc:{stage}", *size, "--json", tmp_path / "found.json"]
+    command += ["--set", "encoder.name=resnet18", *tiny]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == answer
+    if answer:
+        assert "'crt_voc' has no stage 'masks' that trains a network" in done.stderr
+        return
+    (row,) = json.loads((tmp_path / "found.json").read_text())
+    assert (row["steps"], row["batch"], row["warmup_rate"]) == (
+        20000,
+        2,
+        None,
+    ) and f"| crt_voc:{stage} | CPU" in done.stdout

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -202,19 +203,24 @@ def _look(item: Item, colour_map: ColourMap | None) -> dict[str, Any]:
         height, width = read_image(item.image).shape[-2:]
         result["size"] = (width, height)
     except DataError as error:
-        result["image"] = str(error)
+        result["image"] = _without_path(error, item.image)
     if item.mask is None:
         return result
     try:
         mask = raw_mask(item.mask, colour_map)
     except DataError as error:
-        return result | {"mask": str(error)}
+        return result | {"mask": _without_path(error, item.mask)}
     values, counts = np.unique(mask, return_counts=True)
     result["values"] = dict(zip(values.tolist(), counts.tolist()))
     size = mask.shape[::-1]
     if result["size"] and result["size"] != size:
         result["mask"] = f"{size[0]}x{size[1]} pixels, its image has {result['size'][0]}x{result['size'][1]}"
     return result
+
+
+def _without_path(error: DataError, path: Path) -> str:
+    """The error's text without the file's name, which stands beside it."""
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _digest(collection: Collection) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import write_demo
+from tagmask.training import read_json
 from tagmask.workflow import prepare, run_stages, train
 
 STAGES = [
@@ -60,3 +61,11 @@ def staged(config: RunConfig, classifier: Path, tmp_path_factory: pytest.TempPat
     shutil.copytree(classifier, out)
     run_stages(config, out, prepare(config))
     return out
+
+
+def made(run: Path) -> dict[str, bytes]:
+    """Label files by name, and the networks' weights by their digest."""
+    found = {str(p.relative_to(run)): p.read_bytes() for name in ("seeds", "masks") for p in (run / name).glob("*.png")}
+    for name in ("affinity", "segmenter"):
+        found[name] = read_json(run / name / "model" / "classes.json")["digest"].encode()
+    return found

@@ -1,16 +1,11 @@
-"""Staged runs on drawn scenes and an untrained encoder: what each stage makes, and that it can be killed."""
+"""Staged runs on drawn scenes and an untrained encoder: what each stage makes, from what, and what is refused."""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +17,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tagmask.cli import app
-from tagmask.config import RunConfig, dump_yaml, load_config
+from tagmask.config import RunConfig, load_config
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.methods import build_method
-from tagmask.training import RunFolder, load_model, read_json, write_json, write_text
-from tagmask.workflow import evaluate, prepare, resumed, run, run_stages, staged_run, train, training_items
+from tagmask.training import RunFolder, load_model, read_json, write_json
+from tagmask.workflow import evaluate, prepare, run, run_stages, staged_run, training_items
 from tagmask.workflow.stages import check_stages, network_config, save_stages
-from tests.workflow.conftest import BASE, STAGES
-
-
-def made(run: Path) -> dict[str, bytes]:
-    """Label files by name, and the networks' weights by their digest."""
-    found = {str(p.relative_to(run)): p.read_bytes() for name in ("seeds", "masks") for p in (run / name).glob("*.png")}
-    for name in ("affinity", "segmenter"):
-        found[name] = read_json(run / name / "model" / "classes.json")["digest"].encode()
-    return found
+from tests.workflow.conftest import STAGES, made
 
 
 def test_every_stage_leaves_its_outputs(staged: Path, config: RunConfig) -> None:
@@ -79,122 +66,6 @@ def test_weights_of_later_stages_are_missed_before_the_first_training(
     assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "log.jsonl").exists()
 
 
-def kill_at(patch: pytest.MonkeyPatch, what: str, times: int) -> None:
-    """Make the ``times``-th call of a function die: of ``write_json`` before it writes, of others afterwards."""
-    room, name = what.rsplit(".", 1)
-    original, calls = getattr(import_module(room), name), []
-
-    def killing(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == times and name == "write_json":
-            raise KeyboardInterrupt
-        result = original(*args, **options)
-        if len(calls) == times:
-            raise KeyboardInterrupt
-        return result
-
-    patch.setattr(import_module(room), name, killing)
-
-
-LABEL = "tagmask.label.engine.write_mask"
-CHECKPOINT = "tagmask.training.loop.save_checkpoint"
-MODEL = "tagmask.training.model_files.write_json"
-"""Called once a photo, once a step (two steps a network), and once a model, whose weights are there already then."""
-DONE = {"seeds": "cams", "affinity": "affinity", "masks": "masks", "segmenter": "segmenter"}
-
-
-@pytest.mark.parametrize(
-    "where,what,times",
-    [
-        ("classifier", CHECKPOINT, 1),
-        ("classifier", MODEL, 1),
-        ("cams", LABEL, 2),
-        ("affinity", CHECKPOINT, 1),
-        ("affinity", MODEL, 1),
-        ("masks", LABEL, 2),
-        ("segmenter", CHECKPOINT, 3),
-        ("segmenter", MODEL, 2),
-    ],
-)
-def test_a_killed_run_goes_on_and_gives_the_same_masks(
-    where: str,
-    what: str,
-    times: int,
-    config: RunConfig,
-    classifier: Path,
-    staged: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out = tmp_path / "run"
-    if where != "classifier":
-        shutil.copytree(classifier, out)
-    count = len(prepare(config)[0].split("train"))
-    with monkeypatch.context() as patch:
-        kill_at(patch, what, times + count * (where == "masks"))
-        with pytest.raises(KeyboardInterrupt):
-            staged_run(config, out, ())
-    begun = [stage for folder, stage in DONE.items() if (out / folder).is_dir()]
-    assert begun == list(DONE.values())[: list(DONE.values()).index(where) + 1 if where in DONE.values() else 0]
-    done = staged_run(config, out, ())["stages"]
-    if what == LABEL:
-        assert done[where]["skipped"] == 2 and done[where]["written"] == count - 2
-    assert made(out) == made(staged)
-    assert read_json(out / "model" / "classes.json") == read_json(classifier / "model" / "classes.json")
-
-
-def test_soft_maps_that_were_cut_short_are_made_again(
-    config: RunConfig, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = load_config(config.model_dump(mode="json"), overrides=["stages.cams.soft=true", "stages.affinity=null"])
-    asked = load_config(asked.model_dump(mode="json"), overrides=["stages.masks=null", "stages.segmenter=null"])
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for out in (whole, cut):
-        shutil.copytree(classifier, out)
-    staged_run(asked, whole, ())
-
-    def half(path: Path, **arrays: Any) -> None:
-        path.write_bytes(b"PK")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("numpy.savez_compressed", half)
-        with pytest.raises(KeyboardInterrupt):
-            staged_run(asked, cut, ())
-    assert len(list((cut / "seeds").glob("*.npz"))) == 1
-    staged_run(asked, cut, ())
-    files = [{p.name: p.read_bytes() for p in (out / "seeds").iterdir()} for out in (whole, cut)]
-    assert files[0] == files[1] and any(name.endswith(".npz") for name in files[0])
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_in_every_stage_gives_the_same_masks(scenes: Path, tmp_path: Path) -> None:
-    """SIGKILL, as a machine that goes down: nothing is cleaned up. Once a stage, each while it is half done."""
-    words = ["run", str(scenes), "--masks", str(scenes / "masks"), "-e", "resnet18", "--weights", "none", "--json"]
-    words += ["views.crop=64", "train.steps=12", "train.checkpoint_every=1", "train.batch_size=2", "train.workers=0"]
-    words += ["train.accelerator=cpu", "train.precision=fp32", "label.cam_scales=[1.0]", "evaluate.bootstrap=0"]
-    words += ["method.warmup=1", "train.warmup=0", "data.train=train.txt", "data.val=val.txt", "data.test=test.txt"]
-    words += ["stages=[classifier, cams, affinity, masks, segmenter]", "stages.cams.high=0.6", "stages.cams.low=0.3"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-
-    def start(words: list[str], out: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "tagmask", *words, "-o", str(out)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    process = start(words, whole)
-    assert process.wait(300) == 0, process.stderr.read()  # type: ignore[union-attr]
-    for sign in ("checkpoints/*.ckpt", "seeds/*.png", "affinity/checkpoints/*.ckpt", "masks/*.png",
-                 "segmenter/checkpoints/*.ckpt"):  # fmt: skip
-        process = start(words if not killed.exists() else ["run", "--resume", "--json"], killed)
-        while process.poll() is None and not any(killed.glob(sign)):
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, (sign, process.stderr.read())  # type: ignore[union-attr]
-    process = start(["run", "--resume", "--json"], killed)
-    assert process.wait(300) == 0, process.stderr.read()  # type: ignore[union-attr]
-    assert made(killed) == made(whole)
-
-
 def test_staged_run_scores_what_is_wanted(config: RunConfig, staged: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(staged, out)
@@ -232,79 +103,6 @@ def test_staged_run_refuses_before_it_trains(
     with pytest.raises(ConfigError, match=message):
         staged_run(load_config(values), tmp_path / "run", wanted)
     assert not (tmp_path / "run").exists()
-
-
-def test_stages_may_change_after_a_training_that_saved_them(config: RunConfig, tmp_path: Path) -> None:
-    """As after ``tagmask train -c rcm_mam_voc``, whose config.yaml holds the stages of that file."""
-    folder = RunFolder(tmp_path / "run")
-    folder.create(config)
-    changed = resumed(folder, [], {}, ["stages.masks.walk.walk_steps=2"])
-    assert changed.stages is not None and changed.stages.masks is not None
-    assert changed.stages.masks.walk == {"walk_steps": 2}
-    assert resumed(folder, [], {}, ["stages=null"]).stages is None
-    with pytest.raises(ConfigError, match="train.lr differ"):
-        resumed(folder, [], {}, ["train.lr=0.5", "stages=null"])
-
-
-def test_nothing_is_done_twice(config: RunConfig, staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = made(staged)
-    monkeypatch.setattr("tagmask.workflow.train_run.train_method", None)
-    done = run_stages(config, staged, prepare(config))
-    assert done["cams"]["written"] == done["masks"]["written"] == 0 and made(staged) == before
-
-
-@pytest.mark.parametrize("stages", [True, False])
-def test_what_is_trained_needs_neither_checkpoints_nor_weights(
-    stages: bool, config: RunConfig, classifier: Path, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = RunFolder(tmp_path / "run")
-    out = folder.path
-    shutil.copytree(staged if stages else classifier, out)
-    asked = load_config(config.model_dump(mode="json"), {"encoder": {"weights": str(tmp_path / "gone.pth")}})
-    write_text(folder.config_file, dump_yaml(asked.model_copy(update={"stages": None})))
-    if stages:
-        save_stages(folder, asked)
-        for name in ("affinity", "segmenter"):
-            write_text(out / name / "config.yaml", dump_yaml(network_config(asked, name, folder)))
-    for checkpoint in out.rglob("*.ckpt"):
-        checkpoint.unlink()
-    before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
-    spent = [r["seconds"] for r in folder.log() if "seconds" in r][-1]
-    monkeypatch.setattr("tagmask.workflow.train_run.train_method", None)
-    run([], {}, [], out, resume=True, dry_run=True)
-    result = run([], {}, [], out, resume=True)
-    assert set(result.get("stages", {})) == (set(DONE.values()) if stages else set())
-    assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
-    assert train(folder.config(), out, resume=True).seconds == spent > 0
-    with pytest.raises(ConfigError, match="--resume"):
-        train(folder.config(), out)
-
-
-def test_photos_that_come_later_leave_a_run_as_it_is(scenes: Path, tmp_path: Path) -> None:
-    """Without lists a share of the photos is held out: with more of them, others would be."""
-    photos, out = tmp_path / "photos", tmp_path / "run"
-    shutil.copytree(scenes / "images", photos)
-    table = (scenes / "tags.csv").read_text()
-    (photos / "tags.csv").write_text(table)
-    config = load_config(BASE, {"data": {"root": str(photos), "val_share": 0.4}, "stages": STAGES[:2]})
-    collection = prepare(config)[0]
-    staged_run(config, out, ())
-    kept = {p: p.read_bytes() for p in (out / "data.json", out / "fingerprint.json", *(out / "seeds").iterdir())}
-    rows = []
-    for path in sorted(photos.glob("*.png")):
-        shutil.copy(path, path.with_stem(f"new_{path.stem}"))
-        rows.append(f"new_{path.name},\n")
-    (photos / "tags.csv").write_text(table + "".join(rows))
-    later = prepare(config)[0]
-    assert set(collection.splits["train"]) & set(later.splits["val"]), "or this shows nothing"
-    # Each as if it had been killed: in the training, and before its seeds were through.
-    (out / "model" / "README.md").unlink()
-    train(RunFolder(out).config(), out, resume=True)
-    staged_run(config, out, ())
-    run([], {}, [], out, resume=True)
-    seeds = set((out / "seeds").iterdir())
-    assert all(path.read_bytes() == content for path, content in kept.items()) and seeds <= set(kept)
-    assert {p.stem for p in (out / "seeds").glob("*.png")} == set(collection.splits["train"])
 
 
 def test_untagged_photos_are_predicted_by_the_segmenter_of_the_stages(
@@ -350,29 +148,6 @@ def test_no_stage_sees_the_true_masks_of_training_photos(
     assert made(out) == made(staged)
     items, _ = training_items(network_config(config, "affinity", RunFolder(out)), collection)
     assert items and all(item.mask == out / "seeds" / f"{item.id}.png" for item in items)
-
-
-def test_other_settings_are_not_mixed(config: RunConfig, staged: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(staged, out)
-    collection, found = prepare(config)
-    fewer = replace(collection, splits=collection.splits | {"train": collection.splits["train"][1:]})
-    with pytest.raises(ConfigError, match="affinity.*other photos.*delete"):
-        run_stages(config, out, (fewer, found))
-    with pytest.raises(ConfigError, match="masks.*other settings.*delete"):
-        run_stages(
-            load_config(config.model_dump(mode="json"), overrides=["stages.masks.crf=psa"]), out, prepare(config)
-        )
-    other = load_config(config.model_dump(mode="json"), overrides=["stages.cams.high=0.9"])
-    with pytest.raises(ConfigError, match="seeds.*delete"):
-        run_stages(other, out, prepare(config))
-    shutil.rmtree(out / "seeds")
-    with pytest.raises(ConfigError, match="affinity.*other labels.*delete"):
-        run_stages(other, out, prepare(config))
-    slower = load_config(config.model_dump(mode="json"), overrides=["stages.affinity.train.lr=0.5"])
-    shutil.rmtree(out / "seeds")
-    with pytest.raises(ConfigError, match="train.lr differ"):
-        run_stages(slower, out, prepare(config))
 
 
 def test_masks_without_an_affinity_are_refined_cams(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
