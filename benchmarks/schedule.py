@@ -11,7 +11,8 @@ terms begin later than the first one, they come out a little high.
     python benchmarks/schedule.py eca_voc --set method.guide.view=photo method.guide.cache=FOLDER   # what it saves
     python benchmarks/schedule.py rcm_mam_voc rcm_mam_voc:affinity rcm_mam_voc:segmenter   # networks of its stages
 
-What learns from masks gets drawn ones, 4 x 4 blocks of one label. Memory is that of the GPU, or on a CPU the largest
+What learns from masks gets drawn ones, 4 x 4 blocks of one label. The learning rate is next to nothing: random weights
+of deep networks diverge at the configurations' own. Memory is that of the GPU, or on a CPU the largest
 resident memory of the process.
 """
 
@@ -96,7 +97,7 @@ def measure(name: str, photos: Path, args: argparse.Namespace) -> dict[str, Any]
         own = network_config(config, stage, RunFolder(photos))
         config = load_config(own.model_dump(mode="json"), overrides=args.set)
     if METHODS.get(config.method.name).reads_masks or stage:
-        config.data.train_masks = photos / "masks"
+        config.data.train_masks = photos / "drawn"
     config = bare(config)
     cuda = config.train.accelerator != "cpu" and torch.cuda.is_available()
     length = int(getattr(config.method, "warmup", 0))
@@ -128,7 +129,14 @@ def rates(config: RunConfig, args: argparse.Namespace, warm: bool) -> tuple[floa
     own.method = own.method.model_copy(update=dict.fromkeys(begins, phase if warm else 0))
     steps = 2 * phase if warm else phase
     own.train = own.train.model_copy(
-        update={"steps": steps, "warmup": 0, "log_every": 1, "evaluate_every": 0, "checkpoint_every": steps}
+        update={
+            "steps": steps,
+            "warmup": 0,
+            "log_every": 1,
+            "evaluate_every": 0,
+            "checkpoint_every": steps,
+            "lr": 1e-12,
+        }
     )
     with tempfile.TemporaryDirectory() as home:
         workflow.train(own, Path(home) / "run")
@@ -142,8 +150,8 @@ def named(tag: int) -> str:
 
 
 def write_photos(folder: Path, images: int, height: int, width: int) -> Path:
-    """JPEG photos that compress about as photos do, tags.csv, one or two classes each, and masks/ of 4 x 4 blocks."""
-    (folder / "masks").mkdir(parents=True)
+    """JPEG photos that compress about as photos do, tags.csv, one or two classes each, and masks in drawn/."""
+    (folder / "drawn").mkdir(parents=True)
     random = np.random.default_rng(0)
     rows = ["image,tags"]
     for i in range(images):
@@ -155,7 +163,7 @@ def write_photos(folder: Path, images: int, height: int, width: int) -> Path:
         rows.append(f"{i:04d}.jpg,{';'.join(named(tag) for tag in sorted(tags))}")
         blocks = random.choice([0, *(tag + 1 for tag in tags)], (4, 4)).astype(np.uint8)
         labels = blocks.repeat(height // 4 + 1, 0).repeat(width // 4 + 1, 1)[:height, :width]
-        write_mask(folder / "masks" / f"{i:04d}.png", labels)
+        write_mask(folder / "drawn" / f"{i:04d}.png", labels)
     (folder / "tags.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 

@@ -8,6 +8,7 @@ in a process it drowns in the noise of the allocator.
 
     python benchmarks/stages.py                                  # 100 and 200 photos of 250 x 188
     python benchmarks/stages.py --images 200 400 --size 375 500 --encoder resnet50
+    python benchmarks/stages.py --passes rcm_mam_voc crt_voc --size 375 500      # memory of one photo's labels instead
 
 The projection: a label map is an empty one of the photos' size, and what its labels take over that, linear in pixels
 (outlines, of which that is made, rather grow with their root); a soft map is linear in pixels; all are linear in
@@ -27,14 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import write_demo, write_mask
 from tagmask.data.demo import SHARES
+from tagmask.workflow.stage_labels import Make
 
 STAGES = ("classifier", "cams", "affinity", "masks", "segmenter")
 HOME = {"classifier": "", "cams": "seeds", "affinity": "affinity", "masks": "masks", "segmenter": "segmenter"}
 LABELS = ("cams", "masks")
+CLASSES = 20
 
 
 def main() -> None:
@@ -46,7 +50,26 @@ def main() -> None:
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--one", nargs=3, metavar=("STAGE", "SCENES", "RUN"), help=argparse.SUPPRESS)
+    parser.add_argument("--passes", nargs="+", help="configurations whose stages label one photo, in place of runs")
+    parser.add_argument("--one-pass", nargs=2, metavar=("CONFIG", "STAGE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one_pass:
+        print(json.dumps(one_pass(*args.one_pass, *args.size)))
+        return
+    if args.passes:
+        if args.json:
+            parser.error("--passes prints a table only")
+        print("| configuration, stage | photo | networks are there | labelling one photo adds |\n|---|---|---|---|")
+        for name in args.passes:
+            for stage in LABELS:
+                words = ["--size", *map(str, args.size), "--one-pass", name, stage]
+                done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, check=False)
+                if done.returncode != 0:
+                    raise SystemExit(f"{name}, {stage}: could not be measured, see above.")
+                found = json.loads(done.stdout.splitlines()[-1])
+                cells = [f"{name}, {stage}", f"{args.size[1]} x {args.size[0]}", mega(found["there"], 0)]
+                print(f"| {' | '.join([*cells, mega(found['added'], 0)])} |", flush=True)
+        return
     if args.one:
         print(json.dumps(one_stage(*args.one, args.encoder)))
         return
@@ -111,6 +134,35 @@ def one_stage(stage: str, scenes: str, run: str, encoder: str) -> dict[str, floa
     size = {kind: sum(p.stat().st_size for p in files if p.suffix == kind) for kind in (".png", ".npz")}
     whole = sum(p.stat().st_size for p in files)
     return {"disk": whole - size[".npz"], "soft": size[".npz"], "peak": peak(), "idle": before, "listed": listed}
+
+
+def one_pass(name: str, stage: str, height: int, width: int) -> dict[str, int]:
+    """Largest resident memory, bytes, with the networks of a stage built, and what two tags' labels of a photo add.
+
+    The second is the growth of the largest: where building took more for a moment, that much of it is not seen.
+    """
+    from tagmask.label import Inference
+    from tagmask.methods import build_method
+    from tagmask.reproduce.cost import bare
+    from tagmask.training import RunFolder
+    from tagmask.workflow.stage_labels import ConfidentLabels
+    from tagmask.workflow.stages import check_stages, mask_maker
+
+    config = bare(load_config(name))
+    if config.stages is None or getattr(config.stages, stage) is None:
+        raise SystemExit(f"'{name}' has no stage '{stage}'.")
+    classifier = build_method(config, CLASSES).eval()
+    photo = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    if stage == "cams":
+        assert config.stages.cams is not None
+        make: Make = ConfidentLabels(Inference(classifier, config), config.stages.cams)
+    else:
+        affinity = check_stages(config, RunFolder("nowhere")).get("affinity")
+        walker = None if affinity is None else build_method(bare(affinity), CLASSES).eval()
+        make = mask_maker(config, classifier, walker, affinity)
+    there = peak()
+    make(photo, torch.tensor([0, 1]))
+    return {"there": there, "added": peak() - there}
 
 
 def empty_label(size: list[int]) -> int:

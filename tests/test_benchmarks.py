@@ -64,8 +64,5 @@ def test_networks_of_stages_learn_from_drawn_masks(stage: str, answer: int, tmp_
         assert "'crt_voc' has no stage 'masks' that trains a network" in done.stderr
         return
     (row,) = json.loads((tmp_path / "found.json").read_text())
-    assert (row["steps"], row["batch"], row["warmup_rate"]) == (
-        20000,
-        2,
-        None,
-    ) and f"| crt_voc:{stage} | CPU" in done.stdout
+    assert (row["steps"], row["batch"]) == (20000, 2)
+    assert f"| crt_voc:{stage} | CPU" in done.stdout

@@ -51,7 +51,7 @@ def resampled(
         if of == "iou":
             shares = intersection_over_union(hits, trues, predictions)
         else:
-            shares = ratio(hits, predictions if of == "precision" else trues)
+            shares = ratio(hits, {"precision": predictions, "recall": trues}[of])
         parts.append(mean_over_classes(shares, without))
     return np.concatenate(parts)
 

@@ -65,10 +65,10 @@ def region_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of class maps with class regions: −log of the softmax over tagged classes and the background.
 
-    The paper of ``regional_contrast`` compares with regions that supervise CAMs directly (Table 2, experiment 1) and
-    says no more of it. Here the background's score is 0, the value that class maps are cut at to be CAMs, so that a
-    position learns to be above it for its class alone. A position in no mask, or in that of a class without a tag,
-    does not count.
+    Experiment 1 of Table 2 in the paper of ``regional_contrast``, whose section 3.2 names the cross-entropy of CAMs
+    with region masks. It does not say what the background's score is: here 0, the value that class maps are cut at to
+    be CAMs, so that a position learns to be above it for its class alone. A position in no mask, or in that of a class
+    without a tag, does not count.
 
     maps: (B,C,h,w) class maps before ReLU, any range; masks: bool or 0/1 (B,C+1,h,w), background first, a position in
     one mask at most; tags: (B,C) of 0/1. reduction: as in ``regional_contrast``. Returns a scalar ≥ 0, 0 where nothing

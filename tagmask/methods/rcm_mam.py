@@ -144,7 +144,10 @@ class RCMMAM(Method):
                 update_average(average, source, self.config.momentum)
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """cls on scale 1; from ``warmup`` rcm (equation 5), from ``attention_warmup`` mam (8); weighted as in 9."""
+        """cls on scale 1; from ``warmup`` rcm, from ``attention_warmup`` mam (8); weighted as in equation 9.
+
+        rcm is equation 5 or, with ``self_supervision`` direct, the regions' cross-entropy with the class maps.
+        """
         cfg = self.config
         contrasts = cfg.weight_rcm > 0 and step >= cfg.warmup
         attends = cfg.attends and step >= cfg.attention_warmup

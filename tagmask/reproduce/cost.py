@@ -30,6 +30,7 @@ from tagmask.training import RunFolder, make_fabric
 from tagmask.training.checkpoint import checkpoints
 from tagmask.training.loop import make_optimizer
 from tagmask.types import Batch
+from tagmask.workflow.localize import LOCALIZATION
 from tagmask.workflow.scoring import FILES, Scorer
 from tagmask.workflow.stage_labels import ConfidentLabels, Make
 from tagmask.workflow.staged_run import runs_of
@@ -237,11 +238,11 @@ def time_labels(config: RunConfig, collection: Collection) -> float:
         return 0.0
     inference = Inference(_on_device(config, collection).eval(), config)
     tags = tag_vector(items[0].tags or (), len(collection.classes))
-    return len(items) * _second(lambda: inference.labels(read_image(items[0].image), tags))
+    return len(items) * _second(lambda: inference.labels(read_image(items[0].image), tags), inference.device)
 
 
 def time_stages(job: Job, collection: Collection) -> float:
-    """Seconds of the label files that a row's stages write, from one photo's. A photo of nothing costs nothing."""
+    """Seconds of all label files that a row's stages write, from one photo's. A photo of nothing costs nothing."""
     config, stages = job.config, job.config.stages
     items = [item for item in collection.split("train") if item.tags]
     if stages is None or not items:
@@ -255,16 +256,17 @@ def time_stages(job: Job, collection: Collection) -> float:
         walker = None if affinity is None else _on_device(affinity, collection).eval()
         makers.append(mask_maker(config, classifier, walker, affinity))
     photo, present = read_image(items[0].image), torch.tensor(items[0].tags)
-    return len(items) * sum(_second(partial(make, photo, present)) for make in makers)
+    device = next(classifier.parameters()).device
+    return len(items) * sum(_second(partial(make, photo, present), device) for make in makers)
 
 
-def _second(call: Callable[[], object]) -> float:
+def _second(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the second of two calls: the first warms up."""
     seconds = 0.0
     for _ in range(2):
-        began = time.perf_counter()
+        began = _now(device)
         call()
-        seconds = time.perf_counter() - began
+        seconds = _now(device) - began
     return seconds
 
 
@@ -279,35 +281,38 @@ def time_scoring(job: Job, collection: Collection) -> float:
 
     Scores of label files take no network and are left out, localisation and spread count as CAMs.
     """
-    groups: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    groups: dict[tuple[tuple[str, ...], str, bool], list[str]] = {}
     for settings, split, name in job.missing():
         base = "cam" if name in SPECIAL_KEYS else base_score(name)
         if base not in FILES:
-            groups.setdefault((settings, split), []).append(base)
+            groups.setdefault((settings, split, name == LOCALIZATION), []).append(base)
     own = check_stages(job.config, RunFolder(job.folder)).get("segmenter")
-    configs = {".": job.config} | ({} if own is None else {"segmenter": own})
-    methods = {part: _on_device(config, collection) for part, config in configs.items()}
+    methods: dict[str, Method] = {}
     seconds = 0.0
-    for (settings, split), names in groups.items():
-        items = [item for item in collection.split(split) if item.mask is not None or item.boxes]
+    for (settings, split, boxed), names in groups.items():
+        items = [item for item in collection.split(split) if (item.boxes if boxed else item.mask)]
         for part, given in runs_of(sorted(set(names)), own is not None):
             if items:
-                config = with_settings(configs[part], [*job.scored, *settings])
+                config = job.config if part == "." or own is None else own
+                if part not in methods:
+                    methods[part] = _on_device(config, collection)
+                config = with_settings(config, [*job.scored, *settings])
                 seconds += _time_photo(methods[part], config, collection, given, items[0]) * len(items)
     return seconds / 3600
 
 
 def _time_photo(method: Method, config: RunConfig, collection: Collection, names: Sequence[str], item: Item) -> float:
+    """Seconds of one photo's scores; of its CAMs where it has no mask: that is localisation."""
     photo = read_image(item.image)
     scorers = [Scorer(method, config, collection, names) for _ in range(2)]
 
     def once() -> None:
         scorer = scorers.pop()  # a photo is scored once by each
-        if item.mask is None:  # localisation
+        if item.mask is None:
             scorer.inference.cams(photo, tag_vector(item.tags or (), len(collection.classes)))
         scorer.add(item, photo)
 
-    return _second(once)
+    return _second(once, scorers[0].inference.device)
 
 
 def _on_device(config: RunConfig, collection: Collection) -> Method:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import fmean, pstdev
 from typing import Any
@@ -42,8 +43,9 @@ def spread(
     themselves (divided by their number), as in Yoon et al. (Exploring Pixel-level Self-supervision, appendix A).
     Keys: name, protocol, mean, std, scales [{scale, miou, threshold}], in [0,1], and intervals {mean, std} over images,
     each scale at its threshold (none with ``evaluate.bootstrap`` 0). The result enters metrics.json under 'spread', by
-    split. Raises DataError where no photo has both tags and a true mask, and ConfigError for a method
-    without CAMs and for fewer than two scales.
+    split. Redrawing photos makes any deviation larger than 0: its interval does not say whether scales differ at all.
+    Raises DataError where no photo has both tags and a true mask or no pixel of it has a truth, and ConfigError for a
+    method without CAMs and for fewer than two scales.
     """
     if not method.has_cams:
         raise ConfigError(f"Method '{config.method.name}' has no CAMs, whose scales could be compared.")
@@ -72,6 +74,8 @@ def spread(
             curve.update(full.cpu(), tags, truth)
     peaks = [curve.peak() for curve in curves]
     values = [miou for _, miou in peaks]
+    if any(math.isnan(value) for value in values):
+        raise DataError(f"{collection.root}: the true masks of '{split}' hold only 255, 'ignore'; score another split.")
     result: dict[str, Any] = {
         "name": SPREAD,
         "mean": fmean(values),

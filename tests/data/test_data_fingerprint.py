@@ -68,6 +68,7 @@ def test_what_cannot_be_used_is_listed_and_left_out(photos: Path, mask: Callable
     fp = fingerprint(collection)
     assert [(e["id"], Path(e["path"]).name) for e in fp["unreadable"]] == [("p02", "p02.png")]
     assert fp["unreadable"][0]["what"].startswith("cannot be read as an image (")
+    assert not any(str(photos) in e["what"] for key in ("unreadable", "bad_masks") for e in fp[key]), "it is beside it"
     wrong = {e["id"]: e["what"] for e in fp["bad_masks"]}
     assert wrong["p03"] == "3x3 pixels, its image has 17x12" and not wrong["p04"].startswith("/"), (
         "the path is beside it"

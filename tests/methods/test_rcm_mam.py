@@ -218,6 +218,21 @@ def test_regions_teach_class_maps_directly(reduction: str) -> None:
     assert support_gradients and all(g is None for g in support_gradients)
 
 
+def test_a_tag_that_is_not_trusted_takes_no_part_in_the_cross_entropy() -> None:
+    method, batch = apart(build(self_supervision="direct", weight_mam=0.0)).eval(), squares()
+    batch.tags[:] = torch.tensor([1.0, 0.0, 1.0])
+    with torch.no_grad():
+        support_of(method).classifier.conv.weight[2] = 0  # its CAM is 0 everywhere
+    value = method.losses(batch, 0).terms["rcm"]
+    assert value > 0
+    with torch.no_grad():
+        method.classifier.conv.weight[2] += 1
+    assert torch.equal(method.losses(batch, 0).terms["rcm"], value), "neither a region nor in the softmax"
+    with torch.no_grad():
+        support_of(method).classifier.conv.weight[0] = 0
+    assert method.losses(batch, 0).terms["rcm"] == 0, "no background, either, where tags are not seen"
+
+
 def test_cams_in_use_are_the_sum_over_scales_and_mirror_images() -> None:
     method = build().eval()
     image = torch.rand(2, 3, 64, 80)

@@ -148,6 +148,20 @@ def test_stages_are_timed(
     assert line[key] * 3600 == pytest.approx(TIME * len(counted) * each)
 
 
+def test_masks_that_are_refined_are_timed(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    for name in ("time_step", "time_watching"):
+        monkeypatch.setattr(cost, name, lambda *args: 0.0)
+    text = TABLE.replace("seeds: [0, 1]", "  - 'stages={classifier: {}, masks: {threshold: 0.2}}'\nseeds: [0]")
+    shared = 'set: ["method.head_options={hidden: 8}", method.warmup=1]'
+    Path(table).write_text(text.split("  - {name: first")[0] + f"  - {{name: staged, stages: true, {shared}}}\n")
+    items = [item for item in cost.workflow.prepare(_config(table, tmp_path))[0].split("train") if item.tags]
+    clock.slow(monkeypatch, Inference, "refine")
+    (line,) = reproduce(table, tmp_path / "scenes", tmp_path / "out", plan=True)["plan"]
+    assert line["label_hours"] * 3600 == pytest.approx(TIME * len(items)) and line["scoring_hours"] == 0
+
+
 def _config(table: str, tmp_path: Path, *settings: str) -> RunConfig:
     parsed = read_table(table)
     return configure(parsed, parsed.rows[0], 0, tmp_path / "scenes", tmp_path, list(settings))
