@@ -140,7 +140,7 @@ def test_cross_entropy_equals_loops(reduction: str) -> None:
     for given in (masks, masks.float()):
         result = region_cross_entropy(maps, given, tags, reduction)  # type: ignore[arg-type]
         assert result.item() == pytest.approx(total / (count if reduction == "mean" else 3), rel=1e-9)
-    assert torch.autograd.gradcheck(lambda m: region_cross_entropy(m, masks, tags, reduction), [maps])  # type: ignore
+    assert torch.autograd.gradcheck(lambda m: region_cross_entropy(m, masks, tags, reduction), [maps])  # type: ignore[arg-type]
     nothing = region_cross_entropy(maps, masks & False, tags)
     nothing.backward()
     assert nothing == 0 and maps.grad is not None and not maps.grad.any()
