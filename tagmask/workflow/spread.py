@@ -109,12 +109,11 @@ def print_spread(result: Mapping[str, Any], console: Console) -> None:
     """The mIoU of each scale, their mean and deviation in per cent, and the protocol."""
     protocol = Protocol(**result["protocol"])
     names = [f"scale {entry['scale']:g}" for entry in result["scales"]]
-    heads = ("mean", "95 %", "deviation", "95 %")
-    table = Table("split", *names, *heads, box=None, pad_edge=False, header_style="bold")
+    table = Table("split", *names, "mean", "deviation", box=None, pad_edge=False, header_style="bold")
     cells = [percent(entry["miou"]) for entry in result["scales"]]
-    for key in ("mean", "std"):
-        interval = result.get("intervals", {}).get(key)
-        cells += [percent(result[key]), f"{percent(interval['low'])}–{percent(interval['high'])}" if interval else "–"]
-    table.add_row(protocol.split, *cells)
+    table.add_row(protocol.split, *cells, percent(result["mean"]), percent(result["std"]))
     console.print(table)
+    if intervals := result.get("intervals"):
+        mean, std = (f"{percent(intervals[key]['low'])}–{percent(intervals[key]['high'])}" for key in ("mean", "std"))
+        console.print(f"95 % over images: mean {mean}, deviation {std}", highlight=False)
     console.print(f"{SPREAD}: each scale alone · {protocol.describe()}", style="dim", markup=False, highlight=False)
