@@ -246,6 +246,6 @@ def _check_values(images: Tensor, maps: Tensor) -> None:
 
 def check_colours(what: str, images: Tensor) -> None:
     """Raise TagmaskError for images that cannot be RGB in [0,1]; what resizing overshoots passes."""
-    low, high = (float(x) for x in images.aminmax()) if images.numel() else (0.0, 0.0)
+    low, high = (float(x) for x in images.detach().aminmax()) if images.numel() else (0.0, 0.0)
     if low < -0.5 or high > 1.5:
         raise TagmaskError(f"{what} takes images with colours in [0,1], got {low:g} to {high:g}; divide them by 255.")

@@ -83,7 +83,7 @@ def _transition(edges: Tensor, weights: Tensor, beta: float, count: int) -> Tens
     totals = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, rows, values)
     values /= totals[rows]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", "Sparse (CSR tensor support is in beta|invariant checks are implicitly)")
         # 32-bit indices are what the CPU's sparse products (MKL) take without a conversion at every step.
         return torch.sparse_csr_tensor(
             starts.int(), (keys - rows * count).int(), values, (count, count), check_invariants=False

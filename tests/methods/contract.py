@@ -20,6 +20,7 @@ from tagmask.types import IGNORE, Batch
 
 CLASSES = 3
 SIZE = 64
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 ENCODERS = {"cnn": "resnet18", "vit": "vit_tiny_patch16_224", "swin": "swin_tiny_patch4_window7_224", "mit": "mit_b0"}
 
 
@@ -177,6 +178,50 @@ class MethodContract:
         assert whole.keys() == parts.keys()
         for name, value in whole.items():
             assert torch.equal(value, parts[name]), name
+
+    @gpu
+    def test_a_gpu_gives_the_numbers_of_the_cpu(self) -> None:
+        images, tags = squares().images, squares().tags
+        found: dict[str, dict[str, Tensor]] = {}
+        for device in ("cpu", "cuda"):
+            method = self.build().to(device).train()
+            for module in method.modules():
+                if isinstance(module, nn.Dropout | nn.Dropout2d):
+                    module.p = 0.0  # drawn otherwise on a GPU
+            batch = self.batch(method)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                losses = method.losses(batch.to(device, batch.generator), self.step)
+                losses.total.backward()
+                method.after_step(self.step)
+                grads = [p.grad.square().sum() for p in method.parameters() if p.grad is not None]
+                numbers = {**losses.terms, "total": losses.total, "norm": torch.stack(grads).sum().sqrt()}
+                method = self.build().to(device).eval()
+                with torch.no_grad():
+                    if method.has_cams:
+                        numbers["cams"] = method.cams(images.to(device), tags.to(device))
+                    if method.has_segmenter:
+                        numbers["segment"] = method.segment(images.to(device))  # type: ignore[operator]
+                    scores = method.class_scores(images.to(device))
+            if scores is not None:
+                numbers["scores"] = scores
+            assert all(value.device.type == device for value in numbers.values())
+            found[device] = {name: value.detach().cpu() for name, value in numbers.items()}
+        torch.testing.assert_close(found["cuda"], found["cpu"], rtol=5e-3, atol=5e-4)
+
+    @gpu
+    def test_trains_and_resumes_on_a_gpu(self, tmp_path: Path) -> None:
+        data = {"source": "demo", "root": str(tmp_path / "scenes"), "demo_images": 12}
+        train = {"accelerator": "gpu", "precision": "fp32", "optimizer": "sgd", "lr": 1e-4, "channels_last": True}
+        config = tiny(self.settings, data=data, train=train)
+        whole = self.train(config, tmp_path / "whole", stop=None)
+        self.train(config, tmp_path / "parts", stop=2)
+        parts = self.train(config, tmp_path / "parts", stop=None)
+        torch.manual_seed(0)
+        untrained = build_method(config, len(open_data(config.data).classes))
+        way = [(whole[name].cpu() - p.detach()).flatten() for name, p in untrained.named_parameters()]
+        apart = [(whole[name] - parts[name]).cpu().flatten() for name, _ in untrained.named_parameters()]
+        # Not the same bits: kernels on a GPU add up in any order.
+        assert torch.cat(apart).norm() < 0.05 * torch.cat(way).norm()
 
     def train(self, config: RunConfig, out: Path, stop: int | None) -> dict[str, Tensor]:
         """Train into ``out``; ``stop`` breaks off after that many steps, as a kill would. Returns the weights."""
