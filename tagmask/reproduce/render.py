@@ -39,8 +39,8 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
     A cell is the mean over seeds in per cent, ± the standard deviation over seeds where there are several, the
     bootstrap interval over images of the first seed, and the paper's value with the difference to it where one is
     printed. Where a cell was not made as the others of its column, it has a letter, and a note says in what it
-    differs. Rows that are not built have printed
-    values only. Returns rows of cells and the Markdown text.
+    differs. Rows that are not built have printed values only. The machines that runs were made on stand below the
+    table. Returns rows of cells and the Markdown text.
     """
     rows: list[dict[str, Any]] = []
     for row in table.rows:
@@ -50,10 +50,13 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
             found = {seed: _find(results[row.name, seed], column) for seed in seeds}
             cells[column.title] = _cell({s: v for s, v in found.items() if v}, column, row.printed.get(column.title))
         minutes = [results[row.name, seed]["minutes"] for seed in seeds]
-        rows.append({"row": row.name, "seeds": seeds, "cells": cells, "minutes": minutes})
+        machines = {seed: _machine(results[row.name, seed].get("environment")) for seed in seeds}
+        rows.append({"row": row.name, "seeds": seeds, "cells": cells, "minutes": minutes, "machines": machines})
     for unbuilt in table.not_built:
         cells = {c.title: _cell({}, c, unbuilt.printed.get(c.title)) for c in table.columns}
-        rows.append({"row": unbuilt.name, "seeds": [], "cells": cells, "minutes": [], "not_built": unbuilt.why})
+        rows.append(
+            {"row": unbuilt.name, "seeds": [], "cells": cells, "minutes": [], "machines": {}, "not_built": unbuilt.why}
+        )
     notes = {column.title: _compare([row["cells"][column.title] for row in rows]) for column in table.columns}
     summary = {"title": table.title, "about": table.about, "budget": "small" if small else "full", "rows": rows}
     return summary | {"notes": notes, "markdown": _markdown(table, rows, notes, small)}
@@ -170,6 +173,7 @@ def _markdown(
     lines += [*unbuilt, ""] if unbuilt else []
     lines += _against_paper(table, rows, small)
     lines += _protocols(table, rows, notes)
+    lines += _made_on(rows)
     return "\n".join(lines) + "\n"
 
 
@@ -217,6 +221,26 @@ def _protocols(table: Table, rows: Sequence[Mapping[str, Any]], notes: Mapping[s
     for differs, places in differing.items():
         lines.append(f"- Not made as the column's first row (here / there): {', '.join(places)}: {differs}")
     return lines
+
+
+def _machine(environment: Mapping[str, Any] | None) -> str:
+    """What a run was made on: its rounding and its minutes depend on it. Earlier versions kept less."""
+    if not environment:
+        return "a machine that was not recorded"
+    gpus = ", ".join(dict.fromkeys(environment.get("gpus", [])))
+    torch = environment.get("versions", {}).get("torch", "not recorded")
+    return f"{gpus or environment.get('processor') or 'CPU'}, {environment.get('cores', '?')} cores, torch {torch}"
+
+
+def _made_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a machine: its rows, with their seeds where others of the row were made elsewhere."""
+    places: dict[str, list[str]] = {}
+    for row in rows:
+        for machine in dict.fromkeys(row["machines"].values()):
+            seeds = [str(seed) for seed, made_on in row["machines"].items() if made_on == machine]
+            whole = len(seeds) == len(row["machines"])
+            places.setdefault(machine, []).append(row["row"] if whole else f"{row['row']} of seed {', '.join(seeds)}")
+    return [f"- Made on {machine}: {', '.join(names)}" for machine, names in places.items()]
 
 
 def _text(cell: Mapping[str, Any] | None) -> str:

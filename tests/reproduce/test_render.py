@@ -167,3 +167,24 @@ def test_printed_values_have_the_papers_decimals(tmp_path: Path) -> None:
 def test_spreads_of_earlier_versions_were_summed_too(tmp_path: Path) -> None:
     entries = [{"name": "spread", "protocol": PROTOCOL | {"merge": merge}, "mean": 0.4} for merge in ("mean", "sum")]
     assert rendered(tmp_path, {"score": "spread", "key": "mean"}, *entries)["notes"] == {"c": []}
+
+
+def test_a_table_says_which_machine_made_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    columns = [{"title": "c", "split": "test", "score": "segmenter"}]
+    content = {"title": "t", "columns": columns, "rows": [{"name": n} for n in ("both", "slow", "old", "missing")]}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    laptop = {"processor": "Some CPU", "cores": 2, "gpus": [], "versions": {"torch": "2.15.0"}}
+    server = {"processor": "Other CPU", "cores": 16, "gpus": ["H200", "H200"], "versions": {"torch": "2.11.0"}}
+
+    def result(environment: dict[str, Any] | None) -> dict[str, Any]:
+        score = {"name": "segmenter", "miou": 0.5, "protocol": PROTOCOL}
+        return {"scores": [score], "minutes": 1.0, **({"environment": environment} if environment else {})}
+
+    made = {("both", 0): server, ("both", 1): server, ("both", 2): laptop, ("slow", 0): laptop, ("old", 0): None}
+    summary = render(read_table(str(path)), {key: result(environment) for key, environment in made.items()})
+    assert summary["markdown"].splitlines()[-3:] == [
+        "- Made on H200, 16 cores, torch 2.11.0: both of seed 0, 1",
+        "- Made on Some CPU, 2 cores, torch 2.15.0: both of seed 2, slow",
+        "- Made on a machine that was not recorded: old",
+    ]
