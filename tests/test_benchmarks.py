@@ -66,3 +66,20 @@ def test_networks_of_stages_learn_from_drawn_masks(stage: str, answer: int, tmp_
     (row,) = json.loads((tmp_path / "found.json").read_text())
     assert (row["steps"], row["batch"]) == (20000, 2)
     assert f"| crt_voc:{stage} | CPU" in done.stdout
+
+
+def test_memory_of_one_photos_labels(tmp_path: Path) -> None:
+    tiny = """
+encoder: {name: resnet18, weights: none}
+method: {name: baseline, warmup: 1, head_options: {hidden: 8}}
+label: {cam_scales: [1.0]}
+stages: {classifier: {}, cams: {high: 0.6, low: 0.3}, masks: {}}
+"""
+    (tmp_path / "tiny.yaml").write_text(tiny, encoding="utf-8")
+    command = [sys.executable, BENCHMARKS / "stages.py", "--size", "48", "64", "--passes", tmp_path / "tiny.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines()[2:]]
+    assert [row[1].strip().rpartition(", ")[2] for row in rows] == ["cams", "masks"]
+    there, added = (float(rows[0][k].split()[0].replace(",", "")) for k in (3, 4))
+    assert there > 128 and 0 <= added < there, "megabytes of a process with a network, and of a small photo"

@@ -219,8 +219,8 @@ def _look(item: Item, colour_map: ColourMap | None) -> dict[str, Any]:
 
 
 def _without_path(error: DataError, path: Path) -> str:
-    """The error's text without the file's name, which stands beside it; libraries' own messages have it, too."""
-    return str(error).removeprefix(f"{path}: ").replace(f" '{path}'", "")
+    """The error's text without the file's name, which stands beside it."""
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _digest(collection: Collection) -> str:

@@ -41,7 +41,12 @@ def read_image(path: str | Path) -> Tensor:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: too large to open safely ({error}). Cut it into parts.") from error
     except Exception as error:  # Pillow raises nearly any type on broken files
-        raise DataError(f"{path}: cannot be read as an image ({error}). Replace or remove it.") from error
+        raise _undecodable(path, "an image", error) from error
+
+
+def _undecodable(path: str | Path, what: str, error: Exception) -> DataError:
+    said = str(error).replace(f" {str(path)!r}", "")  # Pillow names the file, too
+    return DataError(f"{path}: cannot be read as {what} ({said}). Replace or remove it.")
 
 
 def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
@@ -77,7 +82,7 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such mask.") from error
     except Exception as error:
-        raise DataError(f"{path}: cannot be read as a mask ({error}). Replace or remove it.") from error
+        raise _undecodable(path, "a mask", error) from error
     if mode in ("1", "P", "L") or mode.startswith("I"):
         return values.astype(np.int64)
     if mode not in ("RGB", "RGBA"):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tagmask.data import palette, read_colour_map, read_image, read_mask, write_mask
+from tagmask.data.reading import raw_mask
 from tagmask.errors import DataError
 
 RNG = np.random.default_rng(3)
@@ -212,3 +213,12 @@ def test_write_mask_refuses_what_is_no_label_map(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"label"):
             write_mask(tmp_path / "a.png", wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_picture_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "text.jpg"
+    path.write_text("no picture", encoding="utf-8")
+    for read in (read_image, raw_mask):
+        with pytest.raises(DataError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: cannot be read as ") and str(error.value).count(path.name) == 1
