@@ -3,8 +3,9 @@
 Photos of VOC's size (500 x 375 JPEG, drawn: smooth colours and noise) with tags of 20 classes; random weights, which
 cost what pretrained ones do. Each configuration is trained for a few steps of classification and as many with every
 term on, with its own crops, batch, precision, workers and optimiser; the first steps of each phase are left out. The
-hours are those of its own number of steps, each phase counted with its length; scoring is not in them. Where further
-terms begin later than the first one, they come out a little high.
+hours are projected: its own number of steps, each phase counted with its length, without scoring. Where further terms
+begin later than the first one, they come out a little high. Where much of the time is spent waiting, photos are read
+too slowly: raise train.workers.
 
     python benchmarks/schedule.py tscd_voc cosa_voc                     # on a GPU where there is one
     python benchmarks/schedule.py tscd_voc --set train.batch_size=4 train.accumulate=2
@@ -60,10 +61,9 @@ def main(words: Sequence[str] | None = None) -> None:
         print(json.dumps(measure(args.configs[0], Path(args.one), args)))
         return
     rows = []
-    print(
-        "| configuration | machine | precision | batch, crop | classification | whole | memory, GiB | steps | hours |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    titles = ["configuration", "machine", "precision", "batch, crop", "readers", "classification", "whole", "waiting"]
+    titles += ["memory, GiB", "steps", "hours"]
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     with tempfile.TemporaryDirectory() as home:
         photos = write_photos(Path(home) / "photos", args.images, *args.size)
         for name in args.configs:
@@ -75,9 +75,11 @@ def main(words: Sequence[str] | None = None) -> None:
             row = json.loads(done.stdout.splitlines()[-1])
             rows.append(row)
             first = f"{row['warmup_rate']:.2f} steps/s" if row["warmup_rate"] else "–"
+            size = f"{row['memory'] / GIB:.1f}"
             print(
-                f"| {name} | {row['device']} | {row['precision']} | {row['batch']}, {row['crop']} | {first} | "
-                f"{row['rate']:.2f} steps/s | {row['memory'] / GIB:.1f} | {row['steps']:,} | {row['hours']:.1f} |",
+                f"| {name} | {row['device']} | {row['precision']} | {row['batch']}, {row['crop']} | "
+                f"{row['workers']} | {first} | {row['rate']:.2f} steps/s | {row['waiting']:.0%} | {size} "
+                f"| {row['steps']:,} | {row['hours']:.1f} |",
                 flush=True,
             )
     if args.json:
@@ -101,7 +103,7 @@ def measure(name: str, photos: Path, args: argparse.Namespace) -> dict[str, Any]
     config = bare(config)
     cuda = config.train.accelerator != "cpu" and torch.cuda.is_available()
     length = int(getattr(config.method, "warmup", 0))
-    slow, fast = rates(config, args, warm=length > 0)
+    slow, fast, waiting = rates(config, args, warm=length > 0)
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = (length / slow if slow else 0.0) + (config.train.steps - length) / fast
     return {
@@ -112,16 +114,19 @@ def measure(name: str, photos: Path, args: argparse.Namespace) -> dict[str, Any]
         "precision": config.train.precision,
         "batch": config.train.batch_size,
         "crop": config.views.crop,
+        "workers": config.train.workers,
         "warmup_rate": slow,
         "rate": fast,
+        "waiting": waiting,
         "memory": peak,
         "steps": config.train.steps,
         "hours": seconds / 3600,
     }
 
 
-def rates(config: RunConfig, args: argparse.Namespace, warm: bool) -> tuple[float | None, float]:
-    """Steps a second of the training loop, waiting for photos included: classification, if any, and all terms."""
+def rates(config: RunConfig, args: argparse.Namespace, warm: bool) -> tuple[float | None, float, float]:
+    """Steps a second of the training loop, waiting for photos included: classification, if any, and all terms; and
+    the share of the latter's time that it waited."""
     phase = args.skip + args.steps
     own = config.model_copy(deep=True)
     later = [key for key in type(own.method).model_fields if key.endswith("warmup") or key.startswith("start_")]
@@ -140,9 +145,12 @@ def rates(config: RunConfig, args: argparse.Namespace, warm: bool) -> tuple[floa
     )
     with tempfile.TemporaryDirectory() as home:
         workflow.train(own, Path(home) / "run")
-        spent = {row["step"]: row["seconds"] for row in RunFolder(Path(home) / "run").log() if "seconds" in row}
+        rows = {row["step"]: row for row in RunFolder(Path(home) / "run").log() if "seconds" in row}
+    spent = {step: row["seconds"] for step, row in rows.items()}
+    waited = {step: row["seconds"] * row["data_share"] for step, row in rows.items()}
     slow = args.steps / (spent[phase] - spent[args.skip]) if warm else None
-    return slow, args.steps / (spent[steps] - spent[steps - args.steps])
+    whole = spent[steps] - spent[steps - args.steps]
+    return slow, args.steps / whole, (waited[steps] - waited[steps - args.steps]) / whole
 
 
 def named(tag: int) -> str:

@@ -44,9 +44,11 @@ def read_image(path: str | Path) -> Tensor:
         raise _undecodable(path, "an image", error) from error
 
 
-def _undecodable(path: str | Path, what: str, error: Exception) -> DataError:
-    said = str(error).replace(f" {str(path)!r}", "")  # Pillow names the file, too
-    return DataError(f"{path}: cannot be read as {what} ({said}). Replace or remove it.")
+def _undecodable(path: str | Path, what: str, error: Exception, advice: str = "Replace or remove it.") -> DataError:
+    if isinstance(error, OSError) and error.strerror:
+        return DataError(f"{path}: cannot be opened ({error.strerror}). Make it readable or leave it out.")
+    said = str(error).replace(f" {str(path)!r}", "")  # libraries name the file, too
+    return DataError(f"{path}: cannot be read as {what} ({said}). {advice}")
 
 
 def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
@@ -110,7 +112,7 @@ def sbd_mask(path: str | Path) -> np.ndarray:
     try:
         record = loadmat(path, squeeze_me=True, struct_as_record=False)
     except Exception as error:  # SciPy raises many types on broken files
-        raise DataError(f"{path}: cannot be read as a .mat file ({error}). Unpack SBD again.") from error
+        raise _undecodable(path, "a .mat file", error, "Unpack SBD again.") from error
     values = getattr(record.get("GTcls"), "Segmentation", None)
     if not isinstance(values, np.ndarray) or values.ndim != 2:
         raise DataError(f"{path}: there is no GTcls.Segmentation in it. SBD's class masks lie in 'cls', not in 'inst'.")

@@ -83,6 +83,7 @@ def _transition(edges: Tensor, weights: Tensor, beta: float, count: int) -> Tens
     totals = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, rows, values)
     values /= totals[rows]
     with warnings.catch_warnings():
+        # torch 2.11 says the second even where the checks are switched off in so many words.
         warnings.filterwarnings("ignore", "Sparse (CSR tensor support is in beta|invariant checks are implicitly)")
         # 32-bit indices are what the CPU's sparse products (MKL) take without a conversion at every step.
         return torch.sparse_csr_tensor(

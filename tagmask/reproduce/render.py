@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -39,7 +40,7 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
     A cell is the mean over seeds in per cent, ± the standard deviation over seeds where there are several, the
     bootstrap interval over images of the first seed, and the paper's value with the difference to it where one is
     printed. Where a cell was not made as the others of its column, it has a letter, and a note says in what it
-    differs. Rows that are not built have printed values only. The machines that runs were made on stand below the
+    differs. Rows that are not built have printed values only. The machines that rows were trained on stand below the
     table. Returns rows of cells and the Markdown text.
     """
     rows: list[dict[str, Any]] = []
@@ -173,7 +174,7 @@ def _markdown(
     lines += [*unbuilt, ""] if unbuilt else []
     lines += _against_paper(table, rows, small)
     lines += _protocols(table, rows, notes)
-    lines += _made_on(rows)
+    lines += _trained_on(rows)
     return "\n".join(lines) + "\n"
 
 
@@ -224,23 +225,23 @@ def _protocols(table: Table, rows: Sequence[Mapping[str, Any]], notes: Mapping[s
 
 
 def _machine(environment: Mapping[str, Any] | None) -> str:
-    """What a run was made on: its rounding and its minutes depend on it. Earlier versions kept less."""
+    """The machine that a run was trained on, all of it: rounding and minutes depend on it."""
     if not environment:
         return "a machine that was not recorded"
-    gpus = ", ".join(dict.fromkeys(environment.get("gpus", [])))
-    torch = environment.get("versions", {}).get("torch", "not recorded")
-    return f"{gpus or environment.get('processor') or 'CPU'}, {environment.get('cores', '?')} cores, torch {torch}"
+    gpus = [f"{count} × {name}" for name, count in Counter(environment["gpus"]).items()]
+    parts = [f"{environment['cores']} cores ({environment['processor']})", *gpus]
+    return f"{', '.join(parts)}, torch {environment['versions']['torch']}"
 
 
-def _made_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line a machine: its rows, with their seeds where others of the row were made elsewhere."""
+def _trained_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a machine: its rows, with their seeds where others of the row were trained elsewhere."""
     places: dict[str, list[str]] = {}
     for row in rows:
         for machine in dict.fromkeys(row["machines"].values()):
-            seeds = [str(seed) for seed, made_on in row["machines"].items() if made_on == machine]
+            seeds = [str(seed) for seed, other in row["machines"].items() if other == machine]
             whole = len(seeds) == len(row["machines"])
-            places.setdefault(machine, []).append(row["row"] if whole else f"{row['row']} of seed {', '.join(seeds)}")
-    return [f"- Made on {machine}: {', '.join(names)}" for machine, names in places.items()]
+            places.setdefault(machine, []).append(row["row"] if whole else f"{row['row']} (seed {', '.join(seeds)})")
+    return [f"- Trained on {machine}: {', '.join(names)}" for machine, names in places.items()]
 
 
 def _text(cell: Mapping[str, Any] | None) -> str:

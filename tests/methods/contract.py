@@ -176,6 +176,7 @@ class MethodContract:
         self.train(config, tmp_path / "parts", stop=2)
         parts = self.train(config, tmp_path / "parts", stop=None)
         assert whole.keys() == parts.keys()
+        assert self.seen == [2, 3], "it goes on from the checkpoint"
         for name, value in whole.items():
             assert torch.equal(value, parts[name]), name
 
@@ -193,8 +194,10 @@ class MethodContract:
                 losses = method.losses(batch.to(device, batch.generator), self.step)
                 losses.total.backward()
                 method.after_step(self.step)
-                grads = [p.grad.square().sum() for p in method.parameters() if p.grad is not None]
-                numbers = {**losses.terms, "total": losses.total, "norm": torch.stack(grads).sum().sqrt()}
+                numbers = {**losses.terms, "total": losses.total}
+                for name, part in method.named_children():
+                    grads = [p.grad.square().sum() for p in part.parameters() if p.grad is not None]
+                    numbers |= {f"gradient of {name}": torch.stack(grads).sum().sqrt()} if grads else {}
                 method = self.build().to(device).eval()
                 with torch.no_grad():
                     if method.has_cams:
@@ -218,13 +221,15 @@ class MethodContract:
         parts = self.train(config, tmp_path / "parts", stop=None)
         torch.manual_seed(0)
         untrained = build_method(config, len(open_data(config.data).classes))
-        way = [(whole[name].cpu() - p.detach()).flatten() for name, p in untrained.named_parameters()]
-        apart = [(whole[name] - parts[name]).cpu().flatten() for name, _ in untrained.named_parameters()]
+        floats = {name: value for name, value in untrained.state_dict().items() if value.is_floating_point()}
+        way = [(whole[name].cpu() - value).flatten() for name, value in floats.items()]
+        apart = [(whole[name] - parts[name]).cpu().flatten() for name in floats]
+        assert self.seen == [2, 3], "it goes on from the checkpoint"
         # Not the same bits: kernels on a GPU add up in any order.
         assert torch.cat(apart).norm() < 0.05 * torch.cat(way).norm()
 
     def train(self, config: RunConfig, out: Path, stop: int | None) -> dict[str, Tensor]:
-        """Train into ``out``; ``stop`` breaks off after that many steps, as a kill would. Returns the weights."""
+        """Train into ``out``, until step ``stop``, where a kill comes. Returns the weights; ``seen`` has the steps."""
         collection = open_data(config.data)
         items = collection.split("train")
         torch.manual_seed(0)
@@ -233,14 +238,15 @@ class MethodContract:
             # Masks that do not exist: a method that learns from tags must never open them.
             items = [Item(i.id, i.image, i.tags, Path("nowhere.png")) for i in items]
         after_step = method.after_step
+        self.seen: list[int] = []
 
-        def stopping(step: int) -> None:
+        def watched(step: int) -> None:
             after_step(step)
+            self.seen.append(step)
             if step == stop:
                 raise KeyboardInterrupt
 
-        if stop is not None:
-            method.after_step = stopping  # type: ignore[method-assign]
+        method.after_step = watched  # type: ignore[method-assign]
         folder = RunFolder(out)
         try:
             train_method(method, config, items, collection.classes, folder, resume=True)
@@ -250,7 +256,7 @@ class MethodContract:
 
 
 class SlowTraining(MethodContract):
-    """For a second set of settings of a method: the two contract tests that train are left to ``make test-slow``."""
+    """For a second set of settings of a method: the contract tests that train are left to ``make test-slow``."""
 
     @pytest.mark.slow
     def test_loss_falls_when_overfitting_four_images(self) -> None:
@@ -259,3 +265,8 @@ class SlowTraining(MethodContract):
     @pytest.mark.slow
     def test_resume_gives_the_numbers_of_an_uninterrupted_run(self, tmp_path: Path) -> None:
         super().test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path)
+
+    @pytest.mark.slow
+    @gpu
+    def test_trains_and_resumes_on_a_gpu(self, tmp_path: Path) -> None:
+        super().test_trains_and_resumes_on_a_gpu(tmp_path)

@@ -184,7 +184,7 @@ def test_a_table_says_which_machine_made_its_rows(tmp_path: Path) -> None:
     made = {("both", 0): server, ("both", 1): server, ("both", 2): laptop, ("slow", 0): laptop, ("old", 0): None}
     summary = render(read_table(str(path)), {key: result(environment) for key, environment in made.items()})
     assert summary["markdown"].splitlines()[-3:] == [
-        "- Made on H200, 16 cores, torch 2.11.0: both of seed 0, 1",
-        "- Made on Some CPU, 2 cores, torch 2.15.0: both of seed 2, slow",
-        "- Made on a machine that was not recorded: old",
+        "- Trained on 16 cores (Other CPU), 2 × H200, torch 2.11.0: both (seed 0, 1)",
+        "- Trained on 2 cores (Some CPU), torch 2.15.0: both (seed 2), slow",
+        "- Trained on a machine that was not recorded: old",
     ]
