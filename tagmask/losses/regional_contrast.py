@@ -1,4 +1,4 @@
-"""Class regions as supervision: features drawn to the prototype of their class, or class maps to the regions."""
+"""Class regions as supervision: features drawn to the prototype of their class, or CAMs to the regions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+
+LEAST_CAM = 0.01
 
 
 def regional_contrast(
@@ -61,35 +63,38 @@ def regional_contrast(
 
 
 def region_cross_entropy(
-    maps: Tensor, masks: Tensor, tags: Tensor, reduction: Literal["mean", "sum"] = "mean"
+    cams: Tensor, masks: Tensor, tags: Tensor, reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
-    """Cross-entropy of class maps with class regions: −log of the softmax over tagged classes and the background.
+    """Binary cross-entropy of CAMs with class regions, for the tagged classes.
 
     Experiment 1 of Table 2 in the paper of ``regional_contrast``, whose section 3.2 names the cross-entropy of CAMs
-    with region masks. It does not say what the background's score is: here 0, the value that class maps are cut at to
-    be CAMs, so that a position learns to be above it for its class alone. A position in no mask, or in that of a class
-    without a tag, does not count.
+    with region masks and no more. CAMs are in [0,1] and there is none of the background, so each tagged class is
+    compared with its own region: −log a inside, −log(1 − a) outside. a is the CAM brought to [0.01, 0.99]: at its
+    largest value, which is always 1, and where it was cut at 0 the logarithm would be infinite.
 
-    maps: (B,C,h,w) class maps before ReLU, any range; masks: bool or 0/1 (B,C+1,h,w), background first, a position in
-    one mask at most; tags: (B,C) of 0/1. reduction: as in ``regional_contrast``. Returns a scalar ≥ 0, 0 where nothing
-    counts; float32 for half-precision maps. Raises TagmaskError when the shapes do not fit.
+    cams: (B,C,h,w) in [0,1]; masks: bool or 0/1 (B,C+1,h,w), background first, a position in one mask at most, one in
+    none does not count; tags: (B,C) of 0/1. reduction: 'mean' over positions and classes that count; 'sum' over them,
+    mean over images. Returns a scalar ≥ 0, 0 where nothing counts; float32 for half-precision CAMs. Raises
+    TagmaskError when the shapes do not fit.
 
     Example:
-        >>> region_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0]], [[1]], [[0]]]]), torch.tensor([[1, 0]]))
-        tensor(0.6931)
+        >>> masks = torch.tensor([[[[1, 0]], [[0, 1]]]])
+        >>> region_cross_entropy(torch.tensor([[[[0.0, 1.0]]]]), masks, torch.tensor([[1]]))
+        tensor(0.0101)
     """
-    fits = maps.dim() == masks.dim() == 4 and maps.shape[-2:] == masks.shape[-2:]
-    if not fits or masks.shape[:2] != (len(maps), maps.shape[1] + 1) or tags.shape != maps.shape[:2]:
+    fits = cams.dim() == masks.dim() == 4 and cams.shape[-2:] == masks.shape[-2:]
+    if not fits or masks.shape[:2] != (len(cams), cams.shape[1] + 1) or tags.shape != cams.shape[:2]:
         raise TagmaskError(
-            "Region cross-entropy: maps are (B,C,h,w), masks (B,C+1,h,w) and tags (B,C), got "
-            f"{tuple(maps.shape)}, {tuple(masks.shape)} and {tuple(tags.shape)}."
+            "Region cross-entropy: CAMs are (B,C,h,w), masks (B,C+1,h,w) and tags (B,C), got "
+            f"{tuple(cams.shape)}, {tuple(masks.shape)} and {tuple(tags.shape)}."
         )
-    if maps.dtype in (torch.float16, torch.bfloat16):
-        maps = maps.float()
-    present = F.pad(tags > 0, (1, 0), value=True)[:, :, None]
-    logits = F.pad(maps.flatten(2), (0, 0, 1, 0)).masked_fill(~present, float("-inf"))
-    own = masks.flatten(2).bool() & present
-    return _own_class(-logits.log_softmax(1), own, reduction)
+    if cams.dtype in (torch.float16, torch.bfloat16):
+        cams = cams.float()
+    masks = masks.bool()
+    counted = masks.any(1, keepdim=True) & (tags > 0)[:, :, None, None]
+    bounded = LEAST_CAM + (1 - 2 * LEAST_CAM) * cams
+    costs = -torch.where(masks[:, 1:], bounded, 1 - bounded).log() * counted
+    return costs.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(cams))
 
 
 def _own_class(values: Tensor, own: Tensor, reduction: str) -> Tensor:

@@ -46,7 +46,7 @@ class RCMMAMConfig(MethodConfig):
     momentum: float = Field(0.997, ge=0, le=1, description="of the support network; 0: the trained network's weights")
     threshold: float = Field(0.2, ge=0, lt=1, description="CAM above which a position is of a class")
     self_supervision: Literal["contrastive", "direct"] = Field(
-        "contrastive", description="what regions teach: features, by prototypes; or the class maps themselves (Table 2)"
+        "contrastive", description="what regions teach: features, by prototypes; or the CAMs themselves (Table 2)"
     )
     temperature: float = Field(0.5, gt=0, description="of the contrast")
     contrast_log: bool = Field(True, description="InfoNCE; false: its softmax without the logarithm")
@@ -146,7 +146,7 @@ class RCMMAM(Method):
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls on scale 1; from ``warmup`` rcm, from ``attention_warmup`` mam (8); weighted as in equation 9.
 
-        rcm is equation 5 or, with ``self_supervision`` direct, the regions' cross-entropy with the class maps.
+        rcm is equation 5 or, with ``self_supervision`` direct, the regions' cross-entropy with the CAMs.
         """
         cfg = self.config
         contrasts = cfg.weight_rcm > 0 and step >= cfg.warmup
@@ -156,8 +156,8 @@ class RCMMAM(Method):
         if self.support is not None and (contrasts or attends):
             guidance = self._guidance(Network(**self.support), batch)
             if contrasts and cfg.self_supervision == "direct":
-                masks = self._regions(batch, guidance)
-                terms["rcm"] = region_cross_entropy(maps, masks, guidance.trusted, cfg.reduction)
+                cams, masks = peak_normalize(maps.float() * guidance.valid[:, None]), self._regions(batch, guidance)
+                terms["rcm"] = region_cross_entropy(cams, masks, guidance.trusted, cfg.reduction)
             elif contrasts:
                 terms["rcm"] = self._contrast(batch, features, guidance)
             if attends:

@@ -125,26 +125,29 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_cross_entropy_equals_loops(reduction: str) -> None:
     _, masks, _ = drawn()
-    maps = torch.randn(3, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    cams = torch.rand(3, 3, 2, 4, dtype=torch.float64)
+    cams[0, 0, 0] = torch.tensor([0, 1, 0, 1])
+    cams.requires_grad_()
     tags = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1]])
     total, count = 0.0, 0
     for b in range(3):
         for y in range(2):
             for x in range(4):
-                scores = {0: 0.0} | {c + 1: maps[b, c, y, x].item() for c in range(3) if tags[b, c]}
-                for k, score in scores.items():
-                    if masks[b, k, y, x]:
-                        total += math.log(sum(math.exp(s) for s in scores.values())) - score
+                for c in range(3):
+                    if tags[b, c] and any(masks[b, k, y, x] for k in range(4)):
+                        a = 0.01 + 0.98 * cams[b, c, y, x].item()
+                        total -= math.log(a if masks[b, c + 1, y, x] else 1 - a)
                         count += 1
-    assert 0 < count < masks.sum(), "some are of classes without a tag"
+    assert 0 < count < 2 * 2 * 2 * 4, "some positions are in no mask"
     for given in (masks, masks.float()):
-        result = region_cross_entropy(maps, given, tags, reduction)  # type: ignore[arg-type]
+        result = region_cross_entropy(cams, given, tags, reduction)  # type: ignore[arg-type]
         assert result.item() == pytest.approx(total / (count if reduction == "mean" else 3), rel=1e-9)
-    assert torch.autograd.gradcheck(lambda m: region_cross_entropy(m, masks, tags, reduction), [maps])  # type: ignore[arg-type]
-    nothing = region_cross_entropy(maps, masks & False, tags)
+    inner = (0.01 + 0.98 * cams.detach()).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: region_cross_entropy(m, masks, tags, reduction), [inner])  # type: ignore[arg-type]
+    nothing = region_cross_entropy(cams, masks & False, tags)
     nothing.backward()
-    assert nothing == 0 and maps.grad is not None and not maps.grad.any()
-    for wrong in ((maps[0], masks, tags), (maps, masks[:, 1:], tags), (maps, masks, tags[:, :2])):
+    assert nothing == 0 and cams.grad is not None and not cams.grad.any()
+    for wrong in ((cams[0], masks, tags), (cams, masks[:, 1:], tags), (cams, masks, tags[:, :2])):
         with pytest.raises(TagmaskError, match="Region cross-entropy"):
             region_cross_entropy(*wrong)
-    assert region_cross_entropy(maps.detach().bfloat16(), masks, tags).dtype == torch.float32
+    assert region_cross_entropy(cams.detach().bfloat16(), masks, tags).dtype == torch.float32
