@@ -11,6 +11,7 @@ from torch import Tensor
 from tagmask.errors import TagmaskError
 
 LEAST_CAM = 0.01
+"""How far CAMs are kept from 0 and 1 where their logarithms are taken."""
 
 
 def regional_contrast(
