@@ -60,7 +60,12 @@ def regional_contrast(
         logits = torch.einsum("bdp,kd->bkp", F.normalize(features, dim=1).flatten(2), F.normalize(prototypes, dim=1))
     logits = (logits / temperature).masked_fill(~seen[:, None], float("-inf"))
     own = masks.flatten(2).bool() & seen[:, None]
-    return _own_class(-(logits.log_softmax(1) if log else logits.softmax(1)), own, reduction)
+    costs = -(logits.log_softmax(1) if log else logits.softmax(1))
+    # Looked up, not multiplied: costs of classes that take no part are infinite.
+    label = own.int().argmax(1, keepdim=True)
+    counted = own.any(1)
+    found = torch.where(counted, costs.gather(1, label)[:, 0], torch.zeros_like(costs[:, 0]))
+    return found.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(features))
 
 
 def region_cross_entropy(
@@ -96,12 +101,3 @@ def region_cross_entropy(
     bounded = LEAST_CAM + (1 - 2 * LEAST_CAM) * cams
     costs = -torch.where(masks[:, 1:], bounded, 1 - bounded).log() * counted
     return costs.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(cams))
-
-
-def _own_class(values: Tensor, own: Tensor, reduction: str) -> Tensor:
-    """Mean or sum, as in ``regional_contrast``, of each position's value (B,K,P) at its class; own: bool (B,K,P)."""
-    # Looked up, not multiplied: values of classes that take no part are infinite.
-    label = own.int().argmax(1, keepdim=True)
-    counted = own.any(1)
-    found = torch.where(counted, values.gather(1, label)[:, 0], torch.zeros_like(values[:, 0]))
-    return found.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(values))
