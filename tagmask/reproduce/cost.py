@@ -11,27 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table as Grid
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tagmask import workflow
-from tagmask.config import EncoderConfig, RunConfig, load_config
+from tagmask.config import RunConfig, load_config
 from tagmask.data import Collection, Item, TrainLoader, TrainViews, read_image, tag_vector
-from tagmask.encoders.weights import find_weights, trained_encoder
-from tagmask.errors import WeightsError
 from tagmask.label import Inference
 from tagmask.methods import Method, build_method
+from tagmask.reproduce.checks import encoders_of, missing_truth, missing_weights
 from tagmask.reproduce.job import Job, base_score
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
 from tagmask.training import RunFolder, make_fabric
 from tagmask.training.checkpoint import checkpoints
 from tagmask.training.loop import make_optimizer
 from tagmask.types import Batch
-from tagmask.workflow.localize import LOCALIZATION
-from tagmask.workflow.scoring import FILES, Scorer
+from tagmask.workflow.scoring import FILES, LOCALIZATION, Scorer
 from tagmask.workflow.stage_labels import ConfidentLabels, Make
 from tagmask.workflow.staged_run import runs_of
 from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, human, is_trained, mask_maker, network_row
@@ -82,44 +79,12 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
         lines.append(line)
     total = sum(line["hours"] + line["label_hours"] + line["scoring_hours"] for line in lines)
     size = sum(line["bytes"] for line in lines)
-    missing = missing_weights(jobs)
+    missing = [*missing_weights(jobs), *missing_truth(jobs)]
     if console is not None:
         _print(table, lines, total, size, home, console)
         for text in missing:
             console.print(text, style="yellow", markup=False, highlight=False)
     return {"title": table.title, "plan": lines, "hours": total, "bytes": size, "missing": missing}
-
-
-def check_weights(jobs: Sequence[Job]) -> None:
-    """Raise WeightsError for weights that rows would lack when it is their turn, or their last stage's."""
-    missing = missing_weights(jobs)
-    if missing:
-        raise WeightsError("\n".join(missing) + "\nOr run the rows that have theirs (--rows).")
-
-
-def missing_weights(jobs: Sequence[Job]) -> list[str]:
-    """'Rows a, b: why' for each network's pretrained weights that are not found, of all that is still to be trained."""
-    why: dict[str, str] = {}
-    rows: dict[str, list[str]] = {}
-    for job in jobs:
-        networks = job.networks() if job.trains() else {}
-        untrained = [config for path, config in networks.items() if not is_trained(RunFolder(path))]
-        for encoder in (encoder for config in untrained for encoder in _encoders(config)):
-            key = encoder.model_dump_json()
-            if key not in why:
-                why[key] = _why_missing(encoder)
-            if why[key] and job.row.name not in rows.setdefault(why[key], []):
-                rows[why[key]].append(job.row.name)
-    return [f"Row{'s' if len(names) > 1 else ''} {', '.join(names)}: {reason}" for reason, names in rows.items()]
-
-
-def _why_missing(encoder: EncoderConfig) -> str:
-    try:
-        if trained_encoder(encoder) is None:
-            find_weights(encoder)
-    except WeightsError as error:
-        return str(error)
-    return ""
 
 
 def steps_left(run: RunFolder, config: RunConfig) -> int:
@@ -325,17 +290,9 @@ def _on_device(config: RunConfig, collection: Collection) -> Method:
 def bare(config: RunConfig) -> RunConfig:
     """The configuration with random weights in every network: time and size are the same."""
     result = config.model_copy(deep=True)
-    for encoder in _encoders(result):
+    for encoder in encoders_of(result):
         encoder.weights = "none"
     return result
-
-
-def _encoders(config: RunConfig) -> list[EncoderConfig]:
-    """Settings of every encoder in the configuration, those of the method's own networks included."""
-    parts: list[BaseModel] = [config.encoder, config.method]
-    for part in parts:  # grows
-        parts += [value for _, value in part if isinstance(value, BaseModel)]
-    return [part for part in parts if isinstance(part, EncoderConfig)]
 
 
 def disk(job: Job, found: Mapping[str, Any]) -> int:

@@ -10,9 +10,8 @@ from typing import Any
 
 from tagmask.evaluate import Protocol
 from tagmask.reproduce.table import Column, Table
-from tagmask.workflow.localize import LOCALIZATION, key_protocol
-from tagmask.workflow.scoring import AT_VAL
-from tagmask.workflow.spread import SPREAD
+from tagmask.workflow.localize import key_protocol
+from tagmask.workflow.scoring import AT_VAL, LOCALIZATION, SPREAD
 
 INTERVALS = {
     "miou": "interval",

@@ -12,8 +12,9 @@ from rich.console import Console
 from tagmask import workflow
 from tagmask.config import load_config, parse_overrides
 from tagmask.errors import ConfigError, nearest
+from tagmask.reproduce.checks import check_needs
 from tagmask.reproduce.configure import BUDGETS, configure, scoring_settings, small_column
-from tagmask.reproduce.cost import check_weights, show_plan
+from tagmask.reproduce.cost import show_plan
 from tagmask.reproduce.job import Job
 from tagmask.reproduce.lock import held, holder, sign_of_life
 from tagmask.reproduce.render import render
@@ -46,7 +47,8 @@ def reproduce(
     A run that was cut off is resumed; one that is finished is read, and only columns that it lacks are scored. Several
     processes, on one machine or on many with a common ``out``, can run the same command at the same time: each takes
     rows that no other is at, waits for those that its own build on, and ends when none is left to take. Raises
-    ConfigError when a finished run has another configuration, and WeightsError for weights that a row would lack.
+    ConfigError when a finished run has another configuration, WeightsError for weights that a row would lack, and
+    DataError where a column's score would have nothing to compare with.
     """
     if budget not in BUDGETS:
         raise ConfigError(f"budget is '{budget}'; there are {' and '.join(BUDGETS)}.")
@@ -60,7 +62,7 @@ def reproduce(
     jobs = make_jobs(table, name, home, data, overrides, rows, seeds, encoder, found)
     if plan:
         return show_plan(table, jobs, home, console)
-    check_weights(jobs)
+    check_needs(jobs)
     run_free(table, jobs, home, small, console)
     with held(home / ".locks" / "table", wait=True):
         summary = write_table(table, home, small)

@@ -12,9 +12,7 @@ from pydantic import Field, ValidationError
 from tagmask.config import Strict, load_config
 from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError, nearest
-from tagmask.workflow.localize import LOCALIZATION
-from tagmask.workflow.scoring import AT_VAL, SCORES
-from tagmask.workflow.spread import SPREAD
+from tagmask.workflow.scoring import AT_VAL, LOCALIZATION, SCORES, SPREAD
 
 KEYS = (
     *("miou", "miou_strict", "miou_without", "c_miou", "coverage", "accuracy", "precision", "recall", "boundary_iou"),

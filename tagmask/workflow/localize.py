@@ -20,8 +20,8 @@ from tagmask.label import Inference
 from tagmask.methods import Method
 from tagmask.training import RunFolder, write_json
 from tagmask.workflow.runs import cam_stamp, run_stamp
+from tagmask.workflow.scoring import LOCALIZATION, photos_of
 
-LOCALIZATION = "localization"
 COLUMNS = {"top1": "top-1", "top5": "top-5", "gt_known": "GT-known", "max_box_acc": "MaxBoxAcc"}
 
 
@@ -43,12 +43,7 @@ def localize(
     if not method.has_cams:
         raise ConfigError(f"Method '{config.method.name}' has no CAMs, whose boxes could be compared with true ones.")
     boxed = [item for item in collection.split(split) if item.boxes]
-    items = [item for item in boxed if item.tags is not None and len(item.tags) == 1]
-    if not items:
-        raise DataError(
-            f"{collection.root}: no photo of split '{split}' shows one class and has a true box; localisation needs a "
-            "data set such as CUB-200-2011 (source 'cub')."
-        )
+    items = photos_of(LOCALIZATION, collection, split)
     inference = Inference(method, config)
     bins = config.evaluate.bins
     counts = Localization(threshold=inference.config.threshold, thresholds=[i / bins for i in range(bins)])

@@ -14,15 +14,15 @@ from rich.progress import track
 from tagmask.config import LabelConfig, RunConfig
 from tagmask.data import Collection, read_ahead
 from tagmask.data.collection import hash_ids
-from tagmask.errors import ConfigError, DataError
+from tagmask.errors import ConfigError
 from tagmask.evaluate import THRESHOLD_SOURCES, Protocol, average_precision
 from tagmask.methods import Method
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, read_json, supervision, write_json
-from tagmask.workflow.localize import LOCALIZATION, localize
+from tagmask.workflow.localize import localize
 from tagmask.workflow.runs import grid_of, open_run, reopen, run_stamp, working_grid
-from tagmask.workflow.scoring import AT_VAL, FILES, SCORES, Scorer, truth_of
-from tagmask.workflow.spread import SPREAD, spread
+from tagmask.workflow.scoring import AT_VAL, FILES, LOCALIZATION, SCORES, SPREAD, Scorer, photos_of, truth_of
+from tagmask.workflow.spread import spread
 from tagmask.workflow.trained_on import completed, how_made, kept_masks, made_with, of_stage, unsure_by
 
 SPECIAL = {LOCALIZATION: localize, SPREAD: spread}
@@ -54,6 +54,7 @@ def evaluate(
     for name in what or ():
         if name not in (*SCORES, *SPECIAL):
             raise ConfigError(f"'{name}' is not a score. There are: {', '.join((*SCORES, *SPECIAL))}.")
+        photos_of(name, collection, split)
     kept = RunFolder(record) if record is not None else folder
     kept.path.mkdir(parents=True, exist_ok=True)
     special = [SPECIAL[n](kept, config, method, collection, split, console) for n in what or () if n in SPECIAL]
@@ -62,9 +63,9 @@ def evaluate(
         if not what:
             return special
     have_masks = any(item.mask is not None for item in items)
-    if not have_masks and (what or not any(item.tags is not None for item in items)):
-        raise DataError(f"{collection.root}: split '{split}' has no true masks to compare with; set data.masks.")
     names = list(what) if what else default_scores(method, split, folder) if have_masks else []
+    for name in names or (["segmenter"] if not any(item.tags is not None for item in items) else []):
+        photos_of(name, collection, split)
     val_threshold = None if split == "val" else _val_threshold(kept, config, method.use)
     began = time.perf_counter()
     scorer = Scorer(method, config, collection, names, val_threshold, folder.path)
@@ -75,8 +76,6 @@ def evaluate(
     minutes = (time.perf_counter() - began) / 60
     results = []
     for name, stream in scorer.streams.items():
-        if not stream.per_image:
-            raise DataError(f"{collection.root}: no photo of '{split}' has both tags and a true mask for '{name}'.")
         result = stream.result(
             name,
             collection.classes,

@@ -24,6 +24,32 @@ SCORES = (*TAGGED, "segmenter")
 FILES = ("seeds", "masks")
 """Those of label files that were written before: a run's folders of these names."""
 AT_VAL = "cam (val threshold)"
+LOCALIZATION, SPREAD = "localization", "spread"
+"""Scores that go over the photos by themselves, see ``localize`` and ``spread``."""
+
+
+def photos_of(name: str, collection: Collection, split: str) -> list[Item]:
+    """Photos of a split that a score compares with a truth. Opens no file; raises DataError where there is none.
+
+    Tags are enough for none of them: 'segmenter' needs true masks, 'localization' one tag and a true box, the others
+    tags and true masks.
+    """
+    items = collection.split(split)
+    if name == LOCALIZATION:
+        found = [item for item in items if item.boxes and item.tags is not None and len(item.tags) == 1]
+        if not found:
+            raise DataError(
+                f"{collection.root}: no photo of split '{split}' shows one class and has a true box; localisation "
+                "needs a data set such as CUB-200-2011 (source 'cub')."
+            )
+        return found
+    masked = [item for item in items if item.mask is not None]
+    if not masked:
+        raise DataError(f"{collection.root}: split '{split}' has no true masks to compare with; set data.masks.")
+    found = masked if name == "segmenter" else [item for item in masked if item.tags is not None]
+    if not found:
+        raise DataError(f"{collection.root}: no photo of '{split}' has both tags and a true mask for '{name}'.")
+    return found
 
 
 class Scorer:

@@ -24,9 +24,7 @@ from tagmask.label import Inference
 from tagmask.methods import Method
 from tagmask.training import RunFolder, write_json
 from tagmask.workflow.runs import cam_stamp, run_stamp
-from tagmask.workflow.scoring import truth_of
-
-SPREAD = "spread"
+from tagmask.workflow.scoring import SPREAD, photos_of, truth_of
 
 
 def spread(
@@ -53,9 +51,7 @@ def spread(
     if len(label.cam_scales) < 2:
         raise ConfigError(f"label.cam_scales is {label.cam_scales}; a spread is over two scales or more.")
     have_masks = [item for item in collection.split(split) if item.mask is not None]
-    items = [item for item in have_masks if item.tags is not None]
-    if not items:
-        raise DataError(f"{collection.root}: no photo of '{split}' has both tags and a true mask.")
+    items = photos_of(SPREAD, collection, split)
     alone = [
         config.model_copy(update={"label": label.model_copy(update={"cam_scales": [s]})}) for s in label.cam_scales
     ]

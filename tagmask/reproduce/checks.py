@@ -1,0 +1,85 @@
+"""What a table's rows need and may lack, asked before anything is trained: pretrained weights, true masks or boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel
+
+from tagmask.config import EncoderConfig, RunConfig
+from tagmask.data import Collection
+from tagmask.encoders.weights import find_weights, trained_encoder
+from tagmask.errors import DataError, WeightsError
+from tagmask.reproduce.job import Job, base_score
+from tagmask.training import RunFolder
+from tagmask.workflow.runs import open_collection
+from tagmask.workflow.scoring import photos_of
+from tagmask.workflow.stages import is_trained
+
+
+def check_needs(jobs: Sequence[Job]) -> None:
+    """Raise WeightsError for weights, DataError for splits and truth, that rows would lack when it is their turn."""
+    missing = missing_weights(jobs)
+    if missing:
+        raise WeightsError("\n".join(missing) + "\nOr run the rows that have theirs (--rows).")
+    missing = missing_truth(jobs)
+    if missing:
+        raise DataError("\n".join(missing) + "\nOr take the columns out of a copy of the table.")
+
+
+def missing_truth(jobs: Sequence[Job]) -> list[str]:
+    """'Rows a, b: why' for each score that is still to be made and has nothing to compare with. Opens no photo."""
+    opened: dict[str, Collection] = {}
+    found: list[tuple[str, str]] = []
+    for job in jobs:
+        data = job.config.data.model_copy(update={"train_masks": None})  # those of a row that may not be done yet
+        for split, name in dict.fromkeys((split, base_score(name)) for _, split, name in job.missing()):
+            key = f"{job.config.seed} {data.model_dump_json()}"
+            try:
+                if key not in opened:
+                    opened[key] = open_collection(job.config.model_copy(update={"data": data}))
+                photos_of(name, opened[key], split)
+            except DataError as error:
+                found.append((str(error), job.row.name))
+    return _by_reason(found)
+
+
+def missing_weights(jobs: Sequence[Job]) -> list[str]:
+    """'Rows a, b: why' for each network's pretrained weights that are not found, of all that is still to be trained."""
+    why: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
+    for job in jobs:
+        networks = job.networks() if job.trains() else {}
+        untrained = [config for path, config in networks.items() if not is_trained(RunFolder(path))]
+        for encoder in (encoder for config in untrained for encoder in encoders_of(config)):
+            key = encoder.model_dump_json()
+            if key not in why:
+                why[key] = _why_missing(encoder)
+            if why[key]:
+                found.append((why[key], job.row.name))
+    return _by_reason(found)
+
+
+def _by_reason(found: Iterable[tuple[str, str]]) -> list[str]:
+    """'Rows a, b: reason' of pairs (reason, row), each row once."""
+    rows: dict[str, dict[str, None]] = {}
+    for reason, row in found:
+        rows.setdefault(reason, {})[row] = None
+    return [f"Row{'s' if len(names) > 1 else ''} {', '.join(names)}: {reason}" for reason, names in rows.items()]
+
+
+def _why_missing(encoder: EncoderConfig) -> str:
+    try:
+        if trained_encoder(encoder) is None:
+            find_weights(encoder)
+    except WeightsError as error:
+        return str(error)
+    return ""
+
+
+def encoders_of(config: RunConfig) -> list[EncoderConfig]:
+    """Settings of every encoder in the configuration, those of the method's own networks included."""
+    parts: list[BaseModel] = [config.encoder, config.method]
+    for part in parts:  # grows
+        parts += [value for _, value in part if isinstance(value, BaseModel)]
+    return [part for part in parts if isinstance(part, EncoderConfig)]
