@@ -38,7 +38,8 @@ from tagmask.config import RunConfig, load_config
 from tagmask.data import write_mask
 from tagmask.registry import METHODS
 from tagmask.reproduce.cost import bare
-from tagmask.training import RunFolder
+from tagmask.training import RunFolder, readers
+from tagmask.workflow.runs import default_device
 from tagmask.workflow.stages import LEARNS_FROM, network_config
 
 CLASSES = 20
@@ -114,7 +115,7 @@ def measure(name: str, photos: Path, args: argparse.Namespace) -> dict[str, Any]
         "precision": config.train.precision,
         "batch": config.train.batch_size,
         "crop": config.views.crop,
-        "workers": config.train.workers,
+        "workers": readers(config.train, default_device(config)),
         "warmup_rate": slow,
         "rate": fast,
         "waiting": waiting,

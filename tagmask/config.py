@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
@@ -173,7 +173,9 @@ class TrainConfig(Strict):
     devices: int | str = Field(1, description="processes, one a device; -1 for all devices")
     nodes: int = 1
     strategy: str = "auto"
-    workers: int = Field(2, ge=0, description="processes that read images")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="processes that read images; auto: 2, more on a GPU where there are cores"
+    )
     log_every: int = Field(10, ge=1)
     evaluate_every: int = Field(0, ge=0, description="steps between scores on held-out masks; 0: at the end")
     checkpoint_every: int = Field(500, ge=1)

@@ -24,7 +24,7 @@ from tagmask.methods import Method, build_method
 from tagmask.reproduce.checks import encoders_of, missing_truth, missing_weights
 from tagmask.reproduce.job import Job, base_score
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
-from tagmask.training import RunFolder, make_fabric
+from tagmask.training import RunFolder, make_fabric, readers
 from tagmask.training.checkpoint import checkpoints
 from tagmask.training.loop import make_optimizer
 from tagmask.types import Batch
@@ -169,7 +169,8 @@ def time_step(config: RunConfig, collection: Collection) -> float:
             ema.update_parameters(method)
         update = _now(device) - began
     computing, loading = part * train.accumulate + update, loading * train.accumulate
-    return max(computing, loading / train.workers) if train.workers else computing + loading
+    workers = readers(train, device)
+    return max(computing, loading / workers) if workers else computing + loading
 
 
 def _now(device: torch.device) -> float:

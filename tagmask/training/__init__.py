@@ -1,7 +1,7 @@
 """Training: the loop, schedule, checkpoints, the run folder and the model files."""
 
 from tagmask.training.folder import RunFolder, environment, read_json, write_json, write_text
-from tagmask.training.loop import Trained, make_fabric, train_method
+from tagmask.training.loop import Trained, make_fabric, readers, train_method
 from tagmask.training.model_files import load_model, save_model, supervision
 from tagmask.training.schedule import rate
 
@@ -13,6 +13,7 @@ __all__ = [
     "make_fabric",
     "rate",
     "read_json",
+    "readers",
     "save_model",
     "supervision",
     "train_method",

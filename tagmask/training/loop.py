@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -63,6 +64,20 @@ def make_fabric(config: TrainConfig) -> Fabric:
     )
 
 
+def readers(train: TrainConfig, device: torch.device, processes: int = 1) -> int:
+    """How many processes read photos for each of ``processes`` on this machine, as ``train.workers`` says.
+
+    'auto' is two; where a GPU does the training, half of the cores that this process may use, shared by the processes,
+    two at least and eight at most.
+    """
+    if train.workers != "auto":
+        return train.workers
+    if device.type == "cpu":
+        return 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(2, cores // 2 // processes))
+
+
 def train_method(
     method: Method,
     config: RunConfig,
@@ -112,7 +127,7 @@ def train_method(
         batch_size=micro,
         steps=train.steps * train.accumulate,
         seed=config.seed,
-        workers=train.workers,
+        workers=readers(train, fabric.device, fabric.world_size // train.nodes),
         start_step=start * train.accumulate,
         rank=fabric.global_rank,
         world=fabric.world_size,

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from tagmask import workflow
-from tagmask.config import MethodConfig, RunConfig
+from tagmask.config import MethodConfig, RunConfig, TrainConfig
 from tagmask.data import open_data
 from tagmask.errors import ConfigError, TrainingError
 from tagmask.methods import Method, build_method
 from tagmask.registry import METHODS
-from tagmask.training import RunFolder, Trained, load_model, rate, train_method
+from tagmask.training import RunFolder, Trained, load_model, rate, readers, train_method
 from tagmask.training.checkpoint import checkpoints
 from tagmask.types import Batch, Losses
 from tests.methods.contract import tiny
@@ -122,6 +124,30 @@ def test_non_finite_stops_with_the_ids_and_leaves_the_weights_alone(tmp_path: Pa
 def test_gradients_are_checked_without_clipping_too(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="gradient at step 0 is not finite"):
         run(configure(tmp_path, {"fail": "gradient"}, clip=None), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "workers,device,cores,processes,expected",
+    [
+        ("auto", "cpu", 32, 1, 2),
+        ("auto", "cuda", 16, 1, 8),
+        ("auto", "cuda", 8, 1, 4),
+        ("auto", "cuda", 64, 8, 4),
+        ("auto", "cuda", 2, 1, 2),
+        ("auto", "cuda", 128, 1, 8),
+        (0, "cuda", 16, 1, 0),
+        (5, "cpu", 2, 4, 5),
+    ],
+)
+def test_readers_of_photos(
+    workers: Any, device: str, cores: int, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    config = TrainConfig(workers=workers)
+    assert readers(config, torch.device(device), processes) == expected
+    assert TrainConfig().workers == "auto"
+    with pytest.raises(ValidationError):
+        TrainConfig(workers=-1)
 
 
 def test_half_precision_is_refused_on_a_cpu(tmp_path: Path) -> None:
