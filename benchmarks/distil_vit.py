@@ -1,15 +1,18 @@
 """Weights for a small vision transformer where none are at hand: it learns a pretrained CNN's feature maps.
 
-Neither tags nor masks are used, only photos. Every photo's map of the teacher's last features is computed once at each
-of a few sizes, reduced to its principal components and kept; the student then sees random crops, flipped and with other
-colours, and predicts from each patch's token the map there, from its class token the crop's mean. So both say something
-about the picture, which an untrained transformer's do not. It is a stand-in for ImageNet weights and far from as good:
-the printed share of the teacher's variance, on every tenth photo, which is not learnt from, says how far.
+Of the data only photos are used, neither tags nor masks; the split says which. Every photo's map of the teacher's last
+features is computed once at each of a few sizes, reduced to its principal components and kept; the student then sees
+random crops, flipped and with other colours, and predicts from each patch's token the map there, from its class token
+the crop's mean. So both say something about the picture, which an untrained transformer's do not. It is a stand-in for
+ImageNet weights and far from as good: the printed share of the teacher's variance, on every tenth photo, which is not
+learnt from, says how far. It runs on the CPU, and all maps are in memory at once, before they are reduced some 6 MB a
+photo.
 
+    export TAGMASK_WEIGHTS=FOLDER    # with the teacher's, resnet50_v1_imagenet.safetensors, or --teacher-weights FILE
     python benchmarks/distil_vit.py --data photos --split train --out vit.safetensors
     tagmask reproduce msrc14/crt_loops --data photos encoder.name=deit_tiny_patch16_224 encoder.weights=vit.safetensors
 
-What was cut off goes on from ``--out``'s .part file; with other settings that is refused.
+What was cut off goes on from ``--out``'s .part file; with other settings, photos or teacher that is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,8 +32,12 @@ from torch.nn import functional as F
 from tagmask.cam.maps import resize
 from tagmask.config import DataConfig, EncoderConfig
 from tagmask.data import open_data, read_image
-from tagmask.encoders import build_encoder
+from tagmask.data.collection import hash_ids
+from tagmask.encoders import Encoder, build_encoder
+from tagmask.encoders.timm_vit import TimmViT
 
+Views = list[list[tuple[Tensor, Tensor]]]
+"""Of each photo and size the pixels (3,H,W) and the teacher's map (C,h,w)."""
 HELD_OUT = 10
 """Of so many photos one is only scored."""
 SAVE_EVERY = 100
@@ -42,13 +50,14 @@ class Student(nn.Module):
     def __init__(self, config: EncoderConfig, channels: int) -> None:
         super().__init__()
         self.encoder = build_encoder(config)
+        if not isinstance(self.encoder, TimmViT) or not self.encoder.has_class_token:
+            raise SystemExit(f"--student {config.name}: not a plain vision transformer with a class token.")
         self.patches = nn.Linear(self.encoder.channels[-1], channels)
         self.whole = nn.Linear(self.encoder.channels[-1], channels)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """crops (B,3,H,W) in [0,1] to maps (B,C,h,w) and means (B,C)."""
         features = self.encoder(crops)
-        assert features.class_token is not None, "the student needs a class token"
         return self.patches(features.maps[-1].movedim(1, -1)).movedim(-1, 1), self.whole(features.class_token)
 
 
@@ -70,44 +79,56 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
-    photos = [read_image(item.image) for item in open_data(DataConfig(root=args.data), args.seed).split(args.split)]
-    began = time.monotonic()
+    if args.out.suffix != ".safetensors":
+        raise SystemExit(f"--out {args.out}: give a name that ends in .safetensors.")
     torch.manual_seed(args.seed)  # a teacher may be random, too
-    views = teach(photos, args)
-    print(f"teacher's maps of {len(photos)} photos: {time.monotonic() - began:.0f} s", flush=True)
-    held = [v for number, v in enumerate(views) if number % HELD_OUT == 0]
-    learnt = [v for number, v in enumerate(views) if number % HELD_OUT]
-    student = train(learnt, held, args)
+    config = EncoderConfig(name=args.teacher, layout=args.teacher_layout, weights=args.teacher_weights)
+    teacher = build_encoder(config).eval()
+    if args.crop % teacher.strides[-1] or args.components > teacher.channels[-1]:
+        raise SystemExit(
+            f"--teacher {args.teacher} has {teacher.channels[-1]} features at every {teacher.strides[-1]} pixels: give "
+            "a multiple of these as --crop and no more --components."
+        )
+    items = open_data(DataConfig(root=args.data), args.seed).split(args.split)
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "data")}
+    settings |= {"photos": hash_ids(item.id for item in items), "origin": teacher.weights_origin}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    part = args.out.with_suffix(".part")
+    saved: dict[str, Any] = torch.load(part, weights_only=True) if part.is_file() else {"step": 0}
+    if saved.get("settings", settings) != settings:
+        raise SystemExit(f"{part}: begun with other settings or photos; remove it, or give another --out.")
+    torch.manual_seed(args.seed)
+    student = Student(EncoderConfig(name=args.student, weights="none"), args.components).train()
+    began = time.monotonic()
+    views = teach(teacher, [read_image(item.image) for item in items], args)
+    if "axes" not in saved:  # their signs are not the same again on another machine
+        saved["axes"] = components([maps.flatten(1).T for sizes in views for _, maps in sizes], args.components)
+    views = [[(photo, reduced(maps, *saved["axes"])) for photo, maps in sizes] for sizes in views]
+    print(f"teacher's maps of {len(views)} photos: {time.monotonic() - began:.0f} s", flush=True)
+    train(student, views, saved | {"settings": settings}, args)
     state = {k: v.contiguous() for k, v in student.encoder.model.state_dict().items()}  # type: ignore[union-attr]
-    save_file(state, args.out, metadata={"format": "pt"})
-    args.out.with_suffix(".part").unlink()
+    save_file(state, args.out, metadata={"format": "pt", **settings})
+    part.unlink()
     print(f"{args.out}: {args.student} after {args.steps} steps")
 
 
 @torch.no_grad()
-def teach(photos: Sequence[Tensor], args: argparse.Namespace) -> list[list[tuple[Tensor, Tensor]]]:
-    """Each photo at each size (3,H,W) uint8, with the teacher's components there (C,h,w); their variances sum to C."""
-    config = EncoderConfig(name=args.teacher, layout=args.teacher_layout, weights=args.teacher_weights)
-    teacher = build_encoder(config).eval()
+def teach(teacher: Encoder, photos: Sequence[Tensor], args: argparse.Namespace) -> Views:
+    """Each photo at each size (3,H,W) uint8, with the teacher's features there (F,h,w), half precision."""
     stride = teacher.strides[-1]
-    seen: list[list[tuple[Tensor, Tensor]]] = []
+    seen = []
     for photo in photos:
         views = []
         for size in args.sizes:
             factor = size * args.crop / min(photo.shape[1:])
             # Whole cells, so that crops that begin at a cell have its row of the map.
             side = [max(args.crop, stride * round(n * factor / stride)) for n in photo.shape[1:]]
-            small = resize(photo[None].float(), (side[0], side[1])).round().clamp(0, 255)
+            small = F.interpolate(photo[None].float(), size=side, mode="bilinear", antialias=True).round().clamp(0, 255)
             with torch.autocast("cpu", torch.bfloat16):
                 maps = teacher(small / 255).maps[-1][0]
             views.append((small[0].byte(), maps.half()))
         seen.append(views)
-    mean, axes = components([maps.flatten(1).T for views in seen for _, maps in views], args.components)
-
-    def reduced(maps: Tensor) -> Tensor:
-        return torch.einsum("chw,cd->dhw", maps.float() - mean[:, None, None], axes).half()
-
-    return [[(photo, reduced(maps)) for photo, maps in views] for views in seen]
+    return seen
 
 
 def components(rows: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
@@ -123,30 +144,28 @@ def components(rows: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
     return mean, axes[:, -count:] * (count / kept).sqrt()
 
 
-def train(
-    learnt: Sequence[Sequence[tuple[Tensor, Tensor]]],
-    held: Sequence[Sequence[tuple[Tensor, Tensor]]],
-    args: argparse.Namespace,
-) -> Student:
-    """The student after ``args.steps`` steps of AdamW with a warm-up and a cosine."""
-    torch.manual_seed(args.seed)
-    student = Student(EncoderConfig(name=args.student, weights="none"), args.components).train()
+def reduced(maps: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+    """Maps (F,h,w) along the axes of ``components``, (count,h,w)."""
+    return torch.einsum("chw,cd->dhw", maps.float() - mean[:, None, None], axes).half()
+
+
+def train(student: Student, views: Views, saved: dict[str, Any], args: argparse.Namespace) -> None:
+    """Take the student to ``args.steps`` steps of AdamW with a warm-up and a cosine, saving into the .part file.
+
+    saved: step, settings and axes, and with a step over 0 the states to go on from.
+    """
+    held = [v for number, v in enumerate(views) if number % HELD_OUT == 0]
+    learnt = [v for number, v in enumerate(views) if number % HELD_OUT]
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.05)
     rise = max(1, args.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min(1, (s + 1) / rise) * (1 + math.cos(math.pi * s / args.steps)) / 2
     )
-    part = args.out.with_suffix(".part")
-    settings = {k: str(v) for k, v in vars(args).items() if k != "out"}
-    begin = 0
-    if part.is_file():
-        saved = torch.load(part, weights_only=True)
-        if saved["settings"] != settings:
-            raise SystemExit(f"{part}: begun with other settings; remove it, or give another --out.")
-        student.load_state_dict(saved["student"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        begin = saved["step"]
+    stateful: dict[str, Any] = {"student": student, "optimizer": optimizer, "schedule": schedule}
+    begin, part = saved["step"], args.out.with_suffix(".part")
+    for name, one in stateful.items():
+        if name in saved:
+            one.load_state_dict(saved[name])
     began = time.monotonic()
     for step in range(begin, args.steps):
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
@@ -161,18 +180,12 @@ def train(
             share = explained(student, held, args)
             rate = (step + 1 - begin) / (time.monotonic() - began)
             print(f"step {step + 1}  loss {loss.item():.3f}  held out: {share:.1%}  {rate:.2f} steps/s", flush=True)
-            state = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(
-                {**state, "schedule": schedule.state_dict(), "step": step + 1, "settings": settings},
-                part.with_suffix(".new"),
-            )
+            state = saved | {name: one.state_dict() for name, one in stateful.items()} | {"step": step + 1}
+            torch.save(state, part.with_suffix(".new"))
             part.with_suffix(".new").replace(part)
-    return student
 
 
-def draw(
-    views: Sequence[Sequence[tuple[Tensor, Tensor]]], count: int, crop: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def draw(views: Views, count: int, crop: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Crops (count,3,crop,crop) in [0,1] and the teacher's maps there (count,C,h,w), each flipped by chance."""
 
     def below(end: int) -> int:
@@ -207,7 +220,7 @@ def distance(student: Student, crops: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def explained(student: Student, views: Sequence[Sequence[tuple[Tensor, Tensor]]], args: argparse.Namespace) -> float:
+def explained(student: Student, views: Views, args: argparse.Namespace) -> float:
     """Share of the teacher's variance on crops of held-out photos that the patches' maps predict."""
     crops, targets = draw(views, 64, args.crop, torch.Generator().manual_seed(args.seed))
     student.eval()

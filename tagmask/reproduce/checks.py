@@ -24,30 +24,35 @@ def check_needs(jobs: Sequence[Job]) -> None:
         raise WeightsError("\n".join(missing) + "\nOr run the rows that have theirs (--rows).")
     missing = missing_truth(jobs)
     if missing:
-        raise DataError("\n".join(missing) + "\nOr take the columns out of a copy of the table.")
+        raise DataError("\n".join(missing) + "\nOr leave the columns of these scores out of a copy of the table.")
 
 
 def missing_truth(jobs: Sequence[Job]) -> list[str]:
-    """'Rows a, b: why' for each score that is still to be made and has nothing to compare with. Opens no photo."""
+    """'Rows a, b (score cam): why' for what is still to be scored and has nothing to compare with. Opens no photo.
+
+    Raises DataError for data that cannot be opened.
+    """
     opened: dict[str, Collection] = {}
-    found: list[tuple[str, str]] = []
+    rows: dict[str, list[str]] = {}
+    scores: dict[str, list[str]] = {}
     for job in jobs:
         data = job.config.data.model_copy(update={"train_masks": None})  # those of a row that may not be done yet
         for split, name in dict.fromkeys((split, base_score(name)) for _, split, name in job.missing()):
-            key = f"{job.config.seed} {data.model_dump_json()}"
+            key = f"{data.model_dump_json()} {job.config.seed if data.seed is None else data.seed}"
+            if key not in opened:
+                opened[key] = open_collection(job.config.model_copy(update={"data": data}))
             try:
-                if key not in opened:
-                    opened[key] = open_collection(job.config.model_copy(update={"data": data}))
                 photos_of(name, opened[key], split)
             except DataError as error:
-                found.append((str(error), job.row.name))
-    return _by_reason(found)
+                rows.setdefault(str(error), []).append(job.row.name)
+                scores.setdefault(str(error), []).append(name)
+    return [f"{_listed('Row', names)} ({_listed('score', scores[why])}): {why}" for why, names in rows.items()]
 
 
 def missing_weights(jobs: Sequence[Job]) -> list[str]:
     """'Rows a, b: why' for each network's pretrained weights that are not found, of all that is still to be trained."""
     why: dict[str, str] = {}
-    found: list[tuple[str, str]] = []
+    rows: dict[str, list[str]] = {}
     for job in jobs:
         networks = job.networks() if job.trains() else {}
         untrained = [config for path, config in networks.items() if not is_trained(RunFolder(path))]
@@ -56,16 +61,14 @@ def missing_weights(jobs: Sequence[Job]) -> list[str]:
             if key not in why:
                 why[key] = _why_missing(encoder)
             if why[key]:
-                found.append((why[key], job.row.name))
-    return _by_reason(found)
+                rows.setdefault(why[key], []).append(job.row.name)
+    return [_listed("Row", names) + f": {reason}" for reason, names in rows.items()]
 
 
-def _by_reason(found: Iterable[tuple[str, str]]) -> list[str]:
-    """'Rows a, b: reason' of pairs (reason, row), each row once."""
-    rows: dict[str, dict[str, None]] = {}
-    for reason, row in found:
-        rows.setdefault(reason, {})[row] = None
-    return [f"Row{'s' if len(names) > 1 else ''} {', '.join(names)}: {reason}" for reason, names in rows.items()]
+def _listed(what: str, names: Iterable[str]) -> str:
+    """'Rows a, b', each name once."""
+    once = list(dict.fromkeys(names))
+    return f"{what}{'s' if len(once) > 1 else ''} {', '.join(once)}"
 
 
 def _why_missing(encoder: EncoderConfig) -> str:

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tagmask import workflow
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Collection, Item, TrainLoader, TrainViews, read_image, tag_vector
+from tagmask.errors import DataError
 from tagmask.label import Inference
 from tagmask.methods import Method, build_method
 from tagmask.reproduce.checks import encoders_of, missing_truth, missing_weights
@@ -28,7 +29,7 @@ from tagmask.training import RunFolder, make_fabric, readers
 from tagmask.training.checkpoint import checkpoints
 from tagmask.training.loop import make_optimizer
 from tagmask.types import Batch
-from tagmask.workflow.scoring import FILES, LOCALIZATION, Scorer
+from tagmask.workflow.scoring import FILES, LOCALIZATION, Scorer, photos_of
 from tagmask.workflow.stage_labels import ConfidentLabels, Make
 from tagmask.workflow.staged_run import runs_of
 from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, human, is_trained, mask_maker, network_row
@@ -256,7 +257,10 @@ def time_scoring(job: Job, collection: Collection) -> float:
     methods: dict[str, Method] = {}
     seconds = 0.0
     for (settings, split, boxed), names in groups.items():
-        items = [item for item in collection.split(split) if (item.boxes if boxed else item.mask)]
+        try:
+            items = photos_of(LOCALIZATION if boxed else names[0], collection, split)
+        except DataError:  # told with the plan, see missing_truth
+            items = []
         for part, given in runs_of(sorted(set(names)), own is not None):
             if items:
                 config = job.config if part == "." or own is None else own

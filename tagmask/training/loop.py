@@ -68,7 +68,8 @@ def readers(train: TrainConfig, device: torch.device, processes: int = 1) -> int
     """How many processes read photos for each of ``processes`` on this machine, as ``train.workers`` says.
 
     'auto' is two; where a GPU does the training, half of the cores that this process may use, shared by the processes,
-    two at least and eight at most.
+    two at least and eight at most. Other runs on the machine, and a container's quota of processor time, are not known
+    here: share the cores by ``train.workers``.
     """
     if train.workers != "auto":
         return train.workers

@@ -14,7 +14,7 @@ from rich.progress import track
 from tagmask.config import LabelConfig, RunConfig
 from tagmask.data import Collection, read_ahead
 from tagmask.data.collection import hash_ids
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import THRESHOLD_SOURCES, Protocol, average_precision
 from tagmask.methods import Method
 from tagmask.refine import DenseCRF
@@ -54,18 +54,22 @@ def evaluate(
     for name in what or ():
         if name not in (*SCORES, *SPECIAL):
             raise ConfigError(f"'{name}' is not a score. There are: {', '.join((*SCORES, *SPECIAL))}.")
+    if what:
+        names = list(what)
+    elif any(item.mask is not None for item in items):
+        names = default_scores(method, split, folder)
+    elif any(item.tags is not None for item in items):
+        names = []  # the classifier alone
+    else:
+        raise DataError(f"{collection.root}: split '{split}' has neither true masks nor tags; set data.masks.")
+    for name in names:
         photos_of(name, collection, split)
     kept = RunFolder(record) if record is not None else folder
     kept.path.mkdir(parents=True, exist_ok=True)
-    special = [SPECIAL[n](kept, config, method, collection, split, console) for n in what or () if n in SPECIAL]
-    if what:
-        what = [name for name in what if name not in SPECIAL]
-        if not what:
-            return special
-    have_masks = any(item.mask is not None for item in items)
-    names = list(what) if what else default_scores(method, split, folder) if have_masks else []
-    for name in names or (["segmenter"] if not any(item.tags is not None for item in items) else []):
-        photos_of(name, collection, split)
+    special = [SPECIAL[n](kept, config, method, collection, split, console) for n in names if n in SPECIAL]
+    names = [name for name in names if name not in SPECIAL]
+    if special and not names:
+        return special
     val_threshold = None if split == "val" else _val_threshold(kept, config, method.use)
     began = time.perf_counter()
     scorer = Scorer(method, config, collection, names, val_threshold, folder.path)

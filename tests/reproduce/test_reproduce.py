@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tagmask import workflow
-from tagmask.errors import ConfigError, DataError, WeightsError
+from tagmask.errors import ConfigError
 from tagmask.reproduce import packaged_tables, read_table, reproduce
 from tagmask.reproduce.configure import configure
 from tagmask.reproduce.cost import steps_left
@@ -89,41 +89,6 @@ def test_steps_behind_the_newest_checkpoint_are_not_left(table: str, tmp_path: P
     for step in (300, 600):
         (run.checkpoints / f"step_{step:07d}.ckpt").touch()
     assert steps_left(run, config) == 400
-
-
-def test_weights_of_the_last_stage_are_asked_for_first(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = "stages={classifier: {}, masks: {}, segmenter: {encoder: {weights: /none/such.pth}}}"
-    text = TABLE.replace("seeds: [0, 1]", f"  - '{settings}'\nseeds: [0]").split("  - {name: first")[0]
-    shared = 'set: ["method.head_options={hidden: 8}", method.warmup=1]'
-    Path(table).write_text(text + f"  - {{name: plain, {shared}}}\n  - {{name: staged, stages: true, {shared}}}\n")
-    monkeypatch.setattr(workflow, "train", None)
-    with pytest.raises(WeightsError, match="Row staged: .none.such.pth: no such weights file"):
-        reproduce(table, tmp_path / "scenes", tmp_path / "out")
-    (told,) = reproduce(table, tmp_path / "scenes", tmp_path / "out", plan=True)["missing"]
-    assert "Row staged" in told and reproduce(table, tmp_path, tmp_path, ["data.root=" + str(tmp_path / "scenes")],
-                                              rows=["plain"], plan=True)["missing"] == []  # fmt: skip
-
-
-def test_a_truth_that_columns_lack_is_asked_for_first(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, out = tmp_path / "scenes", tmp_path / "out"
-    first = ["first"]
-    reproduce(table, data, out, rows=first, seeds=1)
-    (data / "masks").rename(tmp_path / "masks")
-    monkeypatch.setattr(workflow, "train", None)
-    assert reproduce(table, data, out, rows=first, seeds=1)["rows"][0]["cells"]["CAM"], "what is scored needs none"
-    own = ["data.source=auto"]
-    with pytest.raises(DataError, match=r"(?s)Row first: .*split 'train' has no true masks.*'val' has.*'test' has"):
-        reproduce(table, data, tmp_path / "new", own, rows=first, seeds=1)
-    told = reproduce(table, data, tmp_path / "new", own, plan=True)["missing"]
-    assert [text.partition(":")[0] for text in told] == ["Row first", "Row first", "Rows first, second"]
-    assert not (tmp_path / "new").exists()
-    Path(table).write_text(TABLE.replace("split: test", "split: list:own"))
-    with pytest.raises(DataError, match="Rows first, second: .*there is no split 'list:own'"):
-        reproduce(table, tmp_path / "others", tmp_path / "new")
 
 
 def test_a_row_takes_the_masks_of_the_row_before_it(table: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tagmask.data import open_data
 from tagmask.errors import ConfigError, TrainingError
 from tagmask.methods import Method, build_method
 from tagmask.registry import METHODS
-from tagmask.training import RunFolder, Trained, load_model, rate, readers, train_method
+from tagmask.training import RunFolder, Trained, load_model, loop, rate, readers, train_method
 from tagmask.training.checkpoint import checkpoints
 from tagmask.types import Batch, Losses
 from tests.methods.contract import tiny
@@ -145,7 +145,20 @@ def test_readers_of_photos(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     config = TrainConfig(workers=workers)
     assert readers(config, torch.device(device), processes) == expected
-    assert TrainConfig().workers == "auto"
+
+
+def test_a_training_has_its_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = loop.TrainLoader
+
+    def loader(*args: Any, workers: int, **kwargs: Any) -> Any:
+        seen.append(workers)
+        return real(*args, workers=0, **kwargs)
+
+    monkeypatch.setattr(loop, "TrainLoader", loader)
+    for workers in ("auto", 3):
+        run(configure(tmp_path, workers=workers), tmp_path / str(workers))
+    assert seen == [2, 3]
     with pytest.raises(ValidationError):
         TrainConfig(workers=-1)
 
