@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -372,8 +373,12 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+TYPE_LABEL = re.compile(r"(constrained-)?(int|float|str)|literal\[.*\]")
+
+
 def _explain(error: Any, values: Mapping) -> str:
-    path = [str(p) for p in error["loc"]]
+    # Of a field that takes one type or another pydantic names the type, too, as if it were a key.
+    path = [str(p) for p in error["loc"] if not TYPE_LABEL.fullmatch(str(p))]
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"Unknown configuration key '{dotted}'.{nearest(path[-1], _known_keys(path[:-1], values))}"

@@ -223,3 +223,10 @@ def test_the_plan_of_stages_fits_what_the_user_sets(tmp_path: Path) -> None:
     assert staged(given).stages.cams.rule == "power", "one setting of a stage leaves the others to the plan"  # type: ignore[union-attr]
     given["stages"]["cams"] = {"rule": "constant"}
     assert staged(given).stages.cams.confidence == 0.7  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("key,value", [("train.workers", -1), ("train.workers", "many"), ("train.devices", [1])])
+def test_a_key_of_several_types_is_named_without_them(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"Configuration key '{key}': Input should be") as raised:
+        load_config(overrides=[f"{key}={value}"])
+    assert all(line.startswith(f"Configuration key '{key}':") for line in str(raised.value).splitlines())
