@@ -50,16 +50,20 @@ def heat(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     return (grey * (1 - strength) + colours * strength).round().clip(0, 255).astype(np.uint8)
 
 
-def resized(picture: np.ndarray, side: int, labels: bool = False) -> np.ndarray:
-    """A photo (H,W,3), label map or activation (H,W) with its longer side at ``side`` pixels.
+def fitted(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """(h,w) of a picture of ``shape`` (H,W) whose longer side becomes ``side`` pixels."""
+    factor = side / max(shape)
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+
+
+def resized(picture: np.ndarray, size: tuple[int, int], labels: bool = False) -> np.ndarray:
+    """A photo (H,W,3), label map or activation (H,W) at ``size`` (h,w).
 
     labels: take the nearest pixel, for uint8 label maps; else bilinear.
     """
-    h, w = picture.shape[:2]
-    scale = side / max(h, w)
-    size = (max(1, round(w * scale)), max(1, round(h * scale)))
     source = Image.fromarray(picture.astype(np.uint8) if labels or picture.ndim == 3 else picture.astype(np.float32))
-    return np.asarray(source.resize(size, Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR))
+    way = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
+    return np.asarray(source.resize((size[1], size[0]), way))
 
 
 def data_uri(picture: np.ndarray) -> str:

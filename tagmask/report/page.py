@@ -16,7 +16,7 @@ from tagmask.data.reading import palette
 from tagmask.errors import DataError
 from tagmask.evaluate.protocol import Protocol
 from tagmask.evaluate.scores import percent
-from tagmask.report.overlay import data_uri, heat, overlay, resized
+from tagmask.report.overlay import data_uri, fitted, heat, overlay, resized
 from tagmask.report.plots import heat_map, line, threshold_curve
 from tagmask.types import IGNORE
 
@@ -146,12 +146,14 @@ def _headline(score: Mapping[str, Any]) -> dict[str, Any]:
 def _pictures(panel: Panel) -> dict[str, Any]:
     """The panel's pictures as (caption, address), and what stands above them."""
     try:
-        image = resized(panel.image, SIDE)
+        size = fitted(panel.image.shape[:2], SIDE)
+        image = resized(panel.image, size)
         pictures = [("image", data_uri(image)), *_heats(panel, image)]
         for name in ("refined", "prediction", "truth"):
             labels = getattr(panel, name)
             if labels is not None:
-                small = resized(np.asarray(labels), SIDE, labels=True)
+                _check_shape("a label map", np.asarray(labels).shape, panel)
+                small = resized(np.asarray(labels), size, labels=True)
                 pictures.append((name, data_uri(overlay(image, small))))
     except (DataError, ValueError, TypeError) as error:
         raise DataError(f"{panel.id}: its pictures cannot be drawn for the report ({error}).") from error
@@ -169,13 +171,20 @@ def _heats(panel: Panel, image: np.ndarray) -> list[tuple[str, str]]:
     if names is None or len(names) != len(cams):
         raise DataError(f"{len(cams)} class activation maps need as many names, got {names}")
     order = np.argsort(-cams.reshape(len(cams), -1).max(axis=1, initial=0), kind="stable")[:CAMS_SHOWN]
+    _check_shape("a class activation map", cams.shape[1:], panel)
     result = []
     for index in sorted(order):
-        small = np.asarray(resized(cams[index], SIDE))
-        if small.shape != image.shape[:2]:
-            raise DataError(f"an activation of {cams[index].shape} is not of the photo's shape {panel.image.shape[:2]}")
+        small = resized(cams[index], (image.shape[0], image.shape[1]))
         result.append((f"CAM {names[index]}".strip(), data_uri(heat(image, small))))
     return result
+
+
+def _check_shape(what: str, shape: tuple[int, ...], panel: Panel) -> None:
+    """Raise DataError for a map (h,w) of another shape than its photo (H,W); any size will do."""
+    (h, w), (H, W) = shape, panel.image.shape[:2]
+    # Both sides were rounded to whole pixels, by half a pixel at most.
+    if 2 * abs(h * W - w * H) > H + W:
+        raise DataError(f"{what} of {h}x{w} is not of the photo's shape {H}x{W}")
 
 
 def colour(label: int) -> str:

@@ -15,7 +15,7 @@ from tagmask.data.reading import palette
 from tagmask.errors import DataError
 from tagmask.evaluate import Protocol, ScoreStream, ThresholdCurve
 from tagmask.report import Panel, heat, overlay, write_report
-from tagmask.report.page import LACKING, choose, lacking_group
+from tagmask.report.page import LACKING, _check_shape, choose, lacking_group
 
 CLASSES = ["cat", "dog $x$", "<b>boat</b>"]
 
@@ -249,3 +249,33 @@ def test_a_class_that_is_all_unsure_is_named_so(tmp_path):
     assert "all unsure" not in full_page(tmp_path)
     score["per_class"]["cat"] |= {"iou": None}
     assert "all unsure" in write_report(tmp_path, [], {"scores": [score]}, [], "", {}).read_text()
+
+
+def working_grid(height: int, width: int, short: int) -> tuple[int, int]:
+    """The grid that CAMs lie on where ``views.short_side`` reduces photos."""
+    factor = min(1.0, short / min(height, width))
+    return round(height * factor), round(width * factor)
+
+
+def test_cams_of_reduced_photos_of_all_sizes_are_of_the_photos_shape() -> None:
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    for height in range(200, 701):
+        for width in range(200, 701):
+            photo = Panel("a", np.broadcast_to(pixel, (height, width, 3)), [], CLASSES)
+            _check_shape("a class activation map", working_grid(height, width, 291), photo)
+
+
+@pytest.mark.parametrize("size", [(332, 500), (500, 332), (291, 438), (700, 201), (333, 499), (291, 291)])
+def test_photos_whose_cams_were_made_smaller_are_drawn(size: tuple[int, int], tmp_path) -> None:
+    cam = np.random.default_rng(0).random((1, *working_grid(*size, 291)))
+    labels = np.zeros(size, np.uint8)
+    photo = Panel("a", np.zeros((*size, 3), np.uint8), ["cat"], CLASSES, cam, ["cat"], labels, labels, labels)
+    text = write_report(tmp_path, [photo], {}, [], "seed: 0", {}).read_text(encoding="utf-8")
+    sizes = {Image.open(io.BytesIO(b64decode(data))).size for data in re.findall(r"base64,([^\"']+)", text)}
+    assert len(sizes) == 1, "all pictures of a photo have one size"
+
+
+def test_a_turned_cam_is_refused(tmp_path) -> None:
+    photo = Panel("a", np.zeros((40, 30, 3), np.uint8), ["cat"], CLASSES, np.zeros((1, 30, 40)), ["cat"])
+    with pytest.raises(DataError, match="^a:"):
+        write_report(tmp_path, [photo], {}, [], "seed: 0", {})
