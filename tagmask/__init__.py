@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tagmask.config import load_config
     from tagmask.encoders import list_encoders
     from tagmask.label import load
-    from tagmask.workflow import list_methods, train
+    from tagmask.workflow import list_methods
+    from tagmask.workflow.train import train
 
 __all__ = ["list_encoders", "list_methods", "load", "load_config", "train"]
 

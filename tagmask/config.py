@@ -15,28 +15,34 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 from tagmask.errors import ConfigError, nearest
 from tagmask.registry import METHODS
 from tagmask.stage_config import StagesConfig, stage_mapping
-from tagmask.strict import Strict
+from tagmask.strict import COMPUTED, LEARNED_AND_USED, PLACE, USED, Role, Strict, used_for
 
 
 class DataConfig(Strict):
     """Where images, tags and (for evaluation only) masks are."""
 
-    root: Path | None = Field(None, description="folder of the data set")
+    root: Annotated[Path | None, COMPUTED] = Field(None, description="folder of the data set")
     source: str = Field("auto", description="auto, table, folders, voc, coco, cub or demo")
-    tags: Path | None = Field(None, description="CSV or JSONL of tags; default: tags.csv or tags.jsonl in root")
+    tags: Annotated[Path | None, PLACE] = Field(
+        None, description="CSV or JSONL of tags; default: tags.csv or tags.jsonl in root"
+    )
     separator: str = Field(";", description="between tags in one CSV cell")
-    images: Path | None = Field(None, description="folder that image names are relative to; default: found")
-    masks: Path | None = Field(None, description="folder of true masks, read for evaluation only")
+    images: Annotated[Path | None, PLACE] = Field(
+        None, description="folder that image names are relative to; default: found"
+    )
+    masks: Annotated[Path | None, PLACE] = Field(None, description="folder of true masks, read for evaluation only")
     train_masks: Path | None = Field(
-        None, description="masks that 'supervised' trains on instead, such as another run's masks/"
+        None, description="masks to train on instead of true ones, such as another run's masks/"
     )
     classes: list[str] | Path | None = Field(None, description="class names, or a file with one a line")
-    colour_map: Path | None = Field(None, description="lines 'r g b name' for masks saved as RGB")
+    colour_map: Annotated[Path | None, PLACE] = Field(
+        None, description="file of lines 'r g b name', for masks saved as RGB"
+    )
     train: str | None = Field(None, description="list file, or name of a split, to train on; default: all")
     val: str | None = Field(None, description="list file or split held out; default: a seeded share")
     test: str | None = Field(None, description="list file or split that is only scored")
     val_share: float = Field(0.1, ge=0, lt=1, description="share held out where no val list is given")
-    seed: int | None = Field(None, description="of that share; default: the run's own seed")
+    seed: int | None = Field(None, description="seed of the held-out share; default: the run's own seed")
     demo_images: int = Field(160, ge=8, description="number of scenes drawn by source 'demo'")
 
 
@@ -51,7 +57,7 @@ class ViewConfig(Strict):
     """Geometric and photometric augmentation of the training views."""
 
     crop: int = Field(512, ge=16, description="side of the square crop, pixels")
-    short_side: int | None = Field(
+    short_side: Annotated[int | None, LEARNED_AND_USED] = Field(
         None, ge=16, description="photos larger than this on the short side are reduced to it, in training and in use"
     )
     scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random resize")
@@ -69,7 +75,9 @@ class EncoderConfig(Strict):
 
     name: str = Field("resnet50", description="a timm model, or one of tagmask's own")
     weights: str = Field("auto", description="auto, none, package, a checkpoint's path, or a finished run's folder")
-    weights_dir: Path | None = Field(None, description="local directory that 'auto' searches first")
+    weights_dir: Annotated[Path | None, COMPUTED] = Field(
+        None, description="local directory that 'auto' searches first"
+    )
     layout: Literal["default", "v1"] = Field("default", description="ResNet: v1 strides on the first 1x1")
     output_stride: int | None = Field(16, description="8, 16 or 32 for CNNs; ignored where fixed")
     mean: tuple[float, float, float] | None = Field(None, description="default: the weights' own")
@@ -101,11 +109,9 @@ class ShortSchedule(NamedTuple):
 class MethodConfig(Strict):
     """Base of every method's configuration; ``name`` picks the method.
 
-    at_use: fields that only say how a trained model is used, and so may be set after training, too. presets: what each
-    ``variant`` of a method that has some changes; what is set goes before it.
+    presets: what each ``variant`` changes, for a method that has variants. What the user sets goes before it.
     """
 
-    at_use: ClassVar[frozenset[str]] = frozenset()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     name: str
 
@@ -168,64 +174,99 @@ class TrainConfig(Strict):
     power: float = Field(1.0, ge=0, description="of the polynomial decay")
     clip: float | None = Field(5.0, description="largest gradient norm; none to switch off")
     ema: float | None = Field(None, description="momentum of a running average of the weights, used to score")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 on GPUs only")
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], LEARNED_AND_USED] = Field(
+        "fp32", description="of the networks; fp16 on GPUs only"
+    )
     channels_last: bool = True
-    accelerator: str = "auto"
-    devices: int | str = Field(1, description="processes, one a device; -1 for all devices")
-    nodes: int = 1
-    strategy: str = "auto"
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    accelerator: Annotated[str, COMPUTED] = "auto"
+    devices: Annotated[int | str, COMPUTED] = Field(1, description="processes, one a device; -1 for all devices")
+    nodes: Annotated[int, COMPUTED] = 1
+    strategy: Annotated[str, COMPUTED] = "auto"
+    workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], COMPUTED] = Field(
         "auto", description="processes that read images; auto: 2, more on a GPU where there are cores"
     )
-    log_every: int = Field(10, ge=1)
-    evaluate_every: int = Field(0, ge=0, description="steps between scores on held-out masks; 0: at the end")
-    checkpoint_every: int = Field(500, ge=1)
-    keep: int = Field(2, ge=1, description="checkpoints kept")
-    tensorboard: bool = False
+    log_every: Annotated[int, COMPUTED] = Field(10, ge=1, description="steps between lines of the log")
+    evaluate_every: Annotated[int, COMPUTED] = Field(
+        0, ge=0, description="steps between scores on held-out masks; 0: at the end"
+    )
+    checkpoint_every: Annotated[int, COMPUTED] = Field(500, ge=1, description="steps between checkpoints")
+    keep: Annotated[int, COMPUTED] = Field(2, ge=1, description="checkpoints kept")
+    tensorboard: Annotated[bool, COMPUTED] = False
 
 
 class LabelConfig(Strict):
-    """How masks are made for tagged images (``label``) and without tags (``predict``)."""
+    """How masks are made for tagged images (``label``) and without tags (``predict``).
 
-    source: Literal["auto", "cam", "segmenter"] = Field("auto", description="auto: segmenter where there is one")
-    cam_scales: list[float] = [1.0, 0.5, 1.5, 2.0]
-    cam_flip: bool = True
-    threshold: float = Field(0.3, ge=0, le=1, description="background score of a CAM")
-    threshold_from: Literal["fixed", "training"] = Field(
-        "fixed", description="training: the threshold that the method found when it learned, instead (cosa)"
+    The outputs that settings decide: 'cams'; 'background', CAMs cut at the background score; 'refined', the same after
+    refinement; 'crf'; 'segmentation', the segmenter's probabilities; 'masks', what ``label`` makes of these.
+    """
+
+    role: ClassVar[Role] = USED
+    source: Annotated[Literal["auto", "cam", "segmenter"], used_for("masks")] = Field(
+        "auto", description="what masks are made of; auto: of the segmenter where there is one"
     )
-    high: float | None = Field(None, description="with low: pixels between the two become 255")
-    low: float | None = None
-    refine: str = Field("par", description="none, par, pamr or varm, on CAMs")
-    refine_masks: str = Field("par", description="the same on the segmenter's probabilities, where tags are given")
-    complete: bool = Field(True, description="a tag's class that the segmenter finds nowhere is taken from its CAM")
-    crf: str = Field("none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab")
-    scales: list[float] = Field([1.0], description="of the segmenter's test")
-    flip: bool = False
-    merge: Literal["mean", "max"] = Field("mean", description="of the segmenter's logits over scales and flip")
-    unsure: float = Field(0.0, ge=0, lt=1, description="segmenter: 255 where the probability is lower")
-    soft: bool = Field(False, description="save half-precision probabilities, too")
-    tile: int | None = Field(None, description="predict: side of a tile for large images; default: whole image")
-    max_side: int = Field(2048, ge=32, description="larger images are tiled (segmenter) or reduced to it (CAMs)")
+    cam_scales: Annotated[list[float], used_for("cams")] = [1.0, 0.5, 1.5, 2.0]
+    cam_flip: Annotated[bool, used_for("cams")] = True
+    threshold: Annotated[float, used_for("background")] = Field(
+        0.3, ge=0, le=1, description="background score of a CAM"
+    )
+    threshold_from: Annotated[Literal["fixed", "training"], used_for("background")] = Field(
+        "fixed", description="training: the background score that the method found in training, instead"
+    )
+    high: Annotated[float | None, used_for("masks")] = Field(
+        None, description="with low: pixels between the two become 255"
+    )
+    low: Annotated[float | None, used_for("masks")] = None
+    refine: Annotated[str, used_for("refined")] = Field("par", description="none, par, pamr or varm, on CAMs")
+    refine_masks: Annotated[str, used_for("masks")] = Field(
+        "par", description="the same on the segmenter's probabilities, where tags are given"
+    )
+    complete: Annotated[bool, used_for("masks")] = Field(
+        True, description="a tag's class that the segmenter finds nowhere is taken from its CAM"
+    )
+    crf: Annotated[str, used_for("crf")] = Field(
+        "none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab"
+    )
+    scales: Annotated[list[float], used_for("segmentation")] = Field([1.0], description="of the segmenter's test")
+    flip: Annotated[bool, used_for("segmentation")] = False
+    merge: Annotated[Literal["mean", "max"], used_for("segmentation")] = Field(
+        "mean", description="of the segmenter's logits over scales and flip"
+    )
+    unsure: Annotated[float, used_for("segmentation")] = Field(
+        0.0, ge=0, lt=1, description="segmenter: 255 where the probability is lower"
+    )
+    soft: Annotated[bool, COMPUTED] = Field(False, description="save half-precision probabilities, too")
+    tile: Annotated[int | None, used_for("segmentation")] = Field(
+        None, description="predict: side of a tile for large images; default: whole image"
+    )
+    max_side: Annotated[int, used_for("cams", "segmentation")] = Field(
+        2048, ge=32, description="larger images are tiled (segmenter) or reduced to it (CAMs)"
+    )
 
 
 class EvaluateConfig(Strict):
-    """How scores are made."""
+    """How scores are made. 'curve', 'rims', 'without' and 'only' are the parts of a score that settings decide."""
 
-    bootstrap: int = Field(1000, ge=0, description="resamples of the interval over images; 0: none")
-    bins: int = Field(100, ge=2, description="thresholds on the CAM curve")
-    boundary: float = Field(0.02, ge=0, le=1, description="rim of the boundary IoU, of the diagonal; 0: not counted")
-    without: list[str] = Field([], description="classes left out of a second mean")
-    only: list[str] = Field([], description="classes of a further mean, C-mIoU, such as those that occur together")
+    role: ClassVar[Role] = USED
+    bootstrap: Annotated[int, COMPUTED] = Field(
+        1000, ge=0, description="resamples of the interval over images; 0: none"
+    )
+    bins: Annotated[int, used_for("curve")] = Field(100, ge=2, description="thresholds on the CAM curve")
+    boundary: Annotated[float, used_for("rims")] = Field(
+        0.02, ge=0, le=1, description="rim of the boundary IoU, as a share of the diagonal; 0: not counted"
+    )
+    without: Annotated[list[str], used_for("without")] = Field([], description="classes left out of a second mean")
+    only: Annotated[list[str], used_for("only")] = Field(
+        [], description="classes of a further mean, C-mIoU, such as those that occur together"
+    )
 
 
 class RunConfig(Strict):
     """Everything that decides a run. Saved, resolved, as ``config.yaml`` in its folder."""
 
     seed: int = 0
-    plan: bool = Field(
-        True,
-        description="'tagmask run' chooses what is left open; false: the configuration is complete",
+    plan: Annotated[bool, COMPUTED] = Field(
+        True, description="'tagmask run' chooses what is left open; false: the configuration is complete"
     )
     data: DataConfig = DataConfig()
     views: ViewConfig = ViewConfig()
@@ -234,7 +275,9 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     label: LabelConfig = LabelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    stages: StagesConfig | None = Field(None, description="what 'tagmask run' does after training; default: masks")
+    stages: Annotated[StagesConfig | None, COMPUTED] = Field(
+        None, description="what 'tagmask run' does after training; default: masks"
+    )
 
     @field_validator("method", mode="before")
     @classmethod

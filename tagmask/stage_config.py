@@ -10,8 +10,6 @@ from pydantic import Field, model_validator
 from tagmask.errors import ConfigError, nearest
 from tagmask.strict import Strict
 
-METHOD = {"affinity": "irn", "segmenter": "supervised"}
-"""Methods of the stages that train, where none is named."""
 CLASSIFIER = "classifier"
 """``encoder.weights`` of a stage that starts from the encoder of the run's classifier."""
 
@@ -69,9 +67,9 @@ class StagesConfig(Strict):
 
     classifier: ClassifierStage = ClassifierStage()
     cams: CamsStage | None = None
-    affinity: NetworkStage | None = Field(None, description="its method: affinity_net or irn, which is the default")
+    affinity: NetworkStage | None = Field(None, description="the network of affinities that masks walk over")
     masks: MasksStage | None = None
-    segmenter: NetworkStage | None = Field(None, description="its method is 'supervised'")
+    segmenter: NetworkStage | None = Field(None, description="the segmenter that learns from the masks")
 
     @model_validator(mode="after")
     def _check_needs(self) -> StagesConfig:

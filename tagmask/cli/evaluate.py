@@ -30,9 +30,9 @@ def evaluate(
     from tagmask import workflow
     from tagmask.evaluate import print_classes, print_scores
     from tagmask.training import RunFolder
+    from tagmask.workflow.evaluate import print_classification
     from tagmask.workflow.localize import print_localization
-    from tagmask.workflow.pipeline import print_classification
-    from tagmask.workflow.scoring import LOCALIZATION, SPREAD
+    from tagmask.workflow.scorer import LOCALIZATION, SPREAD
     from tagmask.workflow.spread import print_spread
 
     wanted = [*(what or ()), *(["segmenter+tags"] if with_tags else [])]

@@ -28,7 +28,7 @@ def predict(
     from tagmask import workflow
     from tagmask.data.files import read_lines
     from tagmask.errors import DataError
-    from tagmask.workflow.use_run import photo_items
+    from tagmask.workflow.predict import photo_items
 
     items = photo_items(photos)
     if listed is not None:

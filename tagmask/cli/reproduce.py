@@ -27,7 +27,7 @@ def reproduce(
     plan: Annotated[bool, typer.Option("--plan", help="show steps, hours and disk, and stop")] = False,
     json: common.Json = False,
 ) -> None:
-    """Run the rows of an ablation table that are not done yet; write it as Markdown and JSON with its protocol.
+    """Run the rows of an ablation table that are not done yet; write it as Markdown and JSON.
 
     The same command may run several times at once, on one machine or on many that share the output folder: each
     process takes rows that no other is at.

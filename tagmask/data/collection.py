@@ -104,6 +104,10 @@ class Collection:
             items = [item for item in items if item.tags is not None and item.id not in held]
         return items
 
+    def listed(self, name: str) -> list[Item]:
+        """The photos of a split as ``split`` gives them; none where there is no such split."""
+        return self.split(name) if self.splits.get(name) else []
+
     def split_hash(self, name: str) -> str:
         """First 12 hex digits of the SHA-256 of the split's sorted ids: the same photos give the same hash."""
         return hash_ids(item.id for item in self.split(name))

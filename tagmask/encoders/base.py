@@ -22,7 +22,7 @@ class Encoder(nn.Module):
     kind: 'cnn', 'vit', 'swin' or 'mit'. channels, strides: of the returned maps, coarsest last. depth: number of
     transformer blocks (0 for a CNN). heads: attention heads of each block that can be recorded. has_attention: whether
     ``attention``, ``queries`` and ``keys`` may be asked for. weights_origin: where the weights came from, for the
-    protocol stamp of scores. mean, std: buffers (1,3,1,1), saved with the weights that they belong to.
+    stamp on scores. mean, std: buffers (1,3,1,1), saved with the weights that they belong to.
     """
 
     mean: Tensor

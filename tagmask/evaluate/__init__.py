@@ -1,4 +1,4 @@
-"""Scores of label maps, CAMs, image tags and boxes, each with the protocol that it was made by."""
+"""Scores of label maps, CAMs, image tags and boxes, each with a stamp that says how it was made."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from tagmask.evaluate.boundary import BoundaryIoU
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError
 from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.localization import Localization, localization
-from tagmask.evaluate.protocol import THRESHOLD_SOURCES, Protocol
 from tagmask.evaluate.ranking import average_precision, mean_average_precision
 from tagmask.evaluate.scores import ScoreStream, jsonable, print_classes, print_scores, score
+from tagmask.evaluate.stamp import difference
 
 __all__ = [
-    "THRESHOLD_SOURCES",
     "BoundaryIoU",
     "ConfusionMatrix",
     "LabelError",
     "Localization",
-    "Protocol",
     "ScoreStream",
     "ThresholdCurve",
     "average_precision",
     "bootstrap_miou",
+    "difference",
     "jsonable",
     "localization",
     "mean_average_precision",

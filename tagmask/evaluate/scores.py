@@ -1,4 +1,4 @@
-"""From counts to the score that is saved, printed and reported: one JSON-able dictionary with its protocol."""
+"""From counts to the score that is saved, printed and reported: one JSON-able dictionary with its stamp."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tagmask.evaluate.bootstrap import interval_of, resampled
 from tagmask.evaluate.boundary import BoundaryIoU
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError, intersection_over_union, mean_over_classes, sums
 from tagmask.evaluate.curve import ThresholdCurve
-from tagmask.evaluate.protocol import Protocol
+from tagmask.evaluate.stamp import Stamp, headline
 
 BACKGROUND = "background"
 ALL_UNSURE = "all unsure"
@@ -77,11 +77,15 @@ class ScoreStream:
             self.boundary.update(pred, target)
         return self
 
+    def miou_of(self, image_id: str) -> float:
+        """The mIoU of one image, in [0,1]; NaN where it has no class."""
+        return mean_over_classes(intersection_over_union(*sums(self.per_image[image_id])))
+
     def result(
         self,
         name: str,
         classes: Sequence[str],
-        protocol: Protocol,
+        stamp: Stamp,
         curve: ThresholdCurve | None = None,
         bootstrap: int = 1000,
         without: Sequence[str] = (),
@@ -93,7 +97,7 @@ class ScoreStream:
             name,
             self.confusion,
             classes,
-            protocol,
+            stamp,
             self.per_image,
             curve,
             bootstrap,
@@ -108,7 +112,7 @@ def score(
     name: str,
     confusion: ConfusionMatrix,
     classes: Sequence[str],
-    protocol: Protocol,
+    stamp: Stamp,
     per_image: Mapping[str, np.ndarray] | None = None,
     curve: ThresholdCurve | None = None,
     bootstrap: int = 1000,
@@ -122,7 +126,7 @@ def score(
     classes: names of the foreground classes, or of all with the background first. per_image: (K,K) matrices by id,
     for the interval (``bootstrap`` resamples; 0 for none) and the images' own scores. without: names of classes
     left out of a second mean. only: names of classes of a third one, the C-mIoU of Co-training with Swapping
-    Assignments (ECCV 2024, table 4b), there over classes that occur together. Keys: name, protocol, miou,
+    Assignments (ECCV 2024, table 4b), there over classes that occur together. Keys: name, stamp, miou,
     miou_strict, coverage, accuracy, precision, recall (means over the classes that have one), boundary_iou, without,
     miou_without, only, c_miou, interval, interval_precision, interval_recall, interval_without and interval_c_miou
     {low, high, std, resamples}, classes, per_class {name: {iou, precision, recall, boundary_iou, pixels}}, confusion
@@ -157,7 +161,7 @@ def score(
     pixels = confusion.counts.sum(axis=1)
     result = {
         "name": name,
-        "protocol": protocol.model_dump(mode="json"),
+        "stamp": dict(stamp),
         "miou": confusion.miou(),
         "miou_strict": confusion.miou_strict(),
         "coverage": confusion.coverage(),
@@ -211,45 +215,29 @@ def jsonable(value: Any) -> Any:
 
 
 def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print scores (dictionaries of ``score``) as a table in per cent, then the protocol of each."""
+    """Print scores (dictionaries of ``score``), one line each."""
     console = console or Console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("score", overflow="fold")
-    table.add_column("split", overflow="fold")
-    columns = ["mIoU", "95 %", "strict", "coverage"]
-    further = {
-        f"{title} {escape(', '.join(s[field]))}": (field, s[field], key)
-        for field, key, title in (("without", "miou_without", "without"), ("only", "c_miou", "C-mIoU of"))
-        for s in scores
-        if s.get(field)
-    }
-    columns += further
-    if any(s.get("curve") for s in scores):
-        columns.append("best on this split")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for s in scores:
-        interval, curve = s.get("interval"), s.get("curve")
-        cells = {
-            "mIoU": percent(s["miou"]),
-            "95 %": f"{percent(interval['low'])}–{percent(interval['high'])}" if interval else "–",
-            "strict": percent(s["miou_strict"]),
-            "coverage": percent(s["coverage"]),
-            "best on this split": f"{percent(curve['peak']['miou'])} at {curve['peak']['threshold']:g}"
-            if curve
-            else "–",
-        }
-        names = (escape(s["name"]), escape(s["protocol"]["split"]))
-        cells |= {
-            column: percent(s[key] if s.get(field) == classes else None)
-            for column, (field, classes, key) in further.items()
-        }
-        table.add_row(*names, *(cells[column] for column in columns))
-    console.print(table)
-    for s in scores:
-        console.print(
-            f"{s['name']}: {Protocol(**s['protocol']).describe()}", style="dim", markup=False, highlight=False
-        )
+    for score in scores:
+        console.print(score_line(score), markup=False, highlight=False, soft_wrap=True)
+
+
+def score_line(score: Mapping[str, Any]) -> str:
+    """One line: what was scored, split, tags or not, threshold, and the mIoU in per cent with its interval."""
+    parts = [f"{percent(score['miou'])} mIoU" + _range(score["interval"])]
+    if score["coverage"] is not None and score["coverage"] < 1:
+        parts.append(f"{percent(score['miou_strict'])} with 255 as missed ({percent(score['coverage'])} % covered)")
+    if score["without"]:
+        parts.append(f"{percent(score['miou_without'])} without {', '.join(score['without'])}")
+    if score["only"]:
+        parts.append(f"{percent(score['c_miou'])} over {', '.join(score['only'])}")
+    if score["curve"] and score["curve"]["peak"]["miou"] is not None:
+        peak = score["curve"]["peak"]
+        parts.append(f"best {percent(peak['miou'])} at {peak['threshold']:g}")
+    return f"{headline(score['name'], score['stamp'])}: {'; '.join(parts)}"
+
+
+def _range(interval: Mapping[str, Any] | None) -> str:
+    return f" [{percent(interval['low'])}, {percent(interval['high'])}]" if interval else ""
 
 
 def print_classes(score: Mapping[str, Any], console: Console | None = None) -> None:
@@ -260,7 +248,7 @@ def print_classes(score: Mapping[str, Any], console: Console | None = None) -> N
     """
     console = console or Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{escape(score['name'])}, {escape(score['protocol']['split'])}", overflow="fold")
+    table.add_column(f"{escape(score['name'])}, {escape(score['stamp']['split'])}", overflow="fold")
     columns = {"IoU": "iou", "precision": "precision", "recall": "recall", "boundary IoU": "boundary_iou"}
     for column in columns:
         table.add_column(column, justify="right")

@@ -1,18 +1,19 @@
 """Masks from a trained method: with tags (``label``) and without (``predict``)."""
 
-from tagmask.label.engine import Labelled, describe_missing, label_note, read_missing, write_label_files, write_masks
 from tagmask.label.infer import Inference
+from tagmask.label.look import Look, go_over
 from tagmask.label.segmenter import Prediction, Segmenter, load
+from tagmask.label.writer import Labelled, LabelWriter, describe_missing, read_missing
 
 __all__ = [
     "Inference",
+    "LabelWriter",
     "Labelled",
+    "Look",
     "Prediction",
     "Segmenter",
     "describe_missing",
-    "label_note",
+    "go_over",
     "load",
     "read_missing",
-    "write_label_files",
-    "write_masks",
 ]

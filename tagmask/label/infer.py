@@ -1,4 +1,4 @@
-"""A trained method on one photo: CAMs, refined CAMs and segmentation, multi-scale and tiled as configured."""
+"""A trained method's networks on a photo: CAMs, refined CAMs and segmentation, multi-scale and tiled as configured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagmask.cam import pseudo_labels, refined_scores
+from tagmask.cam import refined_scores
 from tagmask.config import LabelConfig, RunConfig
 from tagmask.data.views import reduction
 from tagmask.errors import ConfigError
@@ -94,69 +94,45 @@ class Inference:
         return refined_scores(cams[None], given[None], self.config.threshold, self.refiner, images, half=False)[0]
 
     @torch.inference_mode()
-    def probabilities(self, photo: Tensor, tags: Tensor | None = None) -> Tensor:
-        """(C+1,h,w) softmax of the segmenter; with tags, classes that are not tagged are left out before it."""
+    def logits(self, photo: Tensor) -> Tensor:
+        """(C+1,h,w) of the segmenter, in tiles where the photo is large. Raises ConfigError without a segmenter."""
+        if not self.method.has_segmenter:
+            raise ConfigError(
+                f"Method '{self.method.config.name}' has no segmenter for untagged photos; train one on the masks of "
+                "this run first (tagmask run --labels-of)."
+            )
         images = self.batch(photo)
         side = self.tile_side(images.shape[-2:])
-        logits = self._logits(images) if side is None else self._tiled(images, side)
+        return self._logits(images) if side is None else self._tiled(images, side)
+
+    @torch.inference_mode()
+    def probabilities(self, photo: Tensor, logits: Tensor, tags: Tensor | None = None) -> Tensor:
+        """(C+1,h,w) softmax of the segmenter's logits; with tags, classes that are not tagged are left out before it.
+
+        After the dense CRF where ``label.crf`` names one.
+        """
         if tags is not None:
             allowed = torch.cat([torch.ones(1), tags.cpu().float()]).to(logits.device)
             logits = logits.masked_fill(allowed[:, None, None] == 0, float("-inf"))
         scores = logits.softmax(dim=0)
-        return scores if self.crf is None else self._random_field(self.crf, images, scores, side)
+        return scores if self.crf is None else self._random_field(self.crf, self.batch(photo), scores)
 
-    def _random_field(self, crf: DenseCRF, images: Tensor, scores: Tensor, side: int | None) -> Tensor:
-        """The scores (C+1,h,w) after the dense CRF; classes that are nowhere possible take no part."""
+    def _random_field(self, crf: DenseCRF, images: Tensor, scores: Tensor) -> Tensor:
+        """The scores (C+1,h,w) after the dense CRF. Classes without a score anywhere take no part."""
+        side = self.tile_side(images.shape[-2:])
         if side is not None:
             raise ConfigError(
                 f"label.crf works on whole photos, and this one is cut into tiles of {side} pixels; "
                 "set label.crf=none, or reduce photos with views.short_side."
             )
-        kept = scores.flatten(1).amax(1).nonzero().flatten()
-        result = torch.zeros_like(scores)
-        result[kept] = crf((images * 255).round().byte(), scores[kept][None])[0]
-        return result
+        return random_field(crf, images, scores)
 
     def tile_side(self, size: Sequence[int]) -> int | None:
         """Side of the tiles that an image (h,w) is segmented in; None for in one piece."""
         return self.config.tile or (self.config.max_side if max(size) > self.config.max_side else None)
 
     @torch.inference_mode()
-    def labels(self, photo: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
-        """Label map uint8 (H,W) of a tagged photo, 255 where unsure, and the scores (C+1,h,w) it came from.
-
-        Where ``completes``, classes that the segmenter finds nowhere stand in the map and not in its scores.
-        """
-        cfg = self.config
-        if self.source == "segmenter":
-            scores = self.probabilities(photo, tags)
-            if self.mask_refiner is not None:
-                scores = self._refine_masks(photo, scores, tags)
-            labels = best_labels(scores, photo, cfg.unsure)
-            return (self._completed(labels, scores, photo, tags) if self.completes else labels), scores
-        cams = self.cams(photo, tags)
-        scores = self.refine(photo, cams, tags)
-        if cfg.high is None or cfg.low is None:
-            return best_labels(scores, photo), scores
-        given = tags.to(self.device)[None]
-        images = self.batch(photo, cfg.max_side)
-        labels = pseudo_labels(cams[None], given, cfg.high, cfg.low, refine=self.refiner, images=images)
-        return F.interpolate(labels[None].byte(), size=photo.shape[-2:], mode="nearest-exact")[0, 0], scores
-
-    def _completed(self, labels: Tensor, scores: Tensor, photo: Tensor, tags: Tensor) -> Tensor:
-        """The segmenter's labels (H,W); tagged classes that win nowhere get the refined CAMs' pixels, where background
-        or nothing sure stands: what the segmenter finds is its own."""
-        wanted = {tag + 1 for tag in tags.nonzero().flatten().tolist()}
-        lacking = wanted - values_in(labels)
-        if lacking and self.config.unsure:  # what is found, but nowhere surely, stays unsure
-            lacking -= values_in(best_labels(scores, photo))
-        if not lacking:
-            return labels
-        found = best_labels(self.refine(photo, self.cams(photo, tags), tags), photo)
-        taken = torch.isin(found, torch.tensor(sorted(lacking), device=found.device))
-        return torch.where(taken & ((labels == 0) | (labels == IGNORE)), found, labels)
-
-    def _refine_masks(self, photo: Tensor, scores: Tensor, tags: Tensor) -> Tensor:
+    def refine_masks(self, photo: Tensor, scores: Tensor, tags: Tensor) -> Tensor:
         """The background's and tagged classes' scores (C+1,h,w), refined and summing to 1; the others stay 0."""
         images = self.batch(photo)
         if self.mask_refiner is None or self.tile_side(images.shape[-2:]) is not None:
@@ -166,17 +142,6 @@ class Inference:
         result = torch.zeros_like(scores)
         result[kept] = refined / refined.sum(0).clamp(min=1e-8)
         return result
-
-    @torch.inference_mode()
-    def predict(self, photo: Tensor) -> tuple[Tensor, Tensor]:
-        """Label map uint8 (H,W) without tags, 255 where unsure, and the probabilities (C+1,h,w)."""
-        if not self.method.has_segmenter:
-            raise ConfigError(
-                f"Method '{self.method.config.name}' has no segmenter for untagged photos; train 'supervised' "
-                "on the masks of this run first."
-            )
-        scores = self.probabilities(photo)
-        return best_labels(scores, photo, self.config.unsure), scores
 
     def _logits(self, images: Tensor) -> Tensor:
         size = images.shape[-2:]
@@ -218,6 +183,14 @@ class Inference:
                 weight[y0:y1, x0:x1] += ramp
         assert total is not None
         return total / weight
+
+
+def random_field(crf: DenseCRF, images: Tensor, scores: Tensor) -> Tensor:
+    """Probabilities (K,h,w) after a dense CRF on images (1,3,h,w) in [0,1]. Classes that are 0 everywhere stay so."""
+    kept = scores.flatten(1).amax(1).nonzero().flatten()
+    result = torch.zeros_like(scores)
+    result[kept] = crf((images * 255).round().byte(), scores[kept][None])[0]
+    return result
 
 
 def best_labels(scores: Tensor, photo: Tensor, unsure: float = 0.0) -> Tensor:

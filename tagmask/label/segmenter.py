@@ -17,6 +17,7 @@ from tagmask.data import read_image, write_mask
 from tagmask.data.reading import image_tensor
 from tagmask.errors import DataError, nearest
 from tagmask.label.infer import Inference
+from tagmask.label.look import Look
 from tagmask.methods import Method
 from tagmask.training.model_files import load_model
 
@@ -63,11 +64,11 @@ class Segmenter:
         """Masks of one photo or a list (path, PIL image, uint8 array (H,W,3), uint8 tensor (3,H,W)), without tags."""
         if isinstance(image, list | tuple):
             return [self.predict(one) for one in image]
-        return self._result(*self.inference.predict(to_tensor(image)))
+        return self._result(*Look(self.inference, to_tensor(image)).prediction)
 
     def label(self, image: Photo, tags: Sequence[str]) -> Prediction:
         """Mask of a photo whose content is known: only classes in ``tags`` can appear."""
-        return self._result(*self.inference.labels(to_tensor(image), self._tags(tags)))
+        return self._result(*Look(self.inference, to_tensor(image), self._tags(tags)).mask)
 
     def cams(self, image: Photo, tags: Sequence[str] | None = None) -> np.ndarray:
         """float32 (C,h,w) class activation maps in [0,1] on the working grid; classes outside ``tags`` are 0."""

@@ -7,7 +7,7 @@ background made of what they leave, then walk over these affinities.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
 from tagmask.methods.walking import WalkConfig, WalkMethod, on_one_grid, to_grid
 from tagmask.refine import pixel_affinity, radius_edges, random_walk
 from tagmask.registry import METHODS
+from tagmask.strict import USED
 from tagmask.types import IGNORE, Batch, Losses
 
 WIDTHS = (64, 128, 256)
@@ -32,9 +33,14 @@ class AffinityNetConfig(WalkConfig):
 
     name: Literal["affinity_net"] = "affinity_net"
     reduction: Literal["mean", "sum"] = Field("mean", description="of the L1 distance; sum: equation 3 as printed")
-    background_power: float = Field(16, gt=0, description="alpha of the walk's background, (1 - strongest CAM)^alpha")
+    background_power: Annotated[float, USED] = Field(
+        16, gt=0, description="alpha of the walk's background, (1 - strongest CAM)^alpha"
+    )
 
-    walk_fields: ClassVar[tuple[str, ...]] = (*WalkConfig.walk_fields, "background_power")
+    @classmethod
+    def stage_labels(cls) -> dict[str, Any]:
+        """The paper's labels: background as a power of what the CAMs leave."""
+        return {"rule": "power", "crf": "psa", "confidence": None}
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:

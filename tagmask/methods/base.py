@@ -28,18 +28,18 @@ class Method(nn.Module):
     parts of the method, that only ``losses`` and ``after_step`` read: a saved model leaves them out, and when it is
     loaded they are None. ``segment(images)`` → (B,C+1,H,W) logits is defined only by methods that have a segmenter;
     ``has_cams`` and ``has_segmenter`` follow from what a subclass defines. ``used_encoder``: where in the state dict
-    the encoder lies that a trained model sees with. ``use``: settings ``at_use`` in which a loaded model is used in
-    another way than it was trained for, as 'inference=online', for notes and stamps; None: as it was trained.
+    the encoder lies that a trained model sees with.
     """
 
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     reads_masks: ClassVar[bool] = False
+    labels_from_tags: ClassVar[bool] = False
+    default_for: ClassVar[str | None] = None
     wanted_views: frozenset[str] = frozenset()
     training_only: ClassVar[tuple[str, ...]] = ()
     has_cams: ClassVar[bool] = False
     has_segmenter: ClassVar[bool] = False
     used_encoder = "encoder"
-    use: str | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

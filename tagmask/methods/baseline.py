@@ -75,6 +75,7 @@ class Baseline(Method):
 
     config_class = BaselineConfig
     config: BaselineConfig
+    default_for = "classifier"
 
     def __init__(self, config: BaselineConfig, encoder: Encoder, classes: int) -> None:
         if config.high < config.low:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tagmask.config import MethodConfig, ShortSchedule
 from tagmask.methods.regularize import EnergyConfig
+from tagmask.strict import USED
 
 AUXILIARY = ("weight_cls_aux", "weight_c2s_aux", "weight_csc")
 """Weights of what trains the auxiliary classifier, and of what uses its CAMs."""
@@ -16,7 +17,6 @@ AUXILIARY = ("weight_cls_aux", "weight_c2s_aux", "weight_csc")
 class CoSAConfig(MethodConfig):
     """Settings of ``cosa``; defaults are the paper's on VOC. ``variant`` changes some; what is set goes before it."""
 
-    at_use: ClassVar[frozenset[str]] = frozenset({"inference", "ensemble"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "release": {
@@ -48,8 +48,10 @@ class CoSAConfig(MethodConfig):
     swap: bool = Field(True, description="SA: a running average assigns the labels; false: the trained network itself")
     momentum: float = Field(0.9994, ge=0, le=1, description="of the assignment network's running average")
     start: Literal["copy", "independent"] = Field("copy", description="independent: its heads are drawn anew")
-    inference: Literal["assignment", "online"] = Field("assignment", description="network that is used; swap only")
-    ensemble: bool = Field(False, description="CAMs that are used: the mean with the auxiliary ones")
+    inference: Annotated[Literal["assignment", "online"], USED] = Field(
+        "assignment", description="network that is used; swap only"
+    )
+    ensemble: Annotated[bool, USED] = Field(False, description="CAMs that are used: the mean with the auxiliary ones")
     cam_scales: list[float] = Field([1.0], description="of the assignment network's views")
     cam_flip: bool = Field(True, description="of the assignment network: mirror images as well")
     threshold: Literal["dynamic"] | Annotated[float, Field(gt=0, lt=1)] = Field(

@@ -8,7 +8,7 @@ effect on semantic masks.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
 from tagmask.methods.walking import WalkConfig, WalkMethod, on_one_grid, to_grid
 from tagmask.refine import path_affinity, random_walk
 from tagmask.registry import METHODS
+from tagmask.strict import USED
 from tagmask.types import Batch, Losses
 
 WIDTH, GROUPS = 32, 4
@@ -33,10 +34,8 @@ class IRNConfig(WalkConfig):
     name: Literal["irn"] = "irn"
     stride: int = Field(4, ge=1, description="of the grid that boundaries and walk live on, image pixels")
     radius: float = Field(10, gt=1, description="pairs closer than this teach, in grid steps")
-    beta: float = Field(10, ge=0, description="exponent of the affinities in the walk")
-    threshold: float = Field(0.25, ge=0, le=1, description="background score after the walk")
-
-    walk_fields: ClassVar[tuple[str, ...]] = (*WalkConfig.walk_fields, "threshold")
+    beta: Annotated[float, USED] = Field(10, ge=0, description="exponent of the affinities in the walk")
+    threshold: Annotated[float, USED] = Field(0.25, ge=0, le=1, description="background score after the walk")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
@@ -55,6 +54,7 @@ class IRN(WalkMethod):
 
     config_class = IRNConfig
     config: IRNConfig
+    default_for = "affinity"
 
     def __init__(self, config: IRNConfig, encoder: Encoder, classes: int) -> None:
         super().__init__(config, encoder, classes)

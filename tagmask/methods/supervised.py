@@ -35,6 +35,7 @@ class Supervised(Method):
 
     config_class = SupervisedConfig
     config: SupervisedConfig
+    default_for = "segmenter"
     reads_masks = True
 
     def __init__(self, config: SupervisedConfig, encoder: Encoder, classes: int) -> None:

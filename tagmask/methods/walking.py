@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,19 +15,29 @@ from tagmask.losses.affinity import downsample_labels
 from tagmask.losses.pair_affinity import pair_labels
 from tagmask.methods.base import Method
 from tagmask.refine import radius_edges
+from tagmask.strict import USED, settings
 from tagmask.types import Batch
 
 
 class WalkConfig(MethodConfig):
-    """Settings that a walk has, whatever made its affinities. ``walk_fields`` may change after training."""
+    """Settings that a walk has, whatever made its affinities. Those of the walk itself may change after training."""
 
     stride: int = Field(8, ge=1, description="of the grid that affinities and walk live on, image pixels")
     radius: float = Field(5, gt=1, description="pairs closer than this teach, in grid steps")
-    walk_radius: float = Field(5, gt=1, description="pairs closer than this take part in the walk")
-    beta: float = Field(8, ge=0, description="exponent of the affinities in the walk")
-    walk_steps: int = Field(256, ge=0, description="steps of the walk; the papers square a matrix eight times")
+    walk_radius: Annotated[float, USED] = Field(5, gt=1, description="pairs closer than this take part in the walk")
+    beta: Annotated[float, USED] = Field(8, ge=0, description="exponent of the affinities in the walk")
+    walk_steps: Annotated[int, USED] = Field(
+        256, ge=0, description="steps of the walk; the papers square a matrix eight times"
+    )
 
-    walk_fields: ClassVar[tuple[str, ...]] = ("walk_radius", "beta", "walk_steps")
+    @classmethod
+    def stage_labels(cls) -> dict[str, Any]:
+        """Settings of stage ``cams`` that suit the method."""
+        return {}
+
+    def walk(self) -> dict[str, Any]:
+        """The settings of the walk by name: all that may be set when the trained network is used."""
+        return settings(self, lambda role: role.used)
 
 
 class WalkMethod(Method):

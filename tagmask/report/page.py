@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: pictures, scores with their protocol, curves, configuration."""
+"""One self-contained HTML page about a run: pictures, scores with their stamps, curves, configuration."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from tagmask.data.reading import palette
 from tagmask.errors import DataError
-from tagmask.evaluate.protocol import Protocol
 from tagmask.evaluate.scores import percent
+from tagmask.evaluate.stamp import describe
 from tagmask.report.overlay import data_uri, fitted, heat, overlay, resized
 from tagmask.report.plots import heat_map, line, threshold_curve
 from tagmask.types import IGNORE
@@ -135,12 +135,11 @@ def _template() -> Any:
 
 def _title(score: Mapping[str, Any]) -> str:
     """Scores of one name may stand on several splits."""
-    return f"{score['name']} on {score['protocol']['split']}"
+    return f"{score['name']} on {score['stamp']['split']}"
 
 
 def _headline(score: Mapping[str, Any]) -> dict[str, Any]:
-    protocol = Protocol(**score["protocol"])
-    return {**score, "title": _title(score), "protocol": protocol, "describe": protocol.describe()}
+    return {**score, "title": _title(score), "describe": describe(score["stamp"])}
 
 
 def _pictures(panel: Panel) -> dict[str, Any]:
@@ -251,7 +250,7 @@ def _curve(score: Mapping[str, Any]) -> Markup | None:
     peak = curve["peak"]
     if peak["miou"] is None:
         return None
-    chosen = score["protocol"].get("threshold")
+    chosen = score["stamp"]["threshold"]
     return Markup(threshold_curve(curve["thresholds"], curve["miou"], (peak["threshold"], peak["miou"]), chosen))
 
 

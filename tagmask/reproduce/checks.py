@@ -11,10 +11,8 @@ from tagmask.data import Collection
 from tagmask.encoders.weights import find_weights, trained_encoder
 from tagmask.errors import DataError, WeightsError
 from tagmask.reproduce.job import Job, base_score
-from tagmask.training import RunFolder
-from tagmask.workflow.runs import open_collection
-from tagmask.workflow.scoring import photos_of
-from tagmask.workflow.stages import is_trained
+from tagmask.workflow.opened import Run, open_collection
+from tagmask.workflow.scorer import photos_of
 
 
 def check_needs(jobs: Sequence[Job]) -> None:
@@ -55,7 +53,7 @@ def missing_weights(jobs: Sequence[Job]) -> list[str]:
     rows: dict[str, list[str]] = {}
     for job in jobs:
         networks = job.networks() if job.trains() else {}
-        untrained = [config for path, config in networks.items() if not is_trained(RunFolder(path))]
+        untrained = [config for path, config in networks.items() if not Run(path).trained]
         for encoder in (encoder for config in untrained for encoder in encoders_of(config)):
             key = encoder.model_dump_json()
             if key not in why:

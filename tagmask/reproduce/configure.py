@@ -10,10 +10,11 @@ from typing import Any
 from tagmask.config import RunConfig, ViewConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError
-from tagmask.reproduce.table import SCORING, Column, Row, Table
+from tagmask.methods import default_method
+from tagmask.reproduce.table import Column, Row, Table, of_use
 from tagmask.stage_config import stage_mapping
+from tagmask.workflow.opened import default_device
 from tagmask.workflow.plan import as_mapping, choose
-from tagmask.workflow.runs import default_device
 
 BUDGETS = ("full", "small")
 LOCAL_SIZE = "views.local.size="
@@ -79,7 +80,7 @@ def shortened(
     given = reduce(merge, [given, stages, parse_overrides([*kept, *overrides])])
     device = default_device(load_config({"train": given.get("train") or {}}))
     planned = as_mapping(choose(found, device, given))
-    named = {"method": {"name": given["method"].get("name", "baseline")}}
+    named = {"method": {"name": given["method"].get("name", default_method("classifier"))}}
     scored = {section: base[section] for section in ("label", "evaluate") if base.get(section)}
     merged = reduce(merge, [scored, named, planned, given])
     _shrink_local_views(merged, base, kept, overrides)
@@ -97,7 +98,7 @@ def _shrink_local_views(
 
 def _short_stages(stages: Mapping[str, Any]) -> dict[str, Any]:
     """The same stages with the packaged values for hundreds of steps, by the method of stage affinity."""
-    method = ((stages.get("affinity") or {}).get("method") or {}).get("name", "irn")
+    method = ((stages.get("affinity") or {}).get("method") or {}).get("name", default_method("affinity"))
     short = stage_mapping(read_yaml(f"msrc14_stages_{method}")["stages"])
     return {name: short.get(name, {}) for name in stages}
 
@@ -107,9 +108,9 @@ def small_column(column: Column) -> Column:
     return column.model_copy(update={"split": column.split.removeprefix(OWN_LIST)})
 
 
-def scoring_settings(row: Row, overrides: Sequence[str]) -> list[str]:
-    """What a row that is a run of another one is scored with, the caller's settings of that kind included."""
-    return [*row.set, *(setting for setting in overrides if setting.startswith(SCORING))] if row.run_of else []
+def scoring_settings(row: Row, config: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """What a row that is a run of another one is scored with, the caller's settings of use included."""
+    return [*row.set, *(setting for setting in overrides if of_use(config, setting))] if row.run_of else []
 
 
 def run_path(home: Path, row: str, seed: int) -> Path:

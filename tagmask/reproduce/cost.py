@@ -6,7 +6,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,23 @@ from rich.table import Table as Grid
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tagmask import workflow
 from tagmask.config import RunConfig, load_config
-from tagmask.data import Collection, Item, TrainLoader, TrainViews, read_image, tag_vector
+from tagmask.data import Collection, Item, TrainLoader, TrainViews, clean, fingerprint, read_image, tag_vector
 from tagmask.errors import DataError
-from tagmask.label import Inference
+from tagmask.label import Inference, Look
 from tagmask.methods import Method, build_method
 from tagmask.reproduce.checks import encoders_of, missing_truth, missing_weights
-from tagmask.reproduce.job import Job, base_score
+from tagmask.reproduce.job import Job, base_score, runs_of
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
 from tagmask.training import RunFolder, make_fabric, readers
 from tagmask.training.checkpoint import checkpoints
 from tagmask.training.loop import make_optimizer
 from tagmask.types import Batch
-from tagmask.workflow.scoring import FILES, LOCALIZATION, Scorer, photos_of
-from tagmask.workflow.stage_labels import ConfidentLabels, Make
-from tagmask.workflow.staged_run import runs_of
-from tagmask.workflow.stages import PNG_EXTRA, check_stages, disk_plan, human, is_trained, mask_maker, network_row
+from tagmask.workflow.disk import bytes_of_maps, disk_plan, human, network_row
+from tagmask.workflow.opened import Run, open_collection
+from tagmask.workflow.scorer import FILES, LOCALIZATION, Scorer, photos_of
+from tagmask.workflow.stage_labels import ConfidentLabels, MakePlaces
+from tagmask.workflow.stages import Stages, mask_maker, stage_configs
 
 Prepared = tuple[Collection, dict[str, Any]]
 
@@ -74,7 +73,7 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
             seconds = sum(each * steps for each, steps in zip(training[name], left, strict=True))
             seen = [watchings(config, steps) for config, steps in zip(networks.values(), left, strict=True)]
             watching = sum(each * times for each, times in zip(watched[name], seen, strict=True))
-            line |= {"steps": sum(left), "hours": (seconds + watching) / 3600, "bytes": disk(job, found)}
+            line |= {"steps": sum(left), "hours": (seconds + watching) / 3600, "bytes": disk(job, collection, found)}
             line["seconds_per_step"] = seconds / sum(left) if any(left) else 0.0
             line["label_hours"] = labelling[name] / 3600
         lines.append(line)
@@ -90,7 +89,7 @@ def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | 
 
 def steps_left(run: RunFolder, config: RunConfig) -> int:
     """Steps of a training that its newest checkpoint has not behind it."""
-    if is_trained(run):
+    if Run(run.path).trained:
         return 0
     behind = max((int(path.stem.removeprefix("step_")) for path in checkpoints(run.checkpoints)), default=0)
     return max(0, config.train.steps - behind)
@@ -121,7 +120,9 @@ def _open(config: RunConfig, opened: dict[str, Prepared]) -> Prepared:
     """The data of a row; rows share it."""
     key = config.data.model_dump_json(exclude={"train_masks"})
     if key not in opened:
-        opened[key] = workflow.prepare(config)
+        collection = open_collection(config)
+        found = fingerprint(collection)
+        opened[key] = clean(collection, found), found
     return opened[key]
 
 
@@ -205,7 +206,7 @@ def time_labels(config: RunConfig, collection: Collection) -> float:
         return 0.0
     inference = Inference(_on_device(config, collection).eval(), config)
     tags = tag_vector(items[0].tags or (), len(collection.classes))
-    return len(items) * _second(lambda: inference.labels(read_image(items[0].image), tags), inference.device)
+    return len(items) * _second(lambda: Look(inference, read_image(items[0].image), tags).mask, inference.device)
 
 
 def time_stages(job: Job, collection: Collection) -> float:
@@ -214,17 +215,21 @@ def time_stages(job: Job, collection: Collection) -> float:
     items = [item for item in collection.split("train") if item.tags]
     if stages is None or not items:
         return 0.0
-    classifier = _on_device(config, collection).eval()
-    makers: list[Make] = []
+    inference = Inference(_on_device(config, collection).eval(), config)
+    makers: list[MakePlaces] = []
     if stages.cams is not None:
-        makers.append(ConfidentLabels(Inference(classifier, config), stages.cams))
+        makers.append(ConfidentLabels(stages.cams))
     if stages.masks is not None:
-        affinity = check_stages(config, RunFolder(job.folder)).get("affinity")
+        affinity = stage_configs(config, RunFolder(job.folder)).get("affinity")
         walker = None if affinity is None else _on_device(affinity, collection).eval()
-        makers.append(mask_maker(config, classifier, walker, affinity))
+        makers.append(mask_maker(config, inference, walker, affinity))
     photo, present = read_image(items[0].image), torch.tensor(items[0].tags)
-    device = next(classifier.parameters()).device
-    return len(items) * sum(_second(partial(make, photo, present), device) for make in makers)
+    tags = tag_vector(items[0].tags or (), len(collection.classes))
+
+    def one(make: MakePlaces) -> float:
+        return _second(lambda: make(Look(inference, photo, tags), present), inference.device)
+
+    return len(items) * sum(map(one, makers))
 
 
 def _second(call: Callable[[], object], device: torch.device) -> float:
@@ -253,7 +258,7 @@ def time_scoring(job: Job, collection: Collection) -> float:
         base = "cam" if name in SPECIAL_KEYS else base_score(name)
         if base not in FILES:
             groups.setdefault((settings, split, name == LOCALIZATION), []).append(base)
-    own = check_stages(job.config, RunFolder(job.folder)).get("segmenter")
+    own = stage_configs(job.config, RunFolder(job.folder)).get("segmenter")
     methods: dict[str, Method] = {}
     seconds = 0.0
     for (settings, split, boxed), names in groups.items():
@@ -274,15 +279,17 @@ def time_scoring(job: Job, collection: Collection) -> float:
 def _time_photo(method: Method, config: RunConfig, collection: Collection, names: Sequence[str], item: Item) -> float:
     """Seconds of one photo's scores; of its CAMs where it has no mask: that is localisation."""
     photo = read_image(item.image)
-    scorers = [Scorer(method, config, collection, names) for _ in range(2)]
+    inference = Inference(method, config)
+    tags = None if item.tags is None else tag_vector(item.tags, len(collection.classes))
+    scorers = [Scorer(inference, config.evaluate, collection, names) for _ in range(2)]
 
     def once() -> None:
-        scorer = scorers.pop()  # a photo is scored once by each
+        scorer, look = scorers.pop(), Look(inference, photo, tags)  # a photo is scored once by each
         if item.mask is None:
-            scorer.inference.cams(photo, tag_vector(item.tags or (), len(collection.classes)))
-        scorer.add(item, photo)
+            look.cams  # noqa: B018 (made here)
+        scorer.add(item, look)
 
-    return _second(once, scorers[0].inference.device)
+    return _second(once, inference.device)
 
 
 def _on_device(config: RunConfig, collection: Collection) -> Method:
@@ -300,15 +307,17 @@ def bare(config: RunConfig) -> RunConfig:
     return result
 
 
-def disk(job: Job, found: Mapping[str, Any]) -> int:
+def disk(job: Job, collection: Collection, found: dict[str, Any]) -> int:
     """Bytes that a row writes at most, with the checkpoints that go when it is done."""
-    folder, config = RunFolder(job.folder), bare(job.config)
-    if config.stages is not None:
-        return sum(row["bytes"] for row in disk_plan(config, folder, found))
-    size = network_row(job.row.name, config, folder.path, len(found["classes"]))["bytes"]
+    run = Run(job.folder, bare(job.config))
+    run.collection, run.fingerprint = collection, found
+    stages = Stages(run)
+    if run.config.stages is not None:
+        return sum(row["bytes"] for row in disk_plan(run, stages, stages.networks()))
+    size = network_row(job.row.name, run.config, run.folder.path, run.untrained)["bytes"]
     if job.row.label and found["sizes"]:
         images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
-        size += images * (found["sizes"]["pixels"] + found["sizes"]["height"]["max"] + PNG_EXTRA)
+        size += images * bytes_of_maps(run.config, found)[0]
     return size
 
 

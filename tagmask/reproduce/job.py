@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from tagmask import workflow
 from tagmask.config import RunConfig
 from tagmask.errors import ConfigError
 from tagmask.registry import METHODS
@@ -18,10 +17,10 @@ from tagmask.reproduce.configure import run_path
 from tagmask.reproduce.table import Column, Row
 from tagmask.stage_config import StagesConfig
 from tagmask.training import RunFolder, read_json, write_json
-from tagmask.workflow.scoring import AT_VAL
-from tagmask.workflow.staged_run import runs_of
-from tagmask.workflow.stages import check_stages, saved_stages
-from tagmask.workflow.train_run import resumed
+from tagmask.workflow import Run, evaluate, label, resumed
+from tagmask.workflow.run import training_steps, work
+from tagmask.workflow.scorer import AT_VAL
+from tagmask.workflow.stages import Stages, stage_configs
 
 Wanted = tuple[tuple[str, ...], str, str]
 """Settings of a column, split and score."""
@@ -50,34 +49,35 @@ class Job:
 
     def done(self) -> bool:
         """Whether every score is there. Raises ConfigError when the folder holds another configuration's run."""
-        folder = RunFolder(self.trained)
-        if folder.config_file.is_file():
-            resumed(folder, [], self._wanted_config(folder), [])
-            if (folder.path / "result.json").is_file():
-                self._check_stages(folder)
+        run = Run(self.trained)
+        if run.begun:
+            config = resumed(run.folder, [], self._wanted_config(run), [])
+            if (self.trained / "result.json").is_file():
+                self._check_stages(run, config)
         if not (self.folder / "result.json").is_file():
             return False
-        made = self.result().get("scored", [])
+        made = self.result()["scored"]
         if made != self.scored:
             raise ConfigError(f"{self.folder}: was scored with {made}, not with {self.scored}. Use another folder.")
         return not self.missing()
 
-    def _wanted_config(self, folder: RunFolder) -> dict[str, Any]:
+    def _wanted_config(self, run: Run) -> dict[str, Any]:
         """The configuration; another row's masks as the run names them, where only the way to the table differs."""
         wanted = self.config.model_dump(mode="json")
-        now, saved = self.config.data.train_masks, folder.config().data.train_masks
+        now, saved = self.config.data.train_masks, run.config.data.train_masks
         if now and saved and now.is_relative_to(self.home.resolve()) and now.parts[-3:] == saved.parts[-3:]:
             wanted["data"]["train_masks"] = str(saved)
         return wanted
 
-    def _check_stages(self, folder: RunFolder) -> None:
+    def _check_stages(self, run: Run, config: RunConfig) -> None:
         """Raise ConfigError when a finished run went through other stages: it would not go through them again."""
-        kept = [StagesConfig.model_validate(saved["stages"]) for saved in saved_stages(folder)]
-        before, now = kept[0] if kept else None, self.config.stages
-        differing = [n for n in StagesConfig.model_fields if getattr(before, n, None) != getattr(now, n, None)]
-        if differing:
-            what = ", ".join(f"stages.{name}" for name in differing)
-            raise ConfigError(f"{folder.path}: was finished with other settings: {what} differ. Use another folder.")
+        before, now = run.config.stages, config.stages
+        other = [n for n in StagesConfig.model_fields if getattr(before, n, None) != getattr(now, n, None)]
+        if other:
+            what = ", ".join(f"stages.{name}" for name in other)
+            raise ConfigError(
+                f"{run.folder.path}: was finished with other settings: {what} differ. Use another folder."
+            )
 
     def trains(self) -> bool:
         """Whether it has a training of its own, and is not through with it, its stages and labels."""
@@ -87,7 +87,7 @@ class Job:
         """Configurations of all that the row trains, its stages' networks included, by run folder."""
         if self.row.run_of is not None:
             return {}
-        stages = check_stages(self.config, RunFolder(self.folder))
+        stages = stage_configs(self.config, RunFolder(self.folder))
         return {self.folder: self.config} | {self.folder / name: config for name, config in stages.items()}
 
     def ready(self) -> bool:
@@ -100,10 +100,11 @@ class Job:
 
     def run(self, console: Console | None) -> None:
         """Train (or resume), go through stages and label where asked, score what is not scored, write the result."""
+        run = Run(self.trained)
         there = self.result() if (self.folder / "result.json").is_file() else None
-        result = there or self._train(console)
+        result = there or self._train(run, console)
         began = time.perf_counter()
-        new = self._score(self.missing(), console)
+        new = self._score(run, self.missing(), console)
         scores = [old for old in result["scores"] if _key(old) not in {_key(entry) for entry in new}] + new
         minutes = round(result["minutes"] + (time.perf_counter() - began) / 60, 2)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,42 +112,45 @@ class Job:
         for name in (".", "affinity", "segmenter"):
             shutil.rmtree(RunFolder(self.trained / name).checkpoints, ignore_errors=True)
 
-    def _train(self, console: Console | None) -> dict[str, Any]:
+    def _train(self, run: Run, console: Console | None) -> dict[str, Any]:
         """A result without scores.
 
         Its minutes are of this call and of the training steps of calls that were cut off before; what else those did
         (labels, walks, scores while training) is not known any more. stage_minutes are of this call.
         """
         began = time.perf_counter()
-        folder = RunFolder(self.trained)
-        spent: dict[str, float] = {}
         earlier = sum(_seconds(path) for path in self.networks())
-        if self.row.stages:
-            spent = workflow.staged_run(self.config, self.folder, (), console)["minutes"]
-        elif self.row.run_of is None:
-            workflow.train(self.config, self.folder, resume=True, console=console)
-        if self.row.label:
-            workflow.label(self.folder, "train", console=console)
-        steps = [r for r in folder.log() if "seconds" in r]
+        spent: dict[str, float] = {}
+        if self.row.run_of is None:
+            run.config = resumed(run.folder, [], self._wanted_config(run), []) if run.begun else self.config
+            run.begin(resume=True)
+            stages = Stages(run)
+            for _ in stages.networks():  # weights that lack, or parts that do not fit, are said now
+                pass
+            _, spent = work(run, training_steps(run, stages, console), "start the same table again")
+            if self.row.label:
+                label(run, "train", console=console)
+        steps = [r for r in run.folder.log() if "seconds" in r]
         return {
             "scores": [],
             "minutes": round((earlier + time.perf_counter() - began) / 60, 2),
             "train_minutes": round(_seconds(self.folder) / 60, 2),
             "stage_minutes": spent,
             "seconds_per_step": steps[-1]["seconds"] / steps[-1]["step"] if steps else None,
-            "environment": read_json(folder.environment_file),
+            "environment": read_json(run.folder.environment_file),
         }
 
-    def _score(self, wanted: Sequence[Wanted], console: Console | None) -> list[dict[str, Any]]:
+    def _score(self, run: Run, wanted: Sequence[Wanted], console: Console | None) -> list[dict[str, Any]]:
         """Entries of what is wanted, each with the settings 'set' of its column."""
         found = []
+        runs = {".": run, "segmenter": Run(self.trained / "segmenter")}
         groups = list(dict.fromkeys((settings, split) for settings, split, _ in wanted))
         # val first: the other splits are scored at its threshold, too.
         for settings, split in sorted(groups, key=lambda group: (group[0], group[1] != "val", group[1])):
             names = [base_score(n) for s, where, n in wanted if (s, where) == (settings, split)]
             for part, own in runs_of(list(dict.fromkeys(names)), self._stage("segmenter")):
-                entries = workflow.evaluate(
-                    self.trained / part, split, own, [*self.scored, *settings], console, record=self.folder / part
+                entries = evaluate(
+                    runs[part], split, own, [*self.scored, *settings], console, record=self.folder / part
                 )
                 found += [entry | {"set": list(settings)} for entry in entries]
         return found
@@ -182,8 +186,18 @@ def _seconds(run: Path) -> float:
 
 
 def _key(entry: dict[str, Any]) -> Wanted:
-    """What an entry is a score of; those of earlier versions have no settings of their own."""
-    return tuple(entry.get("set", ())), entry["protocol"]["split"], entry["name"]
+    """What an entry is a score of."""
+    return tuple(entry["set"]), entry["stamp"]["split"], entry["name"]
+
+
+def runs_of(names: Sequence[str], staged: bool) -> list[tuple[str, list[str]]]:
+    """Run folders within a run's own, with those of the scores ``names`` that their networks give.
+
+    staged: whether there is a stage 'segmenter', which gives the segmenter's scores.
+    """
+    stage = [name for name in names if staged and name in ("segmenter", "segmenter+tags")]
+    own = [name for name in names if name not in stage]
+    return [(part, given) for part, given in ((".", own), ("segmenter", stage)) if given]
 
 
 def base_score(name: str) -> str:

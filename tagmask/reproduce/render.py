@@ -1,4 +1,4 @@
-"""A finished (or half finished) table as Markdown and JSON: printed, ours, difference, interval, protocol."""
+"""A finished (or half finished) table as Markdown and JSON: printed, ours, difference, interval, stamps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from tagmask.evaluate import Protocol
+from tagmask.config import EvaluateConfig
+from tagmask.evaluate.stamp import BY_SPLIT, FIXED, Stamp, describe, difference
 from tagmask.reproduce.table import Column, Table
-from tagmask.workflow.localize import key_protocol
-from tagmask.workflow.scoring import AT_VAL, LOCALIZATION, SPREAD
+from tagmask.workflow.localize import key_stamp
+from tagmask.workflow.scorer import AT_VAL, LOCALIZATION, SPREAD
 
 INTERVALS = {
     "miou": "interval",
@@ -23,14 +24,14 @@ INTERVALS = {
 """Where a score keeps the interval of a key; a CAM curve's peak, where it has the key."""
 PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall", "peak_c_miou": "c_miou"}
 """Keys of a column that are read off the CAM curve's peak."""
-OF_KEYS = {"without": ("miou_without",), "only": ("c_miou", "peak_c_miou")}
-"""Fields of a protocol that only some keys of a column depend on."""
-SEARCHED = (*PEAKS, "max_box_acc", "mean", "std")
-"""Keys whose value is the best of evaluate.bins thresholds."""
-EXPECTED = ("seed", "version", "method")
-"""Fields of a protocol in which results of one column may differ: the method is what rows are of."""
-OF_SEED = ("images", "split_hash")
-"""Fields that may differ where seeds do: a split that is held out at random is another one then."""
+PARTS = {
+    "miou_without": {"without"},
+    "c_miou": {"only"},
+    "peak_c_miou": {"only"},
+    "boundary_iou": {"rims"},
+    **dict.fromkeys((*PEAKS, "max_box_acc", "mean", "std"), {"curve"}),
+}
+"""The parts of a score that a key is of, by the names of ``EvaluateConfig``; other keys are of the whole."""
 
 
 def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], small: bool = False) -> dict[str, Any]:
@@ -63,33 +64,31 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
 
 
 def _find(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
-    """{value, interval, protocol} of a column in one result, in [0,1]; None where it is not there."""
+    """{value, interval, stamp} of a column in one result, in [0,1]; None where it is not there."""
     for score in result["scores"]:
-        protocol = Protocol(**score["protocol"]).model_dump(mode="json")
-        made = (score["name"], protocol["split"], score.get("set", []))
-        if made != (column.score, column.split, column.set):
+        if (score["name"], score["stamp"]["split"], score["set"]) != (column.score, column.split, column.set):
             continue
-        protocol |= {field: None for field, keys in OF_KEYS.items() if column.key not in keys}
-        if column.key not in SEARCHED and column.score != AT_VAL:
-            protocol["bins"] = None
+        stamp = score["stamp"]
         if column.key in PEAKS:
             peak = (score["curve"] or {}).get("peak") or {}
-            source = {"threshold": peak.get("threshold"), "threshold_source": "best on this split (oracle)"}
             key = PEAKS[column.key]
-            value, protocol = peak.get(key), protocol | source
-            interval = peak.get(INTERVALS[key])
+            value, interval = peak.get(key), peak.get(INTERVALS[key])
+            stamp = stamp | {"threshold": peak.get("threshold"), "threshold_from": BY_SPLIT}
+        elif column.score in (LOCALIZATION, SPREAD):
+            value, interval = score.get(column.key), score.get("intervals", {}).get(column.key)
+            stamp = key_stamp(score, column.key) if column.score == LOCALIZATION else stamp
         else:
             value, interval = score.get(column.key), score.get(INTERVALS.get(column.key, ""))
-            if column.score in (LOCALIZATION, SPREAD):
-                interval = score.get("intervals", {}).get(column.key)
-            if column.score == LOCALIZATION:
-                protocol = key_protocol(score | {"protocol": protocol}, column.key)
-            if column.score == SPREAD:
-                protocol["merge"] = "sum"  # earlier versions summed, too, and stamped 'mean'
-        # A result of an earlier version may lack the key.
         if value is not None:
-            return {"value": value, "interval": interval, "protocol": protocol}
+            return {"value": value, "interval": interval, "stamp": _of_key(stamp, column)}
     return None
+
+
+def _of_key(stamp: Stamp, column: Column) -> dict[str, Any]:
+    """The stamp without the settings of ``evaluate`` that decide other parts of the score than the column shows."""
+    parts = PARTS.get(column.key, set()) | ({"curve"} if column.score == AT_VAL else set())
+    other = {f"evaluate.{n}" for n, role in EvaluateConfig.roles().items() if not role.decides(frozenset(parts))}
+    return {**stamp, "settings": {k: v for k, v in stamp["settings"].items() if k not in other}}
 
 
 def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | None) -> dict[str, Any] | None:
@@ -99,9 +98,7 @@ def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | 
     first = found[min(found)]
     interval = first["interval"]
     ours = mean(values.values())
-    stamp = _stamp(first)
-    others = [_stamp(score) for score in found.values()]
-    among = [stamp.differs(other, _ignored(other, stamp)) for other in others]
+    among = [_differing(first["stamp"], score["stamp"]) for score in found.values()]
     return {
         "mean": ours,
         "std": stdev(values.values()) if len(values) > 1 else None,
@@ -109,39 +106,45 @@ def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | 
         "interval": [100 * interval["low"], 100 * interval["high"]] if interval else None,
         "printed": printed,
         "difference": None if printed is None else ours - printed,
-        "protocol": first["protocol"],
-        "thresholds": {seed: score["protocol"]["threshold"] for seed, score in found.items()},
+        "stamp": first["stamp"],
+        "thresholds": {seed: score["stamp"]["threshold"] for seed, score in found.items()},
         "seeds_differ": list(dict.fromkeys(line for lines in among for line in lines)),
     }
 
 
-def _stamp(made: Mapping[str, Any]) -> Protocol:
-    """The protocol of a score or cell, without the digest of a trained encoder that it began with: each run's own."""
-    protocol = Protocol(**made["protocol"])
-    return protocol.model_copy(update={"weights": re.sub(r"(encoder of \w+) [0-9a-f]{12}", r"\1", protocol.weights)})
+def _differing(one: Stamp, other: Stamp) -> list[str]:
+    """'key: one's / the other's' for what two results of one column should share and do not.
+
+    Rows differ in what is trained. They share how it is scored, where weights come from and what is learned from.
+    A threshold that was searched is each run's own, and so are photos that a seed held out.
+    """
+    but = {"run", "version"}
+    if one["threshold_from"] == other["threshold_from"] != FIXED:
+        but.add("threshold")
+    if one["run"]["seed"] != other["run"]["seed"]:
+        but |= {"ids", "images"} | ({"truth"} if _folders(one) == _folders(other) else set())
+    found = difference(one, other, but) | difference(_origin(one), _origin(other))
+    return [f"{key}: {mine} / {theirs}" for key, (mine, theirs) in found.items()]
 
 
-def _ignored(mine: Protocol, other: Protocol) -> tuple[str, ...]:
-    """Fields in which two results of one column may differ: a threshold that was searched is each run's own."""
-    searched = ("threshold",) if mine.threshold_source != "fixed" else ()
-    of_seed: tuple[str, ...] = OF_SEED if mine.seed != other.seed else ()
-    if of_seed and _folders(mine) == _folders(other):
-        of_seed = (*of_seed, "truth")
-    return (*EXPECTED, *of_seed, *searched)
+def _origin(stamp: Stamp) -> dict[str, Any]:
+    """What a run began with and learned from. The digest of a trained encoder that it began with is each run's own."""
+    run = stamp["run"]
+    weights = re.sub(r"(encoder of \w+) [0-9a-f]{12}", r"\1", run["weights"])
+    return {"weights": weights, "supervision": run["supervision"], "masks": run["masks"] or {}}
 
 
-def _folders(protocol: Protocol) -> set[str]:
+def _folders(stamp: Stamp) -> set[str]:
     """Folders of the truth without the number of masks in each, which is another one for other photos."""
-    return set(re.sub(r" \(\d+\)", "", protocol.truth).partition(":")[2].split(", "))
+    return set(re.sub(r" \(\d+\)", "", stamp["truth"]).partition(":")[2].split(", "))
 
 
 def _compare(cells: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
     """Letters for cells of a column, entered as their 'mark', and what each means beside the column's first cell."""
-    there = [cell for cell in cells if cell and "protocol" in cell]
+    there = [cell for cell in cells if cell and "stamp" in cell]
     notes: dict[tuple[str, ...], str] = {}
     for cell in there:
-        first, own = _stamp(there[0]), _stamp(cell)
-        lines = tuple(own.differs(first, _ignored(own, first)))
+        lines = tuple(_differing(cell["stamp"], there[0]["stamp"]))
         lines += tuple(f"among seeds, {line}" for line in cell["seeds_differ"])
         cell["mark"] = notes.setdefault(lines, letter(len(notes))) if lines else ""
     return [{"mark": mark, "differs": list(lines)} for lines, mark in notes.items()]
@@ -172,7 +175,7 @@ def _markdown(
     unbuilt = [f"- {row['row']} is not built: {row['not_built']}" for row in rows if "not_built" in row]
     lines += [*unbuilt, ""] if unbuilt else []
     lines += _against_paper(table, rows, small)
-    lines += _protocols(table, rows, notes)
+    lines += _stamps(table, rows, notes)
     lines += _trained_on(rows)
     return "\n".join(lines) + "\n"
 
@@ -205,15 +208,13 @@ def _against_paper(table: Table, rows: Sequence[Mapping[str, Any]], small: bool)
     return [*head, *lines, ""]
 
 
-def _protocols(table: Table, rows: Sequence[Mapping[str, Any]], notes: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+def _stamps(table: Table, rows: Sequence[Mapping[str, Any]], notes: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """How each column was made, by its first row, and in what other rows differ."""
     lines = []
     for column in table.columns:
-        made: dict[str, list[str]] = {}
-        for row in rows:
-            cell = row["cells"][column.title]
-            if cell and cell.get("protocol"):
-                made.setdefault(Protocol(**cell["protocol"]).describe(), []).append(row["row"])
-        lines += [f"- {column.title} ({', '.join(names)}): {line}" for line, names in made.items()]
+        cells = (row["cells"][column.title] for row in rows)
+        first = next((cell for cell in cells if cell and "stamp" in cell), None)
+        lines += [] if first is None else [f"- {column.title}: {describe(first['stamp'])}"]
     differing: dict[str, list[str]] = {}
     for title, marks in notes.items():
         for note in marks:

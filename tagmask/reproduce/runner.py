@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from tagmask import workflow
 from tagmask.config import load_config, parse_overrides
+from tagmask.data import fingerprint
 from tagmask.errors import ConfigError, nearest
 from tagmask.reproduce.checks import check_needs
 from tagmask.reproduce.configure import BUDGETS, configure, scoring_settings, small_column
@@ -20,6 +20,7 @@ from tagmask.reproduce.lock import held, holder, sign_of_life
 from tagmask.reproduce.render import render
 from tagmask.reproduce.table import Table, read_table
 from tagmask.training import read_json, write_json, write_text
+from tagmask.workflow.opened import open_collection
 
 PAUSE = 5.0
 """Seconds between two looks at what other processes are at."""
@@ -100,7 +101,7 @@ def make_jobs(
     for row in (row for row in table.rows if row.name in chosen):
         for seed in table.seeds_of(row, seeds):
             config = configure(table, row, seed, data, home, overrides, encoder, found)
-            jobs.append(Job(row, seed, home, config, table.columns, scoring_settings(row, overrides)))
+            jobs.append(Job(row, seed, home, config, table.columns, scoring_settings(row, config, overrides)))
     if not jobs:
         raise ConfigError(f"{name}: there is nothing to run; --seeds is the number of seeds, one at least.")
     return jobs
@@ -171,4 +172,4 @@ def look_at(data: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Fingerprint of the data that a small budget is planned for."""
     values = {"data": {"root": str(data)}} if data is not None else {}
     own = {"data": parse_overrides(overrides).get("data") or {}}
-    return workflow.prepare(load_config(values, own))[1]
+    return fingerprint(open_collection(load_config(values, own)))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
 import yaml
 from pydantic import Field, ValidationError
 
-from tagmask.config import Strict, load_config
+from tagmask.config import RunConfig, Strict, load_config
 from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError, nearest
-from tagmask.workflow.scoring import AT_VAL, LOCALIZATION, SCORES, SPREAD
+from tagmask.strict import role_of
+from tagmask.workflow.scorer import AT_VAL, LOCALIZATION, SCORES, SPREAD
 
 KEYS = (
     *("miou", "miou_strict", "miou_without", "c_miou", "coverage", "accuracy", "precision", "recall", "boundary_iou"),
@@ -26,15 +26,13 @@ SPECIAL_KEYS = {
 """The same of scores whose entries have other values."""
 SPLITS = ("train", "val", "test", "all")
 """Splits of a column, besides 'list:NAME'."""
-SCORING = ("label.", "evaluate.")
-"""Sections of settings that only change how a trained run is used."""
 
 
 class Column(Strict):
     """One score that every row reports.
 
-    title: heading; score: a name of ``tagmask evaluate``; key: of the score; set: settings of label and evaluate that
-    this column is scored with, over the row's.
+    title: heading; score: a name of ``tagmask evaluate``; key: of the score; set: settings of use that this column is
+    scored with, over the row's.
     """
 
     title: str
@@ -48,7 +46,7 @@ class Row(Strict):
     """One configuration. configs and set come on top of the table's.
 
     masks_from: the row whose masks it trains on. run_of: the row whose training it scores with other settings of
-    label and evaluate, and of what its method allows at use, without one of its own. stages: go through the
+    use, without a training of its own. stages: go through the
     configuration's stages, too; 'segmenter' is then the score of the stage of that name, where there is one.
     """
 
@@ -149,7 +147,7 @@ def _check_columns(name: str, table: Table) -> None:
             raise ConfigError(
                 f"{where}: the threshold of '{AT_VAL}' is searched on val; score another split, or 'cam'."
             )
-        _check_scoring(where, column.set)
+        _check_scoring(where, column.set, RunConfig())
     titles = [column.title for column in table.columns]
     for title in titles:
         if titles.count(title) > 1:
@@ -185,7 +183,7 @@ def _check_rows(name: str, table: Table) -> None:
             raise ConfigError(f"{where} is a run of '{row.run_of}', which is no row before it that trains.")
         if row.configs or row.masks_from or row.label or row.stages:
             raise ConfigError(f"{where} is a run of '{row.run_of}': besides seeds it has 'set' only.")
-        _check_scoring(where, row.set, _at_use(table, before[row.run_of]))
+        _check_scoring(where, row.set, _config(table, before[row.run_of]))
         _check_seeds(where, table, row, row.run_of)
 
 
@@ -196,14 +194,20 @@ def _check_seeds(where: str, table: Table, row: Row, source: str) -> None:
         raise ConfigError(f"{where} has seeds {seeds}; '{source}' is not trained with {lacking}. Give it those, too.")
 
 
-def _check_scoring(where: str, settings: list[str], at_use: Collection[str] = ()) -> None:
+def of_use(config: RunConfig, setting: str) -> bool:
+    """Whether a setting 'key=value' decides only how a trained run of this configuration is used."""
+    role = role_of(config, setting.partition("=")[0])
+    return role.used and not role.learned
+
+
+def _check_scoring(where: str, settings: list[str], config: RunConfig) -> None:
     for setting in settings:
-        if not setting.startswith(SCORING) and setting.partition("=")[0] not in at_use:
-            also = f", evaluate and {' and '.join(sorted(at_use))}" if at_use else " and evaluate"
-            raise ConfigError(f"{where} sets {setting}; without a training of its own only label{also} can be.")
+        if not of_use(config, setting):
+            raise ConfigError(
+                f"{where} sets {setting}, which decides what is learned; without a training of its own it can only set "
+                "how a trained run is used, as label.* and evaluate.* do."
+            )
 
 
-def _at_use(table: Table, row: Row) -> set[str]:
-    """Dotted keys of the settings of a row's method that may change after training."""
-    config = load_config(*table.configs, *row.configs, overrides=[*table.set, *row.set])
-    return {f"method.{name}" for name in config.method.at_use}
+def _config(table: Table, row: Row) -> RunConfig:
+    return load_config(*table.configs, *row.configs, overrides=[*table.set, *row.set])

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from tagmask.config import RunConfig, dump_yaml, load_config
+from tagmask.config import RunConfig, dump_yaml, load_config, read_yaml
 from tagmask.errors import DataError
-from tagmask.evaluate.protocol import Protocol
+from tagmask.evaluate.stamp import difference
 
 
 class RunFolder:
@@ -22,6 +22,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
+        self.stages_file = self.path / "stages.yaml"
         self.environment_file = self.path / "environment.json"
         self.fingerprint_file = self.path / "fingerprint.json"
         self.data_file = self.path / "data.json"
@@ -35,14 +36,23 @@ class RunFolder:
     def create(self, config: RunConfig) -> None:
         """Make the folder and save the resolved configuration and the environment."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config_file, dump_yaml(config))
+        self.save(config)
         write_json(self.environment_file, environment())
 
+    def save(self, config: RunConfig) -> None:
+        """Save the configuration, its stages in a file of their own: unlike the rest they may change later."""
+        write_text(self.config_file, dump_yaml(config.model_copy(update={"stages": None})))
+        if config.stages is None:
+            self.stages_file.unlink(missing_ok=True)
+        else:
+            write_text(self.stages_file, dump_yaml(config.stages))
+
     def config(self) -> RunConfig:
-        """The run's resolved configuration."""
+        """The run's resolved configuration, with its stages."""
         if not self.config_file.is_file():
             raise DataError(f"{self.path}: not a run folder (no config.yaml). 'tagmask train' makes one.")
-        return load_config(self.config_file)
+        stages = {"stages": read_yaml(self.stages_file)} if self.stages_file.is_file() else {}
+        return load_config(self.config_file, stages)
 
     def log(self) -> list[dict[str, Any]]:
         """The records of ``log.jsonl``, oldest first; a line cut short by a crash is left out."""
@@ -58,18 +68,23 @@ class RunFolder:
         """The scores written so far: ``{"scores": [...], "classification": {...}}``."""
         return read_json(self.metrics_file) if self.metrics_file.is_file() else {"scores": []}
 
-    def add_score(self, score: dict[str, Any]) -> None:
-        """Enter a score; an older one of the same name and protocol is replaced."""
+    def enter(self, kind: str, split: str, found: dict[str, Any]) -> None:
+        """Enter what there is one of for each split into metrics.json: 'classification', 'localization', 'spread'."""
         metrics = self.metrics()
-        kept = [s for s in metrics["scores"] if not _alike(s, score)]
+        metrics[kind] = metrics.get(kind, {}) | {split: found}
+        write_json(self.metrics_file, metrics)
+
+    def add_score(self, score: dict[str, Any]) -> None:
+        """Enter a score; an older one of the same name that was made alike is replaced."""
+        metrics = self.metrics()
+        kept = [s for s in metrics["scores"] if s["name"] != score["name"] or not alike(s["stamp"], score["stamp"])]
         metrics["scores"] = [*kept, score]
         write_json(self.metrics_file, metrics)
 
 
-def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two scores were made alike, as far as both say; earlier versions did not record everything."""
-    protocols = (Protocol(**score["protocol"]) for score in (one, other))
-    return one["name"] == other["name"] and not next(protocols).differs(next(protocols), ("version", "split_hash"))
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two stamps are of one way to score, whichever photos and version of tagmask."""
+    return not difference(one, other, but=("version", "ids", "images"))
 
 
 def environment() -> dict[str, Any]:

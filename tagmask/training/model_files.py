@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tagmask.config import MethodConfig, RunConfig, dump_yaml, load_config
+from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import DataError
 from tagmask.methods import Method, build_method
 from tagmask.training.folder import read_json, write_json, write_text
@@ -51,38 +51,29 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_model(
-    folder: Path, device: torch.device | str = "cpu", method: MethodConfig | None = None
+    folder: Path, device: torch.device | str = "cpu", config: RunConfig | None = None
 ) -> tuple[Method, RunConfig, list[str]]:
     """Method in eval mode, configuration and class names.
 
-    method: its configuration in the place of the saved one, differing in fields ``at_use``. Raises DataError naming
-    what is missing or does not fit, ConfigError as the method does.
+    config: in the place of the saved one, from which it may differ in settings of use. Raises DataError naming what is
+    missing or does not fit, ConfigError as the method does.
     """
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         raise DataError(f"{folder}: no weights.safetensors. Is training finished? 'tagmask train --resume' goes on.")
-    config = load_config(folder / "config.yaml")
-    names = read_json(folder / "classes.json")
+    config = config or load_config(folder / "config.yaml")
+    about = read_json(folder / "classes.json")
     bare = config.model_copy(deep=True)
     bare.encoder.weights = "none"
-    if method is not None:
-        bare.method = method
-    built = build_method(bare, len(names["classes"]))
-    built.encoder.weights_origin = names["weights_origin"]
-    built.use = _changed(config.method, bare.method)
+    built = build_method(bare, len(about["classes"]))
+    built.encoder.weights_origin = about["weights_origin"]
     for part in built.training_only:
         setattr(built, part, None)
     try:
         built.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
         raise DataError(f"{weights}: does not fit method '{config.method.name}' in config.yaml ({error}).") from error
-    return built.eval().to(device), config, names["classes"]
-
-
-def _changed(trained: MethodConfig, used: MethodConfig) -> str | None:
-    """Settings ``at_use`` that differ, as 'a=1, b=2'; None where none does."""
-    differing = [name for name in sorted(used.at_use) if getattr(used, name) != getattr(trained, name)]
-    return ", ".join(f"{name}={getattr(used, name)}" for name in differing) or None
+    return built.eval().to(device), config, about["classes"]
 
 
 def _in_use(method: Method, key: str) -> bool:

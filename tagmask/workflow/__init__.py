@@ -1,17 +1,15 @@
-"""The verbs as functions: what the command line and the Python interface call."""
+"""The verbs as functions: what the command line and the Python interface call. One file a verb."""
 
 from __future__ import annotations
 
 from tagmask.registry import METHODS
-from tagmask.workflow.labels_of import labels_of
-from tagmask.workflow.pipeline import demo, run
-from tagmask.workflow.report_run import report
-from tagmask.workflow.runs import open_run, prepare, reopen
-from tagmask.workflow.score_run import evaluate
-from tagmask.workflow.staged_run import staged_run
-from tagmask.workflow.stages import run_stages
-from tagmask.workflow.train_run import resumed, train, training_items
-from tagmask.workflow.use_run import label, predict
+from tagmask.workflow.evaluate import evaluate
+from tagmask.workflow.label import label, labels_of
+from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.predict import predict
+from tagmask.workflow.report import report
+from tagmask.workflow.run import demo, run
+from tagmask.workflow.train import resumed, train
 
 
 def list_methods(pattern: str = "*") -> list[str]:
@@ -20,20 +18,16 @@ def list_methods(pattern: str = "*") -> list[str]:
 
 
 __all__ = [
+    "Run",
     "demo",
     "evaluate",
     "label",
     "labels_of",
     "list_methods",
-    "open_run",
+    "opened",
     "predict",
-    "prepare",
-    "reopen",
     "report",
     "resumed",
     "run",
-    "run_stages",
-    "staged_run",
     "train",
-    "training_items",
 ]

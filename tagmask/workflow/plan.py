@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 
-from tagmask.config import MethodConfig, ShortSchedule, load_config
+from tagmask.config import EncoderConfig, MethodConfig, RunConfig, ShortSchedule, load_config
 from tagmask.encoders import build_encoder
+from tagmask.methods import default_method
 from tagmask.registry import METHODS
-from tagmask.stage_config import CLASSIFIER, METHOD, StagesConfig, stage_mapping
+from tagmask.stage_config import CLASSIFIER, StagesConfig, stage_mapping
 
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
 """Thresholds of CAM labels by encoder, found on held-out photos (docs/results.md): some have broader CAMs."""
-STAGE_NAMES = tuple(f"stages.{stage}.method.name" for stage in METHOD)
-"""Keys of the methods of stages."""
 HUNDREDS = 1000
-"""Steps up to which a stage is planned as a short one."""
+"""Steps up to which a schedule counts as a short one."""
 DESIGN = ("name", "layout")
-"""Settings of an encoder that decide whether one's weights are another's."""
+"""Settings of an encoder that decide whether another encoder's weights fit it."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,22 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose(found: Mapping[str, Any], device: torch.device, given: Mapping[str, Any] | None = None) -> list[Choice]:
-    """Settings for a data set (its fingerprint) on a device, those left out that the user sets.
+def choose(
+    found: Mapping[str, Any],
+    device: torch.device,
+    given: Mapping[str, Any] | None = None,
+    user: RunConfig | None = None,
+) -> list[Choice]:
+    """Settings that suit a data set (its fingerprint) and a device, but for those that the user sets.
 
-    given: sections of what the user sets, encoder, method and schedule among them: the choices fit these. What they
-    say of the method comes from its configuration class (``short_schedule``) and the fields that it has. Nothing where
-    they have ``plan: false``, as published configurations do. Raises ConfigError for an unknown encoder or method.
+    given: sections of what the user sets; user: the configuration that they make. The choices fit the user's encoder,
+    method and schedule. What suits a method, its configuration class says (``short_schedule``). Nothing is chosen for
+    ``plan: false``, as published configurations have it. Raises ConfigError for an unknown encoder or method.
     """
     given = dict(given or {})
     if given.get("stages") is not None:
         given["stages"] = stage_mapping(given["stages"])
-    user = load_config(given)
+    user = user or load_config(given)
     if not user.plan:
         return []
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
@@ -87,17 +91,21 @@ def choose(found: Mapping[str, Any], device: torch.device, given: Mapping[str, A
     planned.update({choice.key: choice for choice in _method(own, schedule)})
     if user.stages is not None:
         planned.update({choice.key: choice for choice in _stages(user.stages, own, schedule)})
-    # Of a stage the method's name stays: without it, what is planned for it would go when the user's name comes over.
-    return [c for c in planned.values() if not _is_set(given, c.key) or c.key in STAGE_NAMES]
+    # A stage's method is named even where the user names it: settings go when another method's name comes over them.
+    return [c for c in planned.values() if not _is_set(given, c.key) or _names_stage_method(c.key)]
+
+
+def _names_stage_method(key: str) -> bool:
+    return key.startswith("stages.") and key.endswith(".method.name")
 
 
 def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
     """What the method's configuration class plans for the schedule, and what the encoder asks of it.
 
-    What a variant that the user names sets is left to it, and options of a head to whoever names another head.
+    Nothing is planned that the user's variant sets, and no options for a head that the user names.
     """
     settings = own["method"]
-    kind: type[MethodConfig] = METHODS.get(settings.get("name", "baseline")).config_class
+    kind: type[MethodConfig] = METHODS.get(settings.get("name", default_method("classifier"))).config_class
     plan = kind.short_schedule(schedule._replace(asked=settings))
     variant = kind.presets.get(str(settings.get("variant")), {})
     for name in variant:
@@ -118,7 +126,7 @@ def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule
         choices += [Choice(f"stages.{c.key}", c.value, c.why) for c in _affinity(stages, own, schedule)]
     segmenter = stages.segmenter
     if segmenter is not None and not segmenter.configs:
-        method = {"name": METHOD["segmenter"], **segmenter.method}
+        method = {"name": default_method("segmenter"), **segmenter.method}
         planned = _method({**own, "method": method, "encoder": segmenter.encoder or own["encoder"]}, schedule)
         choices.append(Choice("stages.segmenter.method.name", method["name"], "learns from the masks"))
         choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
@@ -139,11 +147,11 @@ def _affinity(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedu
     steps = stage.train.get("steps", min(schedule.steps, max(60, schedule.steps // 4)))
     if steps > HUNDREDS:
         return []
-    method = {"name": METHOD["affinity"], **stage.method}
+    method = {"name": default_method("affinity"), **stage.method}
     choices = [Choice("affinity.method.name", method["name"], "learns which pixels belong together")]
-    if method["name"] == "affinity_net" and ("rule" not in cams.model_fields_set or cams.rule == "power"):
-        labels = {"rule": "power", "crf": "psa", "confidence": None}
-        choices += [Choice(f"cams.{key}", value, "AffinityNet's labels") for key, value in labels.items()]
+    labels = METHODS.get(method["name"]).config_class.stage_labels()
+    if "rule" not in cams.model_fields_set or cams.rule == labels.get("rule"):
+        choices += [Choice(f"cams.{key}", value, f"labels of {method['name']}") for key, value in labels.items()]
     choices += [
         Choice("affinity.train.steps", steps, "affinities are learned in few passes"),
         Choice("affinity.train.warmup", min(steps - 1, max(1, steps // 20)), "a twentieth of the steps"),
@@ -160,7 +168,7 @@ def _affinity(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedu
 
 def _has_attention(settings: Mapping[str, Any], crop: int) -> bool:
     """Whether the encoder has attention that can be read: found by building it, without its weights."""
-    config = load_config({"encoder": {**settings, "weights": "none"}}).encoder
+    config = EncoderConfig.model_validate({**settings, "weights": "none"})
     return build_encoder(config, image_size=config.image_size or crop).has_attention
 
 

@@ -7,86 +7,82 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from tagmask import comm
-from tagmask.config import RunConfig, dump_yaml, load_config
-from tagmask.data import Collection, Item, read_ahead
+from tagmask.config import RunConfig, load_config
+from tagmask.data import Item
 from tagmask.errors import ConfigError, DataError, nearest
-from tagmask.label import Inference
-from tagmask.methods import Method, build_method
+from tagmask.label import Inference, go_over
+from tagmask.methods import Method
 from tagmask.registry import METHODS
-from tagmask.training import RunFolder, Trained, make_fabric, read_json, train_method, write_text
+from tagmask.strict import differing
+from tagmask.training import RunFolder, Trained, make_fabric, read_json, train_method
 from tagmask.training.checkpoint import checkpoints
-from tagmask.workflow.runs import prepare
-from tagmask.workflow.scoring import Scorer
-from tagmask.workflow.trained_on import keep_masks
-
-FREE = {
-    "workers",
-    "accelerator",
-    "devices",
-    "nodes",
-    "strategy",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "tensorboard",
-}
-"""Fields of ``train`` that change how a run is computed or logged, not what comes out."""
+from tagmask.workflow.opened import Run
+from tagmask.workflow.scorer import Scorer
+from tagmask.workflow.stamp import keep_masks_note
 
 
 def train(
-    config: RunConfig,
-    out: str | Path,
-    resume: bool = False,
-    prepared: tuple[Collection, dict[str, Any]] | None = None,
-    console: Console | None = None,
+    run: Run | RunConfig, out: str | Path | None = None, resume: bool = False, console: Console | None = None
 ) -> Trained:
-    """Train ``config``'s method on the 'train' split into the run folder ``out``. Raises TagmaskError.
+    """Train a configuration's method on the 'train' split into the run folder ``out``. Raises TagmaskError.
 
-    resume: go on from the newest checkpoint in ``out``; the configuration must be that of the run (see ``resumed``).
-    A run that is trained to its end is left as it is, whether its checkpoints and pretrained weights are there or not.
+    run: a configuration, or a Run that knows its folder. resume: go on from the newest checkpoint; the configuration
+    must be that of the run (see ``resumed``). A run that is trained to its end is left as it is, whether its
+    checkpoints and pretrained weights are there or not.
     """
-    folder = RunFolder(out)
+    if isinstance(run, RunConfig):
+        if out is None:
+            raise ConfigError("train(config, out): 'out' is missing, the folder to write the run to.")
+        run = Run(out, run)
+    folder, config = run.folder, run.config
     check_free(folder, resume)
-    if is_trained(folder):
-        return _finished(config, folder)
+    if run.trained:
+        return _finished(run)
     check_schedule(config)
-    collection, _ = prepared or prepare(config, folder, resume)
-    items, without = training_items(config, collection)
+    run.begin(resume)
+    items, without = training_items(run)
     if without:
         (console or Console(stderr=True)).print(f"{without} training photos have no mask and are left out.")
-    torch.manual_seed(config.seed)
-    method = build_method(config, len(collection.classes))
-    check_use(method, config, collection.classes)
+    method = run.untrained
+    check_use(method, config, run.collection.classes)
     folder.create(_anchored(config))
+    alone = config.model_copy(update={"stages": None})  # which are no part of the model
     if method.reads_masks and config.data.train_masks is not None:
-        keep_masks(folder, config.data.train_masks)
-    watched = [item for item in _split(collection, "val") if item.mask is not None]
-    name = "segmenter" if method.has_segmenter else "cam" if method.has_cams else None
-
-    # Only the mIoU is read: the rims, which take as long again, are not counted.
-    watching = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"boundary": 0.0})})
-
-    def evaluate_now(current: Method, step: int) -> dict[str, float]:
-        scorer = Scorer(current, watching, collection, [str(name)])
-        for item, photo in read_ahead(watched):
-            scorer.add(item, photo)
-        return {f"val/{name}": scorer.streams[str(name)].confusion.miou()}
-
-    return train_method(
+        keep_masks_note(folder, config.data.train_masks)
+    trained = train_method(
         method,
-        config,
+        alone,
         items,
-        collection.classes,
+        run.collection.classes,
         folder,
         resume=resume,
-        evaluate=evaluate_now if watched and name else None,
-        colour_map=collection.colour_map,
+        evaluate=_watch(run, method),
+        colour_map=run.collection.colour_map,
         console=console,
     )
+    del run.untrained  # its weights are the last step's now, not those that training starts from
+    return trained
+
+
+def _watch(run: Run, method: Method) -> Any:
+    """What scores val during the training, for the log; None where there is nothing to score."""
+    watched = [item for item in run.collection.listed("val") if item.mask is not None]
+    name = "segmenter" if method.has_segmenter else "cam" if method.has_cams else None
+    if not watched or name is None:
+        return None
+    # Only the mIoU is read: the rims, which take as long again, are not counted.
+    settings = run.config.evaluate.model_copy(update={"boundary": 0.0})
+
+    def evaluate_now(current: Method, step: int) -> dict[str, float]:
+        inference = Inference(current, run.config)
+        scorer = Scorer(inference, settings, run.collection, [name])
+        go_over(inference, watched, [scorer.add], f"val, step {step}", Console(quiet=True))
+        return {f"val/{name}": scorer.streams[name].confusion.miou()}
+
+    return evaluate_now
 
 
 def check_free(folder: RunFolder, resume: bool) -> None:
@@ -97,18 +93,13 @@ def check_free(folder: RunFolder, resume: bool) -> None:
         )
 
 
-def is_trained(folder: RunFolder) -> bool:
-    """Whether a training ended: its model's card is the last file that it writes."""
-    return (folder.model / "README.md").is_file()
-
-
-def _finished(config: RunConfig, folder: RunFolder) -> Trained:
+def _finished(run: Run) -> Trained:
     """What a training that ended had cost, by its log. Settings that may differ on a resume are saved."""
-    make_fabric(config.train).launch()  # several processes have to know of each other still
+    make_fabric(run.config.train).launch()  # several processes have to know of each other still
     if comm.rank() == 0:
-        write_text(folder.config_file, dump_yaml(_anchored(config)))
-    last = next((r for r in reversed(folder.log()) if "seconds" in r), {"seconds": 0.0, "data_share": 0.0})
-    return Trained(config.train.steps, last["seconds"], last["data_share"])
+        run.folder.save(_anchored(run.config))
+    last = next((r for r in reversed(run.folder.log()) if "seconds" in r), {"seconds": 0.0, "data_share": 0.0})
+    return Trained(run.config.train.steps, last["seconds"], last["data_share"])
 
 
 def check_schedule(config: RunConfig) -> None:
@@ -146,19 +137,20 @@ def check_use(method: Method, config: RunConfig, classes: Sequence[str]) -> None
                 raise ConfigError(f"evaluate.{key} names the unknown class '{name}'.{nearest(name, classes)}")
 
 
-def training_items(config: RunConfig, collection: Collection) -> tuple[list[Item], int]:
+def training_items(run: Run) -> tuple[list[Item], int]:
     """Items of the 'train' split, with the masks of ``data.train_masks`` where that is set.
 
     Also the number that a mask-reading method leaves out for want of a mask. Raises DataError when nothing is left,
     or when those masks were made for other classes.
     """
-    items = collection.split("train")
-    if not METHODS.get(config.method.name).reads_masks:
+    config, collection = run.config, run.collection
+    items, kind = collection.split("train"), METHODS.get(config.method.name)
+    if not kind.reads_masks:
         if not items:
             raise DataError(f"{collection.root}: the split 'train' has no tagged image.")
         return items, 0
     folder = config.data.train_masks
-    if folder is None and getattr(METHODS.get(config.method.name), "labels_from_tags", False):
+    if folder is None and kind.labels_from_tags:
         raise ConfigError(
             f"Method '{config.method.name}' learns from labels that another stage made of tags, never from true masks; "
             "run it as a stage (stages.affinity.method), or set data.train_masks to such labels."
@@ -184,26 +176,13 @@ def resumed(
 ) -> RunConfig:
     """The saved configuration of a run to go on with. Raises ConfigError for settings given now that differ from it.
 
-    Settings that do not change the result (devices, workers, logging) may differ and are taken, and so may stages: they
-    come after the training, and each guards what it made.
+    Settings that change no result (devices, workers, logging) may differ and are taken, and so may stages: they come
+    after the training, and each guards what it made.
     """
-    saved = folder.config().model_dump(mode="json")
-    wanted = load_config(saved, *configs, values, overrides=overrides)
-    now = wanted.model_dump(mode="json")
-    differing = [
-        f"{section}.{key}"
-        for section, fields in saved.items()
-        if isinstance(fields, dict) and section != "stages"
-        for key, value in fields.items()
-        if now[section].get(key) != value
-        and not (section == "train" and key in FREE)
-        and (section, key) != ("data", "root")
-    ]
-    if differing or now["seed"] != saved["seed"] or now["method"]["name"] != saved["method"]["name"]:
-        what = ", ".join(differing) or "seed"
+    saved = folder.config()
+    wanted = load_config(saved.model_dump(mode="json"), *configs, values, overrides=overrides)
+    other = differing(saved, wanted, lambda role: not role.computed)
+    if other:
+        what = ", ".join(other)
         raise ConfigError(f"{folder.path}: holds a run with other settings: {what} differ. Use another folder (--out).")
     return wanted
-
-
-def _split(collection: Collection, name: str) -> list[Item]:
-    return collection.split(name) if collection.splits.get(name) else []

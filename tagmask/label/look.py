@@ -1,0 +1,133 @@
+"""What a trained method makes of one photo, each result once, and the pass over many photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagmask.cam import pseudo_labels
+from tagmask.data import Item, read_ahead, tag_vector
+from tagmask.errors import DataError
+from tagmask.label.infer import Inference, best_labels, values_in
+from tagmask.types import IGNORE
+
+
+class Look:
+    """A trained method's view of one photo. A result is computed when it is first asked for, and kept.
+
+    photo: uint8 (3,H,W). tags: (C,) of 0/1, or None where nobody looked. Maps lie on the working grid (h,w) of
+    ``Inference``, label maps have the photo's size.
+    """
+
+    def __init__(self, inference: Inference, photo: Tensor, tags: Tensor | None = None) -> None:
+        self.inference, self.photo, self.tags = inference, photo, tags
+
+    @cached_property
+    def class_scores(self) -> Tensor | None:
+        """(C,) probabilities that a class is in the photo; None for a method without a classifier."""
+        return self.inference.class_scores(self.photo)
+
+    @cached_property
+    def cams(self) -> Tensor:
+        """(C,h,w) class activation maps in [0,1]; with tags, other classes are 0."""
+        return self.inference.cams(self.photo, self.tags)
+
+    @cached_property
+    def refined(self) -> Tensor:
+        """(C+1,h,w) scores of the background and the tagged classes after refinement. Needs tags."""
+        return self.inference.refine(self.photo, self.cams, self._given)
+
+    @cached_property
+    def refined_labels(self) -> Tensor:
+        """uint8 (H,W) of the largest refined score."""
+        return best_labels(self.refined, self.photo)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(C+1,h,w) of the segmenter."""
+        return self.inference.logits(self.photo)
+
+    @cached_property
+    def limited(self) -> Tensor:
+        """(C+1,h,w) probabilities of the segmenter, limited to the tagged classes. Needs tags."""
+        return self.inference.probabilities(self.photo, self.logits, self._given)
+
+    @cached_property
+    def prediction(self) -> tuple[Tensor, Tensor]:
+        """Label map uint8 (H,W) without tags, 255 where unsure, and the probabilities (C+1,h,w)."""
+        scores = self.inference.probabilities(self.photo, self.logits)
+        return best_labels(scores, self.photo, self.inference.config.unsure), scores
+
+    @cached_property
+    def mask(self) -> tuple[Tensor, Tensor]:
+        """Label map uint8 (H,W) of the tagged photo, 255 where unsure, and the scores (C+1,h,w) it came from.
+
+        Where the segmenter's masks are completed, a class that it finds nowhere is in the map and not in the scores.
+        """
+        cfg = self.inference.config
+        if self.inference.source == "segmenter":
+            scores = self.limited
+            if self.inference.mask_refiner is not None:
+                scores = self.inference.refine_masks(self.photo, scores, self._given)
+            labels = best_labels(scores, self.photo, cfg.unsure)
+            return (self._completed(labels, scores) if self.inference.completes else labels), scores
+        if cfg.high is None or cfg.low is None:
+            return self.refined_labels, self.refined
+        given = self._given.to(self.inference.device)[None]
+        images = self.inference.batch(self.photo, cfg.max_side)
+        with torch.inference_mode():
+            labels = pseudo_labels(
+                self.cams[None], given, cfg.high, cfg.low, refine=self.inference.refiner, images=images
+            )
+        labels = F.interpolate(labels[None].byte(), size=self.photo.shape[-2:], mode="nearest-exact")[0, 0]
+        return labels, self.refined
+
+    def _completed(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """The segmenter's labels (H,W). Tagged classes that win nowhere get the refined CAMs' pixels, where background
+        or nothing sure stands."""
+        wanted = {tag + 1 for tag in self._given.nonzero().flatten().tolist()}
+        lacking = wanted - values_in(labels)
+        if lacking and self.inference.config.unsure:  # what is found, but nowhere surely, stays unsure
+            lacking -= values_in(best_labels(scores, self.photo))
+        if not lacking:
+            return labels
+        taken = torch.isin(self.refined_labels, torch.tensor(sorted(lacking), device=labels.device))
+        return torch.where(taken & ((labels == 0) | (labels == IGNORE)), self.refined_labels, labels)
+
+    def under(self, inference: Inference) -> Look:
+        """The same photo and CAMs under other settings of what is made of CAMs."""
+        other = Look(inference, self.photo, self.tags)
+        other.__dict__["cams"] = self.cams
+        return other
+
+    @property
+    def _given(self) -> Tensor:
+        if self.tags is None:
+            raise DataError("This photo has no tags; 'tagmask predict' makes masks without them.")
+        return self.tags
+
+
+Consumer = Callable[[Item, "Look | DataError"], None]
+"""Takes each photo of a pass: its item, and its Look, or why it could not be read."""
+
+
+def go_over(
+    inference: Inference, items: Sequence[Item], consumers: Sequence[Consumer], title: str, console: Console | None
+) -> None:
+    """Read each item's photo once and hand it to all consumers, so that these share what is computed of it."""
+    console = console or Console(stderr=True)
+    for item, photo in track(read_ahead(items), title, len(items), console=console, disable=not console.is_terminal):
+        look: Look | DataError
+        if isinstance(photo, DataError):
+            look = photo
+        else:
+            tags = None if item.tags is None else tag_vector(item.tags, inference.method.classes)
+            look = Look(inference, photo, tags)
+        for consume in consumers:
+            consume(item, look)

@@ -1,0 +1,211 @@
+"""Label files of many photos, written as they are made: palette PNG, resumable, failures listed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tagmask.data import Item, read_mask, write_mask
+from tagmask.errors import ConfigError, DataError
+from tagmask.label.infer import values_in
+from tagmask.label.look import Look
+from tagmask.training.folder import read_json, write_json, write_text
+from tagmask.types import IGNORE
+
+MISSING = "missing.csv"
+"""Beside masks of tagged photos, one line for a photo and a class that it is tagged with and its mask lacks."""
+
+
+Make = Callable[[Item, Look], "tuple[Tensor, Tensor | None, Sequence[str]]"]
+"""An item and its Look → label map uint8 (H,W), and the scores (n,h,w) to save where soft maps are asked for, with the
+names of the n classes; None where there are no scores."""
+
+
+@dataclass
+class Labelled:
+    """What a labelling run did. skipped: masks that were there already; failed: (file, why); untagged: left out.
+
+    missing: by id of photos, written or skipped, the classes that they are tagged with and their masks lack.
+    """
+
+    folder: Path
+    written: int = 0
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    unsure: float = 0.0
+    untagged: int = 0
+    missing: dict[str, list[str]] = field(default_factory=dict)
+
+    def summary(self) -> dict:
+        """JSON-able counts."""
+        classes = Counter(name for names in self.missing.values() for name in names)
+        return {
+            "folder": str(self.folder),
+            "written": self.written,
+            "skipped": self.skipped,
+            "untagged": self.untagged,
+            "unsure_share": round(self.unsure, 4),
+            "missing": {"photos": len(self.missing), "classes": dict(classes.most_common())},
+            "failed": [{"file": f, "why": w} for f, w in self.failed],
+        }
+
+
+class LabelWriter:
+    """Writes ``<id>.png`` for each item into ``folder``, and ``note``, which says how they are made, as classes.json.
+
+    Files that are there are kept unless ``overwrite``, which removes those of ``items``, soft maps as well, before
+    anything is written: a run that is killed and resumed never mixes old and new ones. ``todo`` has the items that are
+    left. soft: also save ``<id>.npz``, compressed, with 'scores' in half precision and the names of their 'classes';
+    it is written before the PNG, so that a PNG says that all is there. classes: names of 1..C. make: gives a photo's
+    labels.
+
+    Raises ConfigError when the folder holds labels that were made in another way, and DataError when one would be
+    written over its photo.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        items: Iterable[Item],
+        classes: Sequence[str],
+        note: Mapping[str, Any],
+        make: Make,
+        overwrite: bool = False,
+        soft: bool = False,
+    ) -> None:
+        self.folder, self.items, self.classes = folder, list(items), classes
+        self.make, self.soft = make, soft
+        self.paths = {item.id: folder / f"{item.id}.png" for item in self.items}
+        for item in self.items:
+            if self.paths[item.id].resolve() == item.image.resolve():
+                raise DataError(f"{item.image}: its mask would be written over it; choose another folder (--out).")
+        note = {"classes": ["background", *classes], "ignore": IGNORE, **note}
+        self._check_note(note, overwrite)
+        there = read_missing(folder)
+        self.others = {
+            i: names for i, names in there.items() if i not in self.paths and (folder / f"{i}.png").is_file()
+        }
+        if overwrite:
+            for path in self.paths.values():
+                path.unlink(missing_ok=True)
+                path.with_suffix(".npz").unlink(missing_ok=True)
+            if (folder / MISSING).is_file():
+                _write_missing(folder, self.others)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "classes.json", note)
+        self.todo = [item for item in self.items if not self.paths[item.id].is_file()]
+        self.left = {item.id for item in self.todo}
+        self.done = Labelled(folder, skipped=len(self.items) - len(self.todo))
+        self.pixels = self.unsure = 0
+        self.lacking: dict[str, list[str]] = {}
+
+    def _check_note(self, note: Mapping[str, Any], overwrite: bool) -> None:
+        about = self.folder / "classes.json"
+        if not about.is_file() or read_json(about) == note:
+            return
+        if not overwrite:
+            raise ConfigError(
+                f"{self.folder}: holds masks of another model or other settings; delete the folder to make them "
+                "again, or use --overwrite or another --out."
+            )
+        own = set(self.paths.values())
+        if any(path not in own for path in self.folder.rglob("*.png")):
+            raise ConfigError(
+                f"{self.folder}: holds masks of further photos, too, which another model or other settings made; "
+                "label these photos with them, delete the folder, or use another --out."
+            )
+
+    def add(self, item: Item, look: Look | DataError) -> None:
+        """Take a photo of a pass (see ``go_over``): write its label file, unless it is there or not one of ``items``.
+
+        A photo that cannot be read is counted in ``failed`` and does not stop the others.
+        """
+        if item.id not in self.left:
+            return
+        if isinstance(look, DataError):
+            self.done.failed.append((str(item.image), str(look)))
+            return
+        labels, scores, names = self.make(item, look)
+        path = self.paths[item.id]
+        if self.soft and scores is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            half = scores.half().cpu().numpy()
+            np.savez_compressed(path.with_suffix(".npz"), scores=half, classes=json.dumps(list(names)))
+        write_mask(path, labels)
+        self.done.written += 1
+        self.pixels += labels.numel()
+        self.unsure += int((labels == IGNORE).sum())
+        if item.tags:
+            self.lacking[item.id] = _lacking(item, labels, self.classes)
+
+    def finish(self) -> Labelled:
+        """Counts of the whole run. Where items have tags, missing.csv says which masks lack a class of theirs.
+
+        Labels that were there are read for it. Those that cannot be read are counted in ``failed``, too.
+        """
+        done = self.done
+        done.unsure = self.unsure / self.pixels if self.pixels else 0.0
+        tagged = [item for item in self.items if item.tags is not None]
+        for item in tagged:
+            path = self.paths[item.id]
+            if item.tags and item.id not in self.lacking and path.is_file():
+                try:
+                    self.lacking[item.id] = _lacking(item, read_mask(path, len(self.classes)), self.classes)
+                except DataError as error:
+                    done.failed.append((str(path), f"{error} Delete it to make it again."))
+        done.missing = {item.id: self.lacking[item.id] for item in tagged if self.lacking.get(item.id)}
+        if tagged:
+            _write_missing(self.folder, self.others | done.missing)
+        return done
+
+
+def _lacking(item: Item, labels: Tensor, classes: Sequence[str]) -> list[str]:
+    """Classes of the item's tags without a pixel in its label map (H,W)."""
+    there = values_in(labels)
+    return [classes[tag] for tag in item.tags or () if tag + 1 not in there]
+
+
+def _write_missing(folder: Path, missing: Mapping[str, Sequence[str]]) -> None:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", "class"])
+    table.writerows((image, name) for image, names in missing.items() for name in names)
+    write_text(folder / MISSING, text.getvalue())
+
+
+def read_missing(folder: Path) -> dict[str, list[str]]:
+    """Of photos whose masks in ``folder`` lack tagged classes, these classes, by the photo's id; {} without a list.
+
+    Raises DataError for a list that was changed into something else.
+    """
+    path = folder / MISSING
+    found: dict[str, list[str]] = {}
+    if path.is_file():
+        for line, row in enumerate(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")), 1):
+            if len(row) != 2:
+                raise DataError(
+                    f"{path}, row {line}: {len(row)} columns, not image and class. Delete it to get it anew."
+                )
+            if line > 1:
+                found.setdefault(row[0], []).append(row[1])
+    return found
+
+
+def describe_missing(summary: dict[str, Any]) -> str:
+    """One sentence on the masks that lack tagged classes, from a ``Labelled.summary``; empty where none does."""
+    photos, classes = summary["missing"]["photos"], summary["missing"]["classes"]
+    if not photos:
+        return ""
+    named = ", ".join(f"{name} {count}" for name, count in list(classes.items())[:5])
+    more = ", …" if len(classes) > 5 else ""
+    lack = "1 mask has" if photos == 1 else f"{photos} masks have"
+    return f"{lack} no pixel of a class that the photo is tagged with ({named}{more}): {summary['folder']}/{MISSING}"

@@ -1,0 +1,183 @@
+"""``tagmask evaluate``: a run against true masks, every score with the stamp that says how it was made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from tagmask.data import Item
+from tagmask.errors import ConfigError, DataError
+from tagmask.evaluate import average_precision, difference
+from tagmask.evaluate.scores import percent
+from tagmask.evaluate.stamp import BY_VAL, FIXED
+from tagmask.label.look import Consumer, Look, go_over
+from tagmask.methods import Method
+from tagmask.training import RunFolder, read_json
+from tagmask.workflow.localize import localize
+from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.scorer import AT_VAL, FILES, LOCALIZATION, SCORES, SPREAD, Scorer, photos_of
+from tagmask.workflow.spread import spread
+from tagmask.workflow.stamp import IN_EVERY_SCORE, in_force, make_stamp, truth_of
+
+SPECIAL = {LOCALIZATION: localize, SPREAD: spread}
+"""Scores that go over the photos by themselves, and whose entries are not like the others'."""
+OUTPUTS = {
+    "cam": {"cams", "curve"},
+    AT_VAL: {"cams", "curve"},
+    "refined": {"cams", "refined"},
+    "cam+crf": {"cams", "crf"},
+    "seeds": set(),
+    "masks": set(),
+    "segmenter+tags": {"segmentation", "crf"},
+    "segmenter": {"segmentation", "crf"},
+}
+"""What each score is of, by the names of ``LabelConfig``. That of label files is in their note."""
+
+
+def evaluate(
+    run: Run | str | Path,
+    split: str | None = None,
+    what: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+    record: str | Path | None = None,
+    before: Sequence[Consumer] = (),
+    after: Callable[[Item, Look, float | None], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Score a run on a split and enter the scores into its metrics.json, or that of the folder ``record``.
+
+    split: 'test' where there is one, else 'val'. what: names of SCORES; by default the CAMs and masks, which use
+    tags, on 'train', and the segmenter without tags elsewhere (on 'val' both). Splits other than 'val' are scored at
+    the CAM threshold that was found best on 'val', too, once 'val' has been scored in the same way. 'localization'
+    compares boxes of CAMs with true boxes, see ``localize``, and 'spread' CAMs of single scales, see ``spread``; their
+    entries have no mIoU. before: what else takes each photo of the pass before it is scored. after: what takes it with
+    its mIoU in the last of the scores, None where it has none.
+
+    Where nothing has a true mask, only the classifier's mean average precision is entered, and the list is empty.
+    Raises DataError when there is nothing to compare with.
+    """
+    run = opened(run, overrides)
+    collection = run.collection
+    split = split or ("test" if collection.splits.get("test") else "val")
+    items = collection.split(split)
+    for name in what or ():
+        if name not in (*SCORES, *SPECIAL):
+            raise ConfigError(f"'{name}' is not a score. There are: {', '.join((*SCORES, *SPECIAL))}.")
+    if what:
+        names = list(what)
+    elif any(item.mask is not None for item in items):
+        names = default_scores(run.method, split, run.folder)
+    elif any(item.tags is not None for item in items):
+        names = []  # the classifier alone
+    else:
+        raise DataError(f"{collection.root}: split '{split}' has neither true masks nor tags; set data.masks.")
+    for name in names:
+        photos_of(name, collection, split)
+    kept = RunFolder(record) if record is not None else run.folder
+    kept.path.mkdir(parents=True, exist_ok=True)
+    special = [SPECIAL[name](run, kept, split, console) for name in names if name in SPECIAL]
+    names = [name for name in names if name not in SPECIAL]
+    if special and not names:
+        return special
+    val_threshold = None if split == "val" else _val_threshold(run, kept)
+    began = time.perf_counter()
+    scorer = Scorer(run.inference, run.config.evaluate, collection, names, val_threshold, run.folder.path)
+
+    def scored(item: Item, look: Look | DataError) -> None:
+        scorer.add(item, look)
+        if after is not None and isinstance(look, Look):
+            after(item, look, scorer.miou_of(item))
+
+    go_over(run.inference, items, [*before, scored], "score", console)
+    minutes = (time.perf_counter() - began) / 60
+    results = []
+    for name, stream in scorer.streams.items():
+        result = stream.result(
+            name,
+            collection.classes,
+            _stamp(run, name, split, list(stream.per_image), scorer),
+            curve=scorer.curve if name == "cam" else None,
+            bootstrap=run.config.evaluate.bootstrap,
+            without=run.config.evaluate.without,
+            only=run.config.evaluate.only,
+            seed=run.config.seed,
+        )
+        result["minutes"] = round(minutes, 2)
+        kept.add_score(result)
+        results.append(result)
+    _add_classification(kept, split, collection.classes, scorer)
+    return [*results, *special]
+
+
+def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
+    """What ``evaluate`` scores when not told: with tags on 'train' and 'val', without on any split but 'train'."""
+    names: list[str] = []
+    if split in ("train", "val") and method.has_cams:
+        names += ["cam", "refined"]
+    if split == "train":
+        names += [name for name in FILES if (folder.path / name / "classes.json").is_file()]
+    if split != "train" and method.has_segmenter:
+        names.append("segmenter")
+    return names or ["segmenter+tags" if method.has_segmenter else "cam"]
+
+
+def _val_threshold(run: Run, folder: RunFolder) -> float | None:
+    """The peak of the CAM curve on 'val', if its CAMs were made and compared in the same way."""
+    now = in_force(run.config, OUTPUTS["cam"])
+    for score in reversed(folder.metrics()["scores"]):
+        stamp = score["stamp"]
+        if (score["name"], stamp["split"], stamp["run"]["digest"]) != ("cam", "val", run.model_note["digest"]):
+            continue
+        there = {key: value for key, value in stamp["settings"].items() if key in now}
+        if not difference(there, now):
+            return score["curve"]["peak"]["threshold"]
+    return None
+
+
+def _stamp(run: Run, name: str, split: str, scored: list[str], scorer: Scorer) -> dict[str, Any]:
+    collection, label = run.collection, run.inference.config
+    items = [collection.item(id) for id in scored]
+    made = in_force(run.config, OUTPUTS[name] | IN_EVERY_SCORE)
+    threshold: float | None = label.threshold if "cams" in OUTPUTS[name] else None
+    threshold_from: str = label.threshold_from
+    if name == AT_VAL:
+        threshold, threshold_from = scorer.val_threshold, BY_VAL
+    elif name in FILES:
+        # No network makes these: how they were made says their note, not the configuration.
+        scoring = {key: value for key, value in made.items() if key.startswith("evaluate.")}
+        note = _label_file_note(run.folder.path / name)
+        stage = {f"stage.{key}": value for key, value in note.get("stage", {}).items() if key != "model"}
+        made = note.get("settings", {}) | stage | scoring
+        threshold, threshold_from = made.get("label.threshold"), made.get("label.threshold_from", FIXED)
+    tags = name != "segmenter"
+    left_out = scorer.untagged if tags else 0
+    return make_stamp(run, split, items, truth_of(collection, items), made, tags, threshold, threshold_from, left_out)
+
+
+def _label_file_note(folder: Path) -> dict[str, Any]:
+    about = folder / "classes.json"
+    return read_json(about) if about.is_file() else {}
+
+
+def _add_classification(folder: RunFolder, split: str, classes: list[str], scorer: Scorer) -> None:
+    """Mean average precision of the class scores against the tags, by split."""
+    if not scorer.class_scores:
+        return
+    precision = average_precision(torch.stack(scorer.class_scores), torch.stack(scorer.tags))
+    known = {c: float(p) for c, p in zip(classes, precision, strict=True) if p == p}
+    mean = sum(known.values()) / len(known) if known else None
+    entry = {"split": split, "images": len(scorer.tags), "map": mean, "per_class": known}
+    folder.enter("classification", split, entry)
+
+
+def print_classification(found: dict[str, Any] | None, console: Console) -> None:
+    """One line a split: mean average precision of the classifier against the tags."""
+    for split, entry in (found or {}).items():
+        if entry["map"] is not None:
+            line = f"classifier on {split}: {percent(entry['map'])} % mAP against the tags of {entry['images']} photos"
+            console.print(line, highlight=False)

@@ -1,0 +1,74 @@
+"""``tagmask label``: masks of tagged photos by a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from tagmask.data import Item
+from tagmask.errors import DataError
+from tagmask.label import Labelled, LabelWriter, Look, go_over
+from tagmask.methods import default_method
+from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.stamp import mask_note
+
+
+def label(
+    run: Run | str | Path,
+    split: str = "train",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> Labelled:
+    """Masks of a split's tagged photos (of several, as in 'train+val'), written to ``out`` or the run's masks/.
+
+    Only a photo's tags can appear in its mask. Photos without tags are left out and counted.
+    """
+    run = opened(run, overrides)
+    items = list({item.id: item for name in split.split("+") for item in run.collection.split(name)}.values())
+    writer = mask_writer(run, items, Path(out) if out else None, overwrite)
+    go_over(run.inference, writer.todo, [writer.add], "label", console)
+    done = writer.finish()
+    done.untagged = len(items) - len(writer.items)
+    return done
+
+
+def mask_writer(run: Run, items: Sequence[Item], folder: Path | None = None, overwrite: bool = False) -> LabelWriter:
+    """Writes the masks of the tagged ones of these photos into the folder, or the run's masks/."""
+    names = ["background", *run.collection.classes]
+
+    def make(item: Item, look: Look) -> tuple[Tensor, Tensor, list[str]]:
+        return *look.mask, names
+
+    tagged = [item for item in items if item.tags is not None]
+    note, soft = mask_note(run, with_tags=True), run.config.label.soft
+    return LabelWriter(folder or run.folder.masks, tagged, names[1:], note, make, overwrite, soft)
+
+
+def labels_of(run: Run | str | Path, make: bool = True, console: Console | None = None) -> dict[str, Any]:
+    """Settings that train a segmenter on the masks which ``run`` gives its training photos: its data, its splits.
+
+    Masks that are missing are made first, as ``tagmask label`` makes them; ``make=False`` only says what would be
+    trained. Works for every method: for one without a segmenter they are its refined CAMs. To be merged under what
+    the user sets. Raises DataError for a folder without a trained model, and where no photo gets a mask.
+    """
+    run = opened(run)
+    folder, config = run.folder, run.config
+    if not run.trained:
+        raise DataError(f"{folder.path}: is not trained to its end; 'tagmask train --resume -o {folder.path}' goes on.")
+    if make:
+        wanted = [item for item in run.collection.split("train") if item.tags is not None]
+        if not all((folder.masks / f"{item.id}.png").is_file() for item in wanted):
+            done = label(run, "train", console=console)
+            if not done.written + done.skipped:
+                raise DataError(f"{folder.masks}: no training photo could be labelled ({done.failed[:1]}).")
+    data = config.data.model_dump(mode="json")
+    data["train_masks"] = str(folder.masks)
+    if data["seed"] is None:  # another seed of this training must not hold out other photos than the run did
+        data["seed"] = config.seed
+    return {"data": data, "method": {"name": default_method("segmenter")}}

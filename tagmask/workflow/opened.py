@@ -1,0 +1,174 @@
+"""A run that is opened once: its folder, configuration, data and method, each made when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tagmask.config import RunConfig, load_config
+from tagmask.data import Collection, clean, fingerprint, open_data
+from tagmask.errors import ConfigError, DataError
+from tagmask.label import Inference
+from tagmask.methods import Method, build_method
+from tagmask.strict import differing
+from tagmask.training import RunFolder, load_model, make_fabric, read_json, write_json
+
+FORMAT = 1
+"""Number of the run folder's format. It rises with every change that older code could not read."""
+
+
+class Run:
+    """A run folder and what belongs to it. Each part is made when it is first asked for, and kept.
+
+    config: the resolved configuration; default: that of the folder. Every verb takes a Run or the path of its folder.
+    """
+
+    def __init__(self, path: str | Path, config: RunConfig | None = None) -> None:
+        self.folder = RunFolder(path)
+        if config is not None:
+            self.config = config
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved configuration, from config.yaml."""
+        return self.folder.config()
+
+    @cached_property
+    def collection(self) -> Collection:
+        """The data with the classes and splits that the run was trained on, whatever was added to its folder since.
+
+        Raises DataError when the classes have changed or photos of a split are gone.
+        """
+        if not self.folder.data_file.is_file():
+            raise DataError(
+                f"{self.folder.data_file}: missing; it says which photos the run was trained on. Train again."
+            )
+        frozen = read_json(self.folder.data_file)
+        if frozen.get("format") != FORMAT:
+            raise DataError(
+                f"{self.folder.path}: a run folder of format {frozen.get('format')}, and this tagmask reads format "
+                f"{FORMAT}. Use the tagmask that made it, or train again."
+            )
+        collection = open_collection(self.config)
+        if collection.classes != frozen["classes"]:
+            raise DataError(
+                f"{collection.root}: the classes are now {', '.join(collection.classes)}; the run was trained on "
+                f"{', '.join(frozen['classes'])}. Restore the tags, or set data.classes."
+            )
+        collection = clean(collection, self.fingerprint)
+        there = {item.id for item in collection.items}
+        gone = [name for ids in frozen["splits"].values() for name in ids if name not in there]
+        if gone:
+            raise DataError(f"{collection.root}: {len(gone)} photos of the run are gone ('{gone[0]}' is the first).")
+        return replace(collection, splits=frozen["splits"])
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What ``check`` found in the data, from fingerprint.json."""
+        return read_json(self.folder.fingerprint_file)
+
+    @cached_property
+    def untrained(self) -> Method:
+        """The method as training starts from it, with its pretrained weights. Raises ConfigError and WeightsError."""
+        torch.manual_seed(self.config.seed)
+        return build_method(self.config, len(self.collection.classes))
+
+    @cached_property
+    def method(self) -> Method:
+        """The trained method, from model/, on the first device that training would use."""
+        return load_model(self.folder.model, default_device(self.config), self.config)[0]
+
+    @cached_property
+    def inference(self) -> Inference:
+        """The trained method with the settings of ``label``."""
+        return Inference(self.method, self.config)
+
+    @cached_property
+    def model_note(self) -> dict[str, Any]:
+        """model/classes.json: class names, digest of the weights, where they come from."""
+        return read_json(self.folder.model / "classes.json")
+
+    def begin(self, resume: bool = False, save: bool = True) -> None:
+        """Open the data, look at every file once, leave unreadable ones out, and freeze classes and splits.
+
+        save: in the folder, as fingerprint.json and data.json. resume: a run that has begun keeps what is saved, and
+        photos that came later take no part. Raises DataError when the folder lies among the photos: its masks would be
+        taken for photos the next time.
+        """
+        if "collection" in self.__dict__ or (resume and self.begun):
+            return
+        collection = open_collection(self.config)
+        if save and self.folder.path.resolve().is_relative_to(collection.root.resolve()):
+            raise DataError(
+                f"{self.folder.path}: lies in the data's folder {collection.root}; write the run elsewhere (--out)."
+            )
+        self.fingerprint = fingerprint(collection)
+        self.collection = clean(collection, self.fingerprint)
+        if save:
+            self.save_data()
+
+    def save_data(self) -> None:
+        """Freeze classes and splits in the folder, beside the fingerprint."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder.fingerprint_file, self.fingerprint)
+        frozen = {"format": FORMAT, "classes": self.collection.classes, "splits": self.collection.splits}
+        write_json(self.folder.data_file, frozen)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a training began in the folder."""
+        return self.folder.config_file.is_file()
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training ended: its model's card is the last file that it writes."""
+        return (self.folder.model / "README.md").is_file()
+
+    def part(self, name: str, config: RunConfig) -> Run:
+        """The run of one of this run's stages, in a folder of its own, on the same data."""
+        other = Run(self.folder.path / name, config)
+        self._share(other, "collection", "fingerprint")
+        return other
+
+    def using(self, overrides: Sequence[str]) -> Run:
+        """This run with other settings of use; what they leave as it is stays opened.
+
+        Raises ConfigError for an override of what training has decided.
+        """
+        config = load_config(self.config.model_dump(mode="json"), overrides=overrides)
+        decided = differing(self.config, config, lambda role: role.learned and not role.used)
+        if decided:
+            raise ConfigError(
+                f"{decided[0]} was decided when {self.folder.path} was trained; it cannot be overridden now."
+            )
+        other = Run(self.folder.path, config)
+        if config.data == self.config.data:
+            self._share(other, "collection", "fingerprint")
+        if config.method == self.config.method and config.train == self.config.train:
+            self._share(other, "method", "model_note")
+        return other
+
+    def _share(self, other: Run, *names: str) -> None:
+        """Hand on the parts that are made already."""
+        other.__dict__ |= {name: self.__dict__[name] for name in names if name in self.__dict__}
+
+
+def opened(run: Run | str | Path, overrides: Sequence[str] = ()) -> Run:
+    """A run by its path, or one that is open, with settings of use over its own."""
+    run = run if isinstance(run, Run) else Run(run)
+    return run.using(overrides) if overrides else run
+
+
+def open_collection(config: RunConfig) -> Collection:
+    """The data that a configuration names, with its splits. Raises DataError."""
+    return open_data(config.data, config.seed if config.data.seed is None else config.data.seed)
+
+
+def default_device(config: RunConfig) -> torch.device:
+    """The first device that training would use."""
+    return make_fabric(config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})).device

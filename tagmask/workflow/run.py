@@ -1,0 +1,318 @@
+"""``tagmask run`` and ``demo``: check → train → masks and scores → report, with a plan shown first."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tagmask import comm
+from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
+from tagmask.data import Item, print_fingerprint
+from tagmask.errors import TagmaskError
+from tagmask.evaluate import print_scores
+from tagmask.evaluate.scores import percent
+from tagmask.label import Labelled, LabelWriter, Look, describe_missing, go_over
+from tagmask.registry import METHODS
+from tagmask.training import read_json, write_json
+from tagmask.workflow.disk import disk_plan, print_disk_plan
+from tagmask.workflow.evaluate import evaluate, print_classification
+from tagmask.workflow.label import mask_writer
+from tagmask.workflow.opened import Run, default_device
+from tagmask.workflow.plan import Choice, as_mapping, choose
+from tagmask.workflow.predict import predict
+from tagmask.workflow.report import Gallery, report
+from tagmask.workflow.stages import Stages, written
+from tagmask.workflow.train import check_free, resumed, train
+
+Steps = dict[str, Callable[[], Any]]
+"""What is done one after the other, by name."""
+
+
+def run(
+    configs: Sequence[str | Path | Mapping[str, Any]],
+    values: Mapping[str, Any],
+    overrides: Sequence[str],
+    out: str | Path,
+    resume: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """From photos and tags to masks, a segmenter, scores where there are true masks, and a report, in ``out``.
+
+    configs, values, overrides: as in ``load_config``; what they leave open is chosen from the data and the machine.
+    Returns a JSON-able summary: plan, minutes of each step, scores, files. console: where progress is printed.
+    dry_run: build the networks with their weights, so that what is missing or does not fit is said, and stop there.
+    """
+    began = time.perf_counter()
+    opening = Run(out)
+    folder = opening.folder
+    if not dry_run:
+        check_free(folder, resume)
+    going_on = resume and opening.begun
+    if going_on:
+        opening.config = resumed(folder, configs, values, overrides)
+    else:
+        opening.config = load_config(*configs, values, overrides=overrides)
+    opening.begin(resume=going_on, save=not dry_run)
+    opening.config, choices = _planned(opening, going_on, configs, values, overrides)
+    if console is not None:
+        _print_check(opening, console)
+        _print_plan(opening.config, choices, console)
+    stages = Stages(opening)
+    disk = disk_plan(opening, stages, stages.networks())
+    if disk and console is not None:
+        print_disk_plan(disk, console)
+    if dry_run:
+        plan = {c.key: c.value for c in choices}
+        return {"plan": plan, "stages": disk, "config": opening.config.model_dump(mode="json")}
+    checked = round((time.perf_counter() - began) / 60, 3)
+    again = f"tagmask run --resume -o {folder.path}"
+    results, minutes = work(opening, _all_steps(opening, stages, not resume, console), again)
+    if comm.rank() > 0:  # of several processes, the first one does the rest
+        return {"run": str(out)}
+    summary = _summary(opening, stages, results, {"check": checked, **minutes})
+    write_json(folder.path / "minutes.json", summary["minutes"])
+    if console is not None:
+        _print_summary(summary, console)
+    return summary
+
+
+def work(run: Run, steps: Steps, again: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Do the steps one after the other. Returns what each gave, and its minutes, by name.
+
+    An error says what is done and how to go on (``again``): what earlier steps made is kept.
+    """
+    results: dict[str, Any] = {}
+    minutes: dict[str, float] = {}
+    for name, step in steps.items():
+        began = time.perf_counter()
+        try:
+            results[name] = step()
+        except Exception as error:
+            if not run.trained:
+                raise
+            way = (
+                f"'{name}' was not finished. Done and kept: {', '.join(results) or 'the training'}; the model is in "
+                f"{run.folder.model}. Once this is mended: {again}"
+            )
+            if isinstance(error, TagmaskError):
+                raise type(error)(f"{error}\n{way}") from error
+            print(way, file=sys.stderr)
+            raise
+        minutes[name] = round((time.perf_counter() - began) / 60, 3)
+        if comm.rank() > 0:
+            break
+    return results, minutes
+
+
+def training_steps(
+    run: Run, stages: Stages, console: Console | None, write: Callable[[LabelWriter], None] | None = None
+) -> Steps:
+    """The steps that train and write label files: of a run without stages only 'train'.
+
+    write: what takes the training photos to the writer of stage 'masks'; default: a pass over them.
+    """
+
+    def only_write(writer: LabelWriter) -> None:
+        go_over(run.inference, writer.todo, [writer.add], "masks", console)
+
+    def masks() -> dict[str, Any]:
+        writer = stages.mask_writer()
+        (write or only_write)(writer)
+        return written(writer.finish(), console)
+
+    steps: Steps = {
+        "train": lambda: train(run, resume=True, console=console),
+        "cams": lambda: stages.seeds(console),
+        "affinity": lambda: stages.train("affinity", console),
+        "masks": masks,
+        "segmenter": lambda: stages.train("segmenter", console),
+    }
+    named = run.config.stages.named() if run.config.stages is not None else []
+    return {name: step for name, step in steps.items() if name == "train" or name in named}
+
+
+def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | None) -> Steps:
+    """All that ``run`` does after its check."""
+    scoring = _Scoring(run, console)
+
+    def label_all() -> dict[str, Any]:
+        writer = mask_writer(run, [*run.collection.listed("train"), *run.collection.listed("val")], overwrite=overwrite)
+        scoring.score_with(writer)
+        return writer.finish().summary()
+
+    def score_all() -> list[dict[str, Any]]:
+        scoring.score(["val", "train", "test"])
+        if stages.last is not run:
+            for split in (s for s in ("val", "test") if s in scoring.open):
+                scoring.scores += evaluate(stages.last, split, console=console)
+        return scoring.scores
+
+    def report_all() -> str:
+        page = report(run, gallery=scoring.gallery)
+        return str(page if stages.last is run else report(stages.last))
+
+    steps = training_steps(run, stages, console, scoring.score_with)
+    if run.config.stages is None:
+        steps["masks"] = label_all
+    steps["evaluate"] = score_all
+    steps["predict"] = lambda: _predict_untagged(run, stages.last, overwrite, console)
+    steps["report"] = report_all
+    return steps
+
+
+class _Scoring:
+    """Scores a run's classifier split by split, and draws what its report may show in the same passes."""
+
+    def __init__(self, run: Run, console: Console | None) -> None:
+        self.run, self.console = run, console
+        listed = {split: run.collection.listed(split) for split in ("val", "train", "test")}
+        self.open = [s for s, items in listed.items() if any(i.tags is not None or i.mask is not None for i in items)]
+        masked = [s for s in self.open if any(i.mask is not None for i in listed[s])]
+        self.gallery = Gallery(run, masked[-1] if masked else "train")
+        self.scores: list[dict[str, Any]] = []
+
+    def score_with(self, writer: LabelWriter) -> None:
+        """Score val and train while the writer takes their photos."""
+        self.score(["val", "train"], writer)
+
+    def score(self, splits: Sequence[str], writer: LabelWriter | None = None) -> None:
+        """Score the splits that are not scored yet. val comes first: it gives the CAM threshold of the others."""
+
+        def draw(item: Item, look: Look, score: float | None) -> None:
+            lacks = writer is not None and bool(writer.lacking.get(item.id))
+            self.gallery.add(item, look, score if split == self.gallery.split else None, lacks)
+
+        for split in (name for name in splits if name in self.open):
+            self.open.remove(split)
+            before = [] if writer is None else [writer.add]
+            self.scores += evaluate(self.run, split, console=self.console, before=before, after=draw)
+
+
+def _planned(
+    run: Run,
+    going_on: bool,
+    configs: Sequence[str | Path | Mapping[str, Any]],
+    values: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> tuple[RunConfig, list[Choice]]:
+    """The configuration with what the plan chooses, and the choices. A run that is resumed stays as it is, but for
+    stages that are new to it."""
+    base = run.config
+    sources = [c if isinstance(c, Mapping) else read_yaml(c) for c in configs]
+    given: dict[str, Any] = reduce(merge, [*sources, values, parse_overrides(overrides)], {})
+    if going_on:
+        if base.stages is None or run.folder.config().stages is not None:
+            return base, []
+        given = base.model_dump(mode="json", exclude={"stages"}) | {"stages": given["stages"]}
+    choices = choose(run.fingerprint, default_device(base), given, base)
+    if not choices:
+        return base, []
+    # The method's name first: settings of a method go when another one's name comes over them.
+    named = {"method": {"name": base.method.name}}
+    return load_config(named, as_mapping(choices), given), choices
+
+
+def _predict_untagged(run: Run, last: Run, overwrite: bool, console: Console | None) -> dict[str, Any] | None:
+    """Masks in the run's predictions/ of photos without tags, by the segmenter of ``last``; None where one lacks."""
+    untagged = [item for item in run.collection.split("all") if item.tags is None]
+    if not untagged or not METHODS.get(last.config.method.name).has_segmenter:
+        return None
+    place = run.folder.path / "predictions"
+    note = place / "classes.json"
+    if note.is_file() and read_json(note)["model"] != last.model_note["digest"]:
+        overwrite = True  # of another segmenter: one that was trained again, or the classifier's own
+    return predict(last, untagged, place, overwrite=overwrite, console=console).summary()
+
+
+def _summary(run: Run, stages: Stages, results: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]:
+    """What ``run`` returns: files, scores, what each step gave."""
+    named = run.config.stages.named()[1:] if run.config.stages is not None else []
+    return {
+        "run": str(run.folder.path),
+        "minutes": minutes,
+        "data_share": results["train"].data_share,
+        "stages": {name: results[name] for name in named},
+        "masks": results.get("masks", Labelled(run.folder.masks).summary()),
+        "predictions": results["predict"],
+        "scores": results["evaluate"],
+        "classification": run.folder.metrics().get("classification"),
+        "report": results["report"],
+        "model": str(stages.last.folder.model),
+    }
+
+
+def demo(out: str | Path, overrides: Sequence[str] = (), console: Console | None = None) -> dict[str, Any]:
+    """``run`` on drawn scenes (configuration 'demo'), then a table of masks against truth. A finished run is shown."""
+    opening = Run(out)
+    resume = opening.begun
+    if resume and console is not None:
+        console.print(f"{out} is there already and is shown again; delete it to start over.", style="yellow")
+    data = {"data": {"root": str(opening.folder.path / "scenes")}}
+    result = run(["demo"], data, overrides, out, resume=resume, console=console)
+    wanted = [
+        ("plain CAM", "tags", "cam", "train"),
+        ("CAM refined by colours", "tags", "refined", "train"),
+        ("masks as delivered", "tags", "masks", "train"),
+        ("segmenter, unseen scenes", "no tags", "segmenter", "test"),
+    ]
+    found = {(s["name"], s["stamp"]["split"]): s for s in result["scores"]}
+    table = Table("masks", "at test", "mIoU", title="Learned from tags alone, compared with the true masks")
+    rows = []
+    for title, used, name, split in [row for row in wanted if (row[2], row[3]) in found]:
+        miou = found[name, split]["miou"]
+        rows.append({"masks": title, "at test": used, "split": split, "miou": miou})
+        table.add_row(title, used, percent(miou))
+    if console is not None:
+        console.print(table)
+    return {**result, "table": rows}
+
+
+def _print_summary(summary: dict[str, Any], console: Console) -> None:
+    if summary["scores"]:
+        print_scores(summary["scores"], console)
+    print_classification(summary["classification"], console)
+    if lacking := describe_missing(summary["masks"]):
+        console.print(lacking, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for made in (summary["masks"], summary["predictions"]):
+        for failure in made["failed"] if made else ():
+            console.print(f"left out: {failure['why']}", style="red", markup=False, highlight=False, soft_wrap=True)
+    minutes = summary["minutes"]
+    spent = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items())
+    console.print(f"minutes: {spent}; in all {sum(minutes.values()):.1f}", highlight=False)
+    for name, place in [
+        ("masks", summary["masks"]["folder"]),
+        ("model", summary["model"]),
+        ("report", summary["report"]),
+    ]:
+        console.print(f"{name}: {place}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_check(run: Run, console: Console) -> None:
+    found = run.fingerprint
+    print_fingerprint(found, console)
+    came = len(run.collection.items) - found["counts"]["images"] + found["counts"]["unreadable"]
+    if came > 0:
+        text = f"{came} photos came after this run began: they train nothing and get no masks from tags."
+        console.print(text, style="yellow")
+
+
+def _print_plan(config: RunConfig, choices: list[Choice], console: Console) -> None:
+    if not choices and config.plan:
+        return
+    table = Table("setting", "value", "because", title="Plan", title_justify="left")
+    for choice in choices:
+        table.add_row(choice.key, str(choice.value), choice.why)
+    console.print(table if choices else "The configuration is complete (plan: false): nothing is planned.")
+    console.print(
+        f"{config.method.name} on {config.encoder.name}, {config.train.steps} steps of {config.train.batch_size} "
+        f"photos at {config.views.crop} px, {config.train.precision}, seed {config.seed}.",
+        highlight=False,
+    )

@@ -1,0 +1,137 @@
+"""Notes on label files and stamps on scores, derived from the settings that were in force."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tagmask.config import RunConfig
+from tagmask.data import Collection, Item
+from tagmask.data.collection import hash_ids
+from tagmask.evaluate.stamp import FIXED
+from tagmask.label import Inference
+from tagmask.strict import settings as settings_of
+from tagmask.training import RunFolder, read_json, write_json
+from tagmask.workflow.opened import Run
+
+MASKS_NOTE = "train_masks.json"
+"""In a run folder: how the masks were made that the run learned from."""
+IN_EVERY_SCORE = frozenset({"rims", "without", "only"})
+"""Parts of every score of label maps, by the names of ``EvaluateConfig``."""
+
+
+def in_force(config: RunConfig, outputs: Iterable[str]) -> dict[str, Any]:
+    """The settings, by dotted key, that decide these outputs of a trained run."""
+    wanted = frozenset(outputs)
+    return settings_of(config, lambda role: role.decides(wanted))
+
+
+def settled(run: Run) -> RunConfig:
+    """The run's configuration with the background score that its CAMs are cut at, wherever it came from."""
+    return run.config.model_copy(update={"label": run.inference.config})
+
+
+def mask_note(run: Run, with_tags: bool) -> dict[str, Any]:
+    """How ``label`` (with tags) or ``predict`` makes masks of a run: kept beside them as classes.json."""
+    inference = run.inference
+    source = inference.source if with_tags else "segmenter"
+    return {
+        "tags": with_tags,
+        "source": source,
+        "settings": in_force(settled(run), _outputs_of_masks(inference, source, with_tags)),
+        "model": run.model_note["digest"],
+    }
+
+
+def _outputs_of_masks(inference: Inference, source: str, with_tags: bool) -> set[str]:
+    of_cams = {"cams", "background", "refined"}
+    if source == "cam":
+        return of_cams | {"masks"}
+    made = {"segmentation", "crf"}
+    if with_tags:
+        made |= {"masks"} | (of_cams if inference.completes else set())
+    return made
+
+
+def keep_masks_note(folder: RunFolder, masks: Path) -> None:
+    """Write down how the label files in ``masks`` were made, since they may be gone when the run is scored.
+
+    That is their classes.json, with the method and encoder of the run that they lie in; the folder's name where tagmask
+    did not make them.
+    """
+    about = masks / "classes.json"
+    note = read_json(about) if about.is_file() else {}
+    if "settings" in note:
+        kept = {key: note[key] for key in ("tags", "source", "settings", "stage") if key in note}
+        source = RunFolder(masks.parent)
+        if source.config_file.is_file():
+            config = source.config()
+            kept |= {"method": config.method.name, "encoder": config.encoder.name}
+    else:
+        kept = {"folder": masks.name}
+    write_json(folder.path / MASKS_NOTE, kept)
+
+
+def make_stamp(
+    run: Run,
+    split: str,
+    items: Sequence[Item],
+    truth: str,
+    settings: dict[str, Any],
+    tags: bool,
+    threshold: float | None = None,
+    threshold_from: str = FIXED,
+    left_out: int = 0,
+) -> dict[str, Any]:
+    """The stamp on a score, see ``tagmask.evaluate.stamp``.
+
+    items: the scored photos. truth: as ``truth_of`` has it. settings: those that decide the score, as ``in_force`` has
+    them.
+    """
+    return {
+        "split": split,
+        "ids": hash_ids(item.id for item in items),
+        "images": len(items),
+        "left_out": left_out,
+        "truth": truth,
+        "tags": tags,
+        "threshold": threshold,
+        "threshold_from": threshold_from if threshold is not None else None,
+        "settings": settings,
+        "run": _trained(run),
+        "version": version("tagmask"),
+    }
+
+
+def _trained(run: Run) -> dict[str, Any]:
+    """What was trained, and from what."""
+    config, note = run.config, run.folder.path / MASKS_NOTE
+    learned = settings_of(config, lambda role: role.learned and not role.used)
+    return {
+        "method": config.method.name,
+        "encoder": config.encoder.name,
+        "weights": run.model_note["weights_origin"],
+        "digest": run.model_note["digest"],
+        "supervision": run.model_note["supervision"],
+        "masks": read_json(note) if note.is_file() else None,
+        "seed": config.seed,
+        # What the data is, the photos' ids and the truth say; where it lies is nobody else's.
+        "settings": {key: value for key, value in learned.items() if not key.startswith("data.") and key != "seed"},
+    }
+
+
+def truth_of(collection: Collection, items: Iterable[Item], shown: int = 3) -> str:
+    """Where the true masks of items lie: source and folder, with counts where there are several.
+
+    Of more folders than ``shown`` those with most masks are named.
+    """
+    folders = Counter(item.mask.parent.name for item in items if item.mask is not None).most_common()
+    if len(folders) <= 1:
+        return f"{collection.source}:{folders[0][0] if folders else ''}"
+    parts = [f"{name} ({count})" for name, count in folders[:shown]]
+    rest = folders[shown:]
+    parts += [f"{len(rest)} other folders ({sum(count for _, count in rest)})"] if rest else []
+    return f"{collection.source}:{', '.join(parts)}"
