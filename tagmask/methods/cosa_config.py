@@ -85,7 +85,7 @@ class CoSAConfig(MethodConfig):
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """As for all methods; a threshold and a queue that follow sooner, and what was found to learn in 230 steps.
 
-        Reliability weighting, auxiliary CAMs and contrastive separation are for long schedules: see docs/results.md.
+        Reliability weighting, auxiliary CAMs and contrastive separation are for long schedules: see docs/notes/cosa.md.
         """
         middle = round((schedule.high + schedule.low) / 2, 3)
         plan: dict[str, tuple[Any, str]] = {
