@@ -24,8 +24,8 @@ def disk_plan(run: Run, stages: Stages, networks: Iterable[tuple[str, Method]]) 
 
     Label PNGs are counted uncompressed, soft maps before compression, networks by their parameters: model and
     checkpoints with the optimiser's state, with the one that is being written before the oldest goes. less: settings
-    that lower it, None where there are none. networks: names and networks of the run and its stages. An image
-    stands for the mean of the data set's.
+    that lower it, None where there are none. networks: names and networks of the run and its stages that are still to
+    be trained. An image stands for the mean of the data set's.
     """
     config, found = run.config, run.fingerprint
     configs = {"classifier": config, **stages.configs}
@@ -41,6 +41,9 @@ def disk_plan(run: Run, stages: Stages, networks: Iterable[tuple[str, Method]]) 
     rows = []
     for name in config.stages.named():
         stage = getattr(config.stages, name)
+        if name in configs and name not in trained:
+            rows.append({"stage": name, "makes": "trained already", "where": "", "bytes": 0, "less": None})
+            continue
         if name in trained:
             key = "train.keep=1" if name == "classifier" else f"stages.{name}.train.keep=1"
             rows.append(trained[name] | {"less": key if configs[name].train.keep > 1 else None})
