@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPARED := $(VENV)/.compared
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-unit test-slow lint clean
+
+# Two workers; each keeps a run of neighbours, which share what a module prepares.
+PYTEST := $(BIN)/pytest -q -n 2 --dist worksteal
 
 demo: $(STAMP)
 	$(BIN)/tagmask demo -o runs/demo
 
 test: $(STAMP) $(COMPARED)
-	$(BIN)/pytest -q -n 2
+	$(PYTEST)
+
+# Operators, losses, heads, encoders, data and configuration: the part of `make test` that trains nothing.
+test-unit: $(STAMP) $(COMPARED)
+	$(PYTEST) -m "not slow and not integration"
 
 test-slow: $(STAMP) $(COMPARED)
 	$(BIN)/pytest -q -m slow

@@ -1,14 +1,26 @@
-"""Shared by all tests: few threads, so that workers of pytest-xdist do not fight, and the real photos if present."""
+"""Shared by all tests: the two layers, one thread a process, and the real photos where they are present."""
 
 import os
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
+# Read when torch is imported, here and in processes that tests start. xdist's controller needs no torch: it is not
+# imported in this file.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 HERE = Path(__file__).resolve().parent.parent
+UNIT = {
+    "cam", "data", "encoders", "evaluate", "heads", "losses", "refine",
+    "test_config.py", "test_convert_labels.py", "test_docs.py",
+}  # fmt: skip
+"""Folders and files of tests/ that make the unit layer. Everything else trains or runs the command line."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(HERE / "tests").parts[0] not in UNIT:
+            item.add_marker("integration")
 
 
 @pytest.fixture(scope="session")

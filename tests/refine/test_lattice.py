@@ -114,7 +114,7 @@ def test_normalised_filter_is_symmetric_and_bounded(use_compiled: bool) -> None:
 
 
 @numba
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     d=st.integers(1, 5), count=st.integers(1, 40), channels=st.integers(0, 19), batch=st.integers(0, 3),
     spread=st.sampled_from([0.0, 1e-3, 1.0, 50.0]), seed=st.integers(0, 99),
@@ -188,6 +188,7 @@ def test_working_memory_that_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch)
 
 
 @numba
+@pytest.mark.integration  # a process of its own
 def test_imports_where_nothing_can_be_kept_on_disk(tmp_path) -> None:
     """A read-only installation and a user without a home: numba finds no place for its cache."""
     package = tmp_path / "site" / "tagmask"
@@ -202,6 +203,7 @@ def test_imports_where_nothing_can_be_kept_on_disk(tmp_path) -> None:
 
 
 @numba
+@pytest.mark.integration  # a process of its own
 def test_without_just_in_time_compilation_torch_does_it() -> None:
     code = "import torch; from tagmask.refine.lattice import PermutohedralLattice as L, compiled; "
     code += "print(compiled, L(torch.rand(1, 9, 2)).filter(torch.rand(1, 1, 9)).isfinite().all().item())"
