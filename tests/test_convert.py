@@ -132,7 +132,7 @@ def test_coco_masks_go_on_where_they_were_cut_off(
         coco_masks(annotations, workers=1)
     assert not (tmp_path / "tags_train2014.jsonl").exists(), "a table is whole or not there"
     monkeypatch.setattr(coco_module, "_draw_bucket", lambda job: (drawn.append(job[1]), real(job))[1])
-    monkeypatch.setattr(coco_module, "stream_json", lambda path: pytest.fail("the file was split before"))
+    monkeypatch.setattr(coco_module, "stream_json", lambda path, keys: pytest.fail("the file was split before"))
     assert coco_masks(annotations, workers=1)["images"] == 5
     assert len(drawn) == len(set(drawn)) > 3
     for image, objects in TRUTH.items():

@@ -16,6 +16,7 @@ import numpy as np
 from tagmask.data.coco import (
     COCO_CATEGORIES,
     INSTANCES,
+    JSON_KEYS,
     annotation_fields,
     check_category,
     image_fields,
@@ -95,7 +96,7 @@ def fill_buckets(annotations: Path, work: Path) -> int:
     work.mkdir(parents=True)
     held: list[list[str]] = [[] for _ in range(count)]
     size = images = 0
-    for key, value in stream_json(annotations):
+    for key, value in stream_json(annotations, JSON_KEYS):
         if key == "categories":
             check_category(value, annotations)
         if key == "images":

@@ -15,6 +15,7 @@ from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
 INSTANCES = re.compile(r"instances_(train|val)(2014|2017)\.json")
+JSON_KEYS = ("categories", "images", "annotations")
 CONVERTED = re.compile(r"tags_(train|val)(2014|2017)\.jsonl")
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 NAMES = """
@@ -123,7 +124,7 @@ def read_coco_tags(path: Path) -> dict[str, tuple[int, ...]]:
         return _converted_tags(path)
     names: dict[int, str] = {}
     found: dict[int, set[int]] = {}
-    for key, value in stream_json(path):
+    for key, value in stream_json(path, JSON_KEYS):
         if key == "images":
             id, name, _ = image_fields(value, path)
             names[id] = name

@@ -67,7 +67,7 @@ class RunFolder:
 
 
 def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two scores were made alike, as far as both say; earlier versions did not record everything."""
+    """Whether two scores were made alike, as far as both say."""
     protocols = (Protocol(**score["protocol"]) for score in (one, other))
     return one["name"] == other["name"] and not next(protocols).differs(next(protocols), ("version", "split_hash"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,47 +315,42 @@ def test_coco_without_photos_to_train_on_can_be_scored(coco: Path) -> None:
         opened(coco)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
-def test_json_stream_equals_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("tagmask.data.json_stream.CHUNK", chunk)
-    value = {"a": [1, -23.5e3, 'ä]\\"}', {"b": [1, [2]]}, None], "empty": [], "n": 1234567, "o": {"x": []}, "t": True}
-    for indent in (None, 1):
-        path = tmp_path / "a.json"
-        path.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
-        got: dict[str, Any] = {"empty": []}
-        for key, part in stream_json(path):
-            if key == "a":
-                got.setdefault("a", []).append(part)
-            else:
-                got[key] = part
-        assert got == value
+def test_json_stream_equals_json(tmp_path: Path) -> None:
+    value = {"a": [1, -23.5e3, 'ä]\\"}', {"b": [1, [2]], "item": [3]}, None], "empty": [], "n": 12, "o": [{"x": []}]}
+    (tmp_path / "a.json").write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = list(stream_json(tmp_path / "a.json", ("o", "a", "empty", "n", "absent")))
+    assert found == [("o", {"x": []}), *(("a", part) for part in value["a"])]  # type: ignore[attr-defined]
+    assert [type(part) for _, part in found[1:3]] == [int, float]
 
 
 @pytest.mark.parametrize(
-    "text,message",
+    "text",
     [
-        ('{"images": [{"id": 1}, {"id"', "not valid JSON"),
-        ('{"images": [{"id": 1}', "ends too early"),
-        ("[1]", "'{' is expected"),
-        ('{"a": [1,]}', "after a comma"),
-        ('{"a": [1 2]}', "',' is expected"),
-        ("{1: 2}", "a key"),
-        ("", "ends too early"),
+        '{"a": [{"id": 1}, {"id"',
+        '{"a": [{"id": 1}',
+        '{"a": [1,]}',
+        '{"a": [1 2]}',
+        "{1: 2}",
+        "",
+        '{"a": ["\xe9"]}',
+        "{}}",
     ],
 )
-def test_json_stream_says_where_it_broke(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DataError, match=message) as error:
-        list(stream_json(tmp_path / "a.json"))
-    assert "a.json" in str(error.value) and "character" in str(error.value)
+def test_json_stream_names_a_broken_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="latin1")
+    for path in (tmp_path / "a.json", tmp_path / "absent.json"):
+        with pytest.raises(DataError, match=path.name):
+            list(stream_json(path, ("a",)))
 
 
-def test_json_stream_does_not_swallow_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tagmask.data.json_stream.CHUNK", 100)
-    monkeypatch.setattr("tagmask.data.json_stream.LARGEST", 1000)
-    (tmp_path / "a.json").write_text('{"a": [{"text: ' + "x" * 100_000)
-    with pytest.raises(DataError, match="not valid JSON at character 7"):
-        list(stream_json(tmp_path / "a.json"))
+def test_json_stream_holds_one_value_at_a_time(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("w") as file:
+        file.write('{"a": [' + ",".join('{"text": "' + "x" * 1000 + '"}' for _ in range(20_000)) + "]}")
+    tracemalloc.start()
+    assert sum(1 for _ in stream_json(tmp_path / "a.json", ("a",))) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6, "of 20 MB"
 
 
 CUB = {
