@@ -18,8 +18,6 @@ from tagmask.workflow.stages import check_stages
 from tagmask.workflow.train_run import check_schedule
 from tests.reproduce.tiny_table import TABLE
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 
 def test_a_small_budget_keeps_what_makes_a_row(tmp_path: Path) -> None:
     data = tmp_path / "scenes"
