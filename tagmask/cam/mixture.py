@@ -122,7 +122,8 @@ def fit_counts(counts: Tensor, iterations: int = STEPS, tolerance: float = TOLER
         if converged:
             break
     ordered = zip(*sorted(parts, key=lambda part: part[1]))
-    return Mixture(*(torch.tensor(numbers, dtype=torch.float64) for numbers in ordered), converged)
+    weights, means, stds = (torch.tensor(numbers, dtype=torch.float64) for numbers in ordered)
+    return Mixture(weights, means, stds, converged)
 
 
 def _component(moments: np.ndarray) -> Component:
