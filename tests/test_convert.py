@@ -17,7 +17,7 @@ from tagmask.config import DataConfig
 from tagmask.convert import coco as coco_module
 from tagmask.convert import coco_masks, coco_results, sbd_masks, voc_submission
 from tagmask.data import open_data, palette, read_mask, write_mask
-from tagmask.data.coco import COCO_CATEGORIES, LABELS
+from tagmask.data.source_coco import COCO_CATEGORIES, LABELS
 from tagmask.errors import DataError
 
 SIZE = (12, 16)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tagmask.data.coco import (
+from tagmask.data.json_stream import stream_json
+from tagmask.data.pixels import read_mask, write_mask
+from tagmask.data.source_coco import (
     COCO_CATEGORIES,
     INSTANCES,
     JSON_KEYS,
@@ -21,8 +23,6 @@ from tagmask.data.coco import (
     check_category,
     image_fields,
 )
-from tagmask.data.json_stream import stream_json
-from tagmask.data.reading import read_mask, write_mask
 from tagmask.errors import DataError
 from tagmask.types import IGNORE
 

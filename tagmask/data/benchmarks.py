@@ -1,4 +1,4 @@
-"""Published data sets: how many photos each of their lists has, and which archive of which page holds it."""
+"""Published data sets: the size of each of their lists, the archive that holds it, and counts to compare with."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tagmask.data.benchmarks import count_lists
 from tagmask.data.collection import Collection, ColourMap, Item, Problem
-from tagmask.data.reading import raw_mask, read_image
+from tagmask.data.pixels import raw_mask, read_image
 from tagmask.errors import DataError
 from tagmask.types import IGNORE
 

@@ -1,4 +1,4 @@
-"""Which photos are trained on, held out, and only scored."""
+"""The splits train, val and test: which photos train, are held out, or are only scored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Collection, Item, Problem
-from tagmask.data.files import NameIndex, read_lines
+from tagmask.data.find import NameIndex, read_lines
 from tagmask.errors import DataError
 
 ROLES = ("train", "val", "test")

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from tagmask.data import Item, read_image, read_mask
-from tagmask.data.files import find_images
+from tagmask.data.find import find_images
 from tagmask.errors import DataError
 from tagmask.label import Inference, Labelled, write_masks
 from tagmask.report import overlay as draw_overlay

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tagmask.config import DataConfig
 from tagmask.data import Collection, Item, open_data
-from tagmask.data.files import make_ids
+from tagmask.data.find import make_ids
 from tagmask.errors import DataError
 
 Writer = Callable[..., Path]
@@ -252,7 +252,7 @@ def test_voc_with_other_classes_or_a_table(tmp_path: Path, picture: Writer) -> N
 
 
 def test_voc_objects_marked_difficult(tmp_path: Path) -> None:
-    from tagmask.data.voc import object_names
+    from tagmask.data.source_voc import object_names
 
     text = "<a><object><name>cat</name><difficult>1</difficult></object><object><name>dog</name></object></a>"
     (tmp_path / "a.xml").write_text(text)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tagmask.data import palette, read_colour_map, read_image, read_mask, write_mask
-from tagmask.data.reading import raw_mask
+from tagmask.data.pixels import raw_mask
 from tagmask.errors import DataError
 
 RNG = np.random.default_rng(3)

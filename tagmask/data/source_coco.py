@@ -9,7 +9,7 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import BENCHMARKS, missing
 from tagmask.data.collection import Collection, Item, Problem
-from tagmask.data.files import check_classes, data_root, image_folder, mask_folder
+from tagmask.data.find import check_classes, data_root, image_folder, mask_folder
 from tagmask.data.json_stream import stream_json
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES

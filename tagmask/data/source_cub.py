@@ -7,7 +7,7 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Box, Collection, Item, Problem
-from tagmask.data.files import check_classes, data_root, image_folder, make_ids, read_lines
+from tagmask.data.find import check_classes, data_root, image_folder, make_ids, read_lines
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
