@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tagmask.data.reading import palette
+from tagmask.data.pixels import palette
 from tagmask.errors import DataError
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import describe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table as Grid
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Collection, Item, TrainLoader, TrainViews, clean, fingerprint, read_image, tag_vector
@@ -25,7 +23,7 @@ from tagmask.reproduce.job import Job, base_score, runs_of
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
 from tagmask.training import RunFolder, make_fabric, readers
 from tagmask.training.checkpoint import checkpoints
-from tagmask.training.loop import make_optimizer
+from tagmask.training.step import TrainStep, to_device
 from tagmask.types import Batch
 from tagmask.workflow.disk import bytes_of_maps, disk_plan, human, network_row
 from tagmask.workflow.opened import Run, open_collection
@@ -133,45 +131,32 @@ def time_step(config: RunConfig, collection: Collection) -> float:
     where they are slower than it. Weights are random, and so are the masks of a method that reads masks: those of
     earlier rows and stages need not be there.
     """
-    train = config.train
-    method = _on_device(config, collection).train()
-    device = next(method.parameters()).device
+    train = config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})
     fabric = make_fabric(train)
-    optimizer = make_optimizer(method.param_groups(train.lr, train.head_lr, train.freeze_norm), train)
-    ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
+    method = build_method(bare(config), len(collection.classes))
+    step = TrainStep(method, config.model_copy(update={"train": train}), fabric)
     loader = TrainLoader(
         collection.split("train"),
         len(collection.classes),
         TrainViews(config.views, method.wanted_views),
         batch_size=train.batch_size // train.accumulate,
-        steps=2,
+        steps=2 * train.accumulate,
         seed=config.seed,
         workers=0,
     )
-    batches = iter(loader)
-    loading = part = update = 0.0
+    made = iter(loader)
     for _ in range(2):  # the first warms up
         began = time.perf_counter()
-        batch = next(batches)
+        batches = [next(made) for _ in range(train.accumulate)]
         loading = time.perf_counter() - began
-        batch = batch.to(device, torch.Generator(device=device).manual_seed(0))
         if method.reads_masks:
-            batch.masks = _blocks(batch, len(collection.classes)).to(device)
-        began = _now(device)
-        with fabric.autocast():
-            losses = method.losses(batch, train.steps - 1)
-        losses.total.backward()
-        part = _now(device) - began
-        began = _now(device)
-        torch.nn.utils.clip_grad_norm_(method.parameters(), train.clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step(train.steps - 1)
-        if ema is not None:
-            ema.update_parameters(method)
-        update = _now(device) - began
-    computing, loading = part * train.accumulate + update, loading * train.accumulate
-    workers = readers(train, device)
+            for batch in batches:
+                batch.masks = _blocks(batch, len(collection.classes))
+        batches = [to_device(batch, fabric, train) for batch in batches]
+        began = _now(fabric.device)
+        step.run(iter(batches), train.steps - 1)
+        computing = _now(fabric.device) - began
+    workers = readers(train, fabric.device)
     return max(computing, loading / workers) if workers else computing + loading
 
 

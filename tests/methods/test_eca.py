@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tagmask.workflow.runs import run_stamp
 from torch import Tensor
 
 from tagmask.cam import cam_seeds
@@ -25,7 +26,6 @@ from tagmask.methods.affinity import predict_affinity
 from tagmask.methods.eca import local_labels
 from tagmask.training import load_model, save_model
 from tagmask.types import Batch, View
-from tagmask.workflow.runs import run_stamp
 from tests.methods import contract
 from tests.methods.contract import CLASSES, ENCODERS, SIZE, MethodContract, SlowTraining
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.data.reading import palette
+from tagmask.data.pixels import palette
 from tagmask.errors import DataError
 from tagmask.evaluate import Protocol, ScoreStream, ThresholdCurve
 from tagmask.report import Panel, heat, overlay, write_report

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import jaccard_score, precision_score, recall_score
+from tagmask.workflow.scoring import Scorer
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -24,7 +25,6 @@ from tagmask.evaluate import BoundaryIoU, Protocol
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, write_json
 from tagmask.workflow import evaluate, train
-from tagmask.workflow.scoring import Scorer
 from tests.data.test_data_benchmarks import write_sbd
 
 SIZE = (24, 32)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tagmask.workflow.trained_on import how_made, keep_masks, kept_masks
 
 from tagmask.config import load_config, merge
 from tagmask.data import read_mask
@@ -16,7 +17,6 @@ from tagmask.label import Inference
 from tagmask.methods import build_method
 from tagmask.training import RunFolder, read_json, write_json
 from tagmask.workflow import evaluate, label, open_run, predict, train
-from tagmask.workflow.trained_on import how_made, keep_masks, kept_masks
 from tests.workflow.conftest import BASE
 
 ONLINE = ["method.inference=online"]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tagmask.data import palette, read_colour_map, read_image, read_mask, write_mask
-from tagmask.data.reading import raw_mask
+from tagmask.data.pixels import raw_mask
 from tagmask.errors import DataError
 
 RNG = np.random.default_rng(3)
@@ -126,10 +126,10 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
             read_image(tmp_path / name)
-    with pytest.raises(DataError, match="no such image"):
+    with pytest.raises(DataError, match=r"absent\.jpg"):
         read_image(tmp_path / "absent.jpg")
     Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(DataError, match="floating-point"):
+    with pytest.raises(DataError, match=r"f\.tif"):
         read_image(tmp_path / "f.tif")
 
 
@@ -150,7 +150,7 @@ def test_masks_are_read_as_indices(tmp_path: Path) -> None:
 def test_bad_masks_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 4]], dtype=np.uint8)).save(tmp_path / "off.png")
     assert read_mask(tmp_path / "off.png", 4).tolist() == [[0, 4]]
-    with pytest.raises(DataError, match=r"off\.png: value 4 in a mask of 3 classes.*Off by one"):
+    with pytest.raises(DataError, match=r"off\.png: value 4"):
         read_mask(tmp_path / "off.png", 3)
     png16(tmp_path / "high.png", np.array([[0, 256]]))
     with pytest.raises(DataError, match="value 256"):
@@ -184,14 +184,14 @@ def test_rgb_masks_through_a_colour_map(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("1 2 cat", "line 1"), ("0 0 0 background\n1 2 300 cat", "line 2"), ("1 2 3 cta", "Did you mean 'cat'")],
+    [("1 2 cat", "line 1"), ("0 0 0 background\n1 2 300 cat", "line 2"), ("1 2 3 cta", "'cta'.*'cat'")],
 )
 def test_broken_colour_maps(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "map.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         read_colour_map(tmp_path / "map.txt", ["cat"])
     (tmp_path / "map.txt").write_text("1 2 3 cat\n1 2 3 background")
-    with pytest.raises(DataError, match="two classes"):
+    with pytest.raises(DataError, match="line 2"):
         read_colour_map(tmp_path / "map.txt", ["cat"])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection, Item, Problem
-from tagmask.data.files import (
+from tagmask.data.find import (
     NameIndex,
     check_classes,
     data_root,
@@ -23,7 +23,7 @@ from tagmask.data.files import (
     pair_masks,
     resolve,
 )
-from tagmask.data.reading import read_colour_map
+from tagmask.data.pixels import read_colour_map
 from tagmask.data.splits import own_splits
 from tagmask.errors import DataError, nearest
 from tagmask.registry import SOURCES

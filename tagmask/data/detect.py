@@ -1,18 +1,18 @@
-"""From a configuration to a collection: which source reads the data, and the final splits."""
+"""``open_data``: which source fits the data, its collection, and the final splits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tagmask.config import DataConfig
-from tagmask.data.coco import is_coco
 from tagmask.data.collection import Collection
-from tagmask.data.cub import is_cub
-from tagmask.data.files import data_root, find_images, image_folder, mask_folder, resolve
-from tagmask.data.folders import NO_CLASS, NO_TAGS, class_folders
+from tagmask.data.find import data_root, find_images, image_folder, mask_folder, resolve
+from tagmask.data.source_coco import is_coco
+from tagmask.data.source_cub import is_cub
+from tagmask.data.source_folders import NO_CLASS, NO_TAGS, class_folders
+from tagmask.data.source_table import TABLE_NAMES, table_path
+from tagmask.data.source_voc import is_voc
 from tagmask.data.splits import assign_splits
-from tagmask.data.table import TABLE_NAMES, table_path
-from tagmask.data.voc import is_voc
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 

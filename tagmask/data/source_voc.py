@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import BENCHMARKS, missing
 from tagmask.data.collection import Collection, Item, Problem
-from tagmask.data.files import check_classes, data_root, find_images, given_classes, read_lines, resolve
+from tagmask.data.find import check_classes, data_root, find_images, given_classes, read_lines, resolve
+from tagmask.data.source_table import assemble, match_rows, read_table, table_path
 from tagmask.data.splits import find_list, read_list
-from tagmask.data.table import assemble, match_rows, read_table, table_path
 from tagmask.errors import DataError, nearest
 from tagmask.registry import SOURCES
 

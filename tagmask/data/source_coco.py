@@ -9,12 +9,13 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import BENCHMARKS, missing
 from tagmask.data.collection import Collection, Item, Problem
-from tagmask.data.files import check_classes, data_root, image_folder, mask_folder
+from tagmask.data.find import check_classes, data_root, image_folder, mask_folder
 from tagmask.data.json_stream import stream_json
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
 INSTANCES = re.compile(r"instances_(train|val)(2014|2017)\.json")
+JSON_KEYS = ("categories", "images", "annotations")
 CONVERTED = re.compile(r"tags_(train|val)(2014|2017)\.jsonl")
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 NAMES = """
@@ -53,10 +54,10 @@ def coco(config: DataConfig, seed: int = 0) -> Collection:
 
     Tags are the categories of a photo's annotations, those of crowds included; the lists leave out photos without an
     annotation, as the papers do. What ``tagmask convert coco`` wrote (tags_train2014.jsonl, masks/train2014/) is read
-    instead of the JSON, which takes seconds of each start. Of two years in one folder data.train and data.val choose
-    (data.train=train2017). Where a split's photos are absent, and no setting names it, the other one is read, and a
-    problem says so: without val's some of train's are held out, without train's nothing trains. Classes are the 80 of
-    COCO. Raises DataError that names the file and its archive.
+    instead of the JSON, which is slow to read. Where a folder has both years, data.train and data.val choose one
+    (data.train=train2017). A split without photos is left out and listed as a problem; without val a share of train is
+    held out, without train nothing trains. Classes are the 80 of COCO. Raises DataError that names the file and its
+    archive, also where a setting names a split without photos.
     """
     root = data_root(config)
     files = coco_lists(root)
@@ -123,7 +124,7 @@ def read_coco_tags(path: Path) -> dict[str, tuple[int, ...]]:
         return _converted_tags(path)
     names: dict[int, str] = {}
     found: dict[int, set[int]] = {}
-    for key, value in stream_json(path):
+    for key, value in stream_json(path, JSON_KEYS):
         if key == "images":
             id, name, _ = image_fields(value, path)
             names[id] = name

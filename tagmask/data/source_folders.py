@@ -1,4 +1,4 @@
-"""Source 'folders': one folder a class."""
+"""Source 'folders': one folder a class, whose name is the tag of the photos in it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
-from tagmask.data.files import IMAGE_FOLDERS, check_classes, data_root, find_images, given_classes, mask_folder, resolve
-from tagmask.data.table import assemble
+from tagmask.data.find import IMAGE_FOLDERS, check_classes, data_root, find_images, given_classes, mask_folder, resolve
+from tagmask.data.source_table import assemble
 from tagmask.errors import DataError, nearest
 from tagmask.registry import SOURCES
 

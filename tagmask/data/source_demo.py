@@ -13,9 +13,9 @@ from PIL import Image
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
-from tagmask.data.reading import write_mask
+from tagmask.data.pixels import write_mask
 from tagmask.data.scenes import CLASSES, scene
-from tagmask.data.table import table
+from tagmask.data.source_table import table
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 

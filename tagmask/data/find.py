@@ -1,4 +1,4 @@
-"""Finding images and masks on disk, and the lists of names that refer to them."""
+"""Finding images, masks and class lists on disk, their ids, and the image that a name in a list means."""
 
 from __future__ import annotations
 

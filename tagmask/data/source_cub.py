@@ -7,7 +7,7 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Box, Collection, Item, Problem
-from tagmask.data.files import check_classes, data_root, image_folder, make_ids, read_lines
+from tagmask.data.find import check_classes, data_root, image_folder, make_ids, read_lines
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -25,8 +25,9 @@ def cub(config: DataConfig, seed: int = 0) -> Collection:
     """``images/`` with images.txt, image_class_labels.txt, train_test_split.txt, bounding_boxes.txt, classes.txt.
 
     One tag an image, 'train' and 'test' as published, and each photo's box. There are no label maps: the set's own
-    ``segmentations`` are shares of annotators and belong to no class. Photos that are listed and not there are
-    problems. Raises DataError naming the file and line that is wrong, and the archive where one is missing.
+    ``segmentations`` say how many annotators marked a pixel, not which class it is. Photos that are
+    listed and not there are problems. Raises DataError naming the file and line that is wrong, and the archive where
+    one is missing.
     """
     root = data_root(config)
     for name in FILES:
