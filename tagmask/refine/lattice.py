@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -16,17 +17,22 @@ from torch import Tensor
 from tagmask.errors import TagmaskError
 from tagmask.refine.threads import cut, for_each, worker_count
 
-try:
-    from tagmask.refine import lattice_numba as compiled
-    from tagmask.refine.lattice_numba import LANES
-except ImportError:  # numba is optional: the torch operations below give the same, more slowly
-    compiled = None  # type: ignore[assignment]
-
 PARTIALS = 4
 """Most threads that splat one image: each has its own copy of the lattice, and the copies are summed."""
 KEPT = 2**26
 """Largest working array, in bytes, that a thread keeps for its next call; there are four, 268 MB in all."""
 CPU = torch.device("cpu")
+
+
+@functools.cache
+def kernels() -> Any:
+    """numba's kernels, imported at first use, which takes seconds. None without numba, which is optional: the torch
+    operations below give the same, more slowly."""
+    try:
+        from tagmask.refine import lattice_numba
+    except ImportError:
+        return None
+    return lattice_numba
 
 
 class PermutohedralLattice:
@@ -145,7 +151,7 @@ class _Filter(torch.autograd.Function):
 
 def compiles(device: torch.device) -> bool:
     """Whether a device uses numba's kernels by default: a CPU, if numba is installed."""
-    return device.type == "cpu" and compiled is not None
+    return device.type == "cpu" and kernels() is not None
 
 
 def positions(height: int, width: int, device: torch.device) -> Tensor:
@@ -281,12 +287,12 @@ class _CompiledLattice:
         keys = scratch("keys", (count, corners), np.int64)
         weights = np.empty((count, corners), points.dtype)
         scale, lowest, strides = geometry.scale.numpy(), geometry.lowest.numpy(), geometry.strides.numpy()
-        _spread(count, lambda p: compiled.embed(points[p], scale, lowest, strides, keys[p], weights[p]))
-        self.index, numbers, table = compiled.number(keys)
+        _spread(count, lambda p: kernels().embed(points[p], scale, lowest, strides, keys[p], weights[p]))
+        self.index, numbers, table = kernels().number(keys)
         self.size = len(numbers)
         self.neighbours = np.empty((corners, 2, self.size), np.int32)
         steps = np.array(geometry.steps)
-        _spread(self.size, lambda p: compiled.find(numbers, table, steps, p.start, p.stop, self.neighbours))
+        _spread(self.size, lambda p: kernels().find(numbers, table, steps, p.start, p.stop, self.neighbours))
         self.weights = torch.from_numpy(weights)
         self.alpha = geometry.alpha
 
@@ -296,13 +302,14 @@ class _CompiledLattice:
         return self.weights.nbytes + self.index.nbytes + self.neighbours.nbytes
 
     def lanes(self, channels: int) -> int:
-        return -(-channels // LANES) * LANES
+        lanes = kernels().LANES
+        return -(-channels // lanes) * lanes
 
     def scale(self, factor: Tensor) -> None:
         self.weights = self.weights * factor
 
     def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
-        """result (N,K) += factor · filtered values (N,K); K a multiple of ``LANES``."""
+        """result (N,K) += factor · filtered values (N,K); K a multiple of the kernels' lanes."""
         source, out = values.numpy(), result.numpy()
         weights = self.weights.to(values.dtype).numpy()
         bands = cut(len(source), min(worker_count(CPU), PARTIALS))
@@ -314,19 +321,19 @@ class _CompiledLattice:
         def splat(band: slice) -> None:
             t = bands.index(band)
             parts[t, spans[t, 0] : spans[t, 1]] = 0
-            compiled.splat(source, self.index, weights, band.start, band.stop, parts[t])
+            kernels().splat(source, self.index, weights, band.start, band.stop, parts[t])
 
         for_each(splat, bands, CPU)
         lattice = self.blur(parts, spans, scratch("spare", shape, source.dtype), transposed)
         factors = np.full(weights.shape[1], factor * self.alpha, source.dtype)
-        _spread(len(out), lambda p: compiled.slice_rows(lattice, self.index, weights, factors, p.start, p.stop, out))
+        _spread(len(out), lambda p: kernels().slice_rows(lattice, self.index, weights, factors, p.start, p.stop, out))
 
     def spans(self, bands: Sequence[slice]) -> np.ndarray:
         """int64 (T,2): the rows of the lattice that each band of pixels touches."""
         spans = np.zeros((len(bands), 2), np.int64)
 
         def find(band: slice) -> None:
-            spans[bands.index(band)] = compiled.span(self.index, band.start, band.stop)
+            spans[bands.index(band)] = kernels().span(self.index, band.start, band.stop)
 
         for_each(find, bands, CPU)
         return spans
@@ -339,7 +346,7 @@ class _CompiledLattice:
         axes = list(self.neighbours)
         # The blurs alternate between two arrays: start in the one for which the last blur writes ``spare``.
         old, new = (parts[0], spare) if len(axes) % 2 else (spare, parts[0])
-        _spread(self.size, lambda p: compiled.merge(parts, spans, p.start, p.stop, old))
+        _spread(self.size, lambda p: kernels().merge(parts, spans, p.start, p.stop, old))
         old[-1] = new[-1] = 0  # the value of missing neighbours
         for pair in reversed(axes) if transposed else axes:
             _spread(self.size, partial(_blur_band, old, pair, new))
@@ -348,7 +355,7 @@ class _CompiledLattice:
 
 
 def _blur_band(old: np.ndarray, pair: np.ndarray, new: np.ndarray, part: slice) -> None:
-    compiled.blur(old, pair, part.start, part.stop, new)
+    kernels().blur(old, pair, part.start, part.stop, new)
 
 
 def _spread(length: int, work: Callable[[slice], None]) -> None:
@@ -395,7 +402,7 @@ class StackedLattices:
             if len(splatted):
                 for place, touched in zip(self.rows, spans):
                     splatted[place][slice(*touched[bands.index(band)])] = 0
-            compiled.mean_field(
+            kernels().mean_field(
                 unary, current, self.index, self.weights, self.factors, band.start, band.stop, splatted, first
             )
 

@@ -17,7 +17,7 @@ from tagmask.errors import TagmaskError
 from tagmask.refine import PermutohedralLattice
 from tagmask.refine import lattice as module
 
-numba = pytest.mark.skipif(module.compiled is None, reason="numba is not installed")
+numba = pytest.mark.skipif(module.kernels() is None, reason="numba is not installed")
 FORMS = [False, pytest.param(True, marks=numba)]
 
 
