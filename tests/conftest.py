@@ -1,4 +1,4 @@
-"""Shared by all tests: the two layers, one thread a process, and the real photos where they are present."""
+"""Shared by all tests: one thread a process, and the real photos where they are present."""
 
 import os
 from pathlib import Path
@@ -10,17 +10,6 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 HERE = Path(__file__).resolve().parent.parent
-UNIT = {
-    "cam", "data", "encoders", "evaluate", "heads", "losses", "refine",
-    "test_config.py", "test_convert_labels.py", "test_docs.py",
-}  # fmt: skip
-"""Folders and files of tests/ that make the unit layer. Everything else trains or runs the command line."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.relative_to(HERE / "tests").parts[0] not in UNIT:
-            item.add_marker("integration")
 
 
 @pytest.fixture(scope="session")

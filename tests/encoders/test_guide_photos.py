@@ -228,5 +228,5 @@ def test_unreadable_entries_are_made_anew_and_unwritable_folders_are_named(tmp_p
 
 
 def test_a_cache_of_crops_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a cache needs view: photo"):
+    with pytest.raises(ConfigError, match="view: photo"):
         load_config({"method": {"name": "eca", "guide": {"cache": "kept"}}})
