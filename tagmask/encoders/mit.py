@@ -81,7 +81,6 @@ class MiT(Encoder):
         load_weights(self.model, weights, lambda: ())
         self.register_buffer("uniform_eps", torch.tensor(uniform))
         _set_eps(self, uniform)
-        self.register_load_state_dict_pre_hook(_without_eps)
         self.register_load_state_dict_post_hook(_loaded_eps)
         self.channels = list(variant.channels)
         self.strides = list(accumulate(strides, mul))
@@ -315,11 +314,6 @@ def _set_eps(encoder: Any, uniform: bool) -> None:
 def _loaded_eps(encoder: Any, _: Any) -> None:
     """Set the eps that the loaded weights were trained with."""
     _set_eps(encoder, bool(encoder.uniform_eps))
-
-
-def _without_eps(encoder: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Models saved before there was a choice ran with BLOCK_EPS."""
-    state.setdefault(f"{prefix}uniform_eps", torch.tensor(False))
 
 
 def _strides(config: EncoderConfig) -> tuple[int, int, int, int]:
