@@ -296,11 +296,11 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
 
 
 def merge(base: dict, over: Mapping) -> dict:
-    """``base`` with the values of ``over``, nested mappings joined. Another method's name replaces its section.
+    """``base`` with the values of ``over``; nested mappings are joined.
 
-    A variant that ``over`` names takes the place of what ``base`` says of that variant's own keys: whoever names it
-    after a configuration file that spells out its values means the variant's. What ``over`` sets itself stays. So does
-    a number for ``label.threshold``, whose source is 'fixed' then.
+    Three keys carry others with them. A new ``method.name`` replaces the whole section. A new ``method.variant`` drops
+    the keys of ``base`` that the variant has values for. A ``label.threshold`` drops ``label.threshold_from`` of
+    ``base``: the number is meant.
     """
     result = _join(_without_preset(base, over), over)
     label = over.get("label")
@@ -324,7 +324,7 @@ def _join(base: Mapping, over: Mapping) -> dict:
 
 
 def _without_preset(base: dict, over: Mapping) -> dict:
-    """``base`` without the method's keys that a variant named in ``over``, and not there before, has a preset for."""
+    """``base`` without the method's keys for which a variant that is new in ``over`` has values."""
     old, new = base.get("method"), over.get("method")
     if not isinstance(old, Mapping) or not isinstance(new, Mapping) or "variant" not in new:
         return base
