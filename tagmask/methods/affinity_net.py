@@ -18,7 +18,7 @@ from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
-from tagmask.methods.walking import WalkConfig, WalkMethod, on_one_grid, to_grid
+from tagmask.methods.common.walk_base import WalkConfig, WalkMethod, on_one_grid, to_grid
 from tagmask.refine import pixel_affinity, radius_edges, random_walk
 from tagmask.registry import METHODS
 from tagmask.types import IGNORE, Batch, Losses
@@ -42,6 +42,11 @@ class AffinityNetConfig(WalkConfig):
         return super().short_schedule(schedule) | {
             "method.walk_steps": (32, "few steps teach weak boundaries: longer walks dissolve objects"),
         }
+
+    @classmethod
+    def stage_labels(cls) -> dict[str, Any]:
+        """The paper's: background (1 - strongest CAM)^alpha for two alphas, after a dense CRF."""
+        return {"rule": "power", "crf": "psa", "confidence": None}
 
 
 @METHODS.register("affinity_net")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tagmask.data import Item, tag_vector
 from tagmask.label import Inference, Labelled, write_label_files
 from tagmask.label.infer import best_labels
-from tagmask.methods.walking import WalkMethod
+from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF, label_probabilities
 from tagmask.stage_config import CamsStage, MasksStage
 from tagmask.types import IGNORE

@@ -22,7 +22,7 @@ from tagmask.data import Collection
 from tagmask.errors import ConfigError
 from tagmask.label import Inference, Labelled, label_note
 from tagmask.methods import Method, build_method
-from tagmask.methods.walking import WalkMethod
+from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, METHOD, MasksStage, NetworkStage

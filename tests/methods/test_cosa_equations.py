@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from tagmask.methods.assigning import Assigned, cam_assignment, mean_of_views, photo_positions, without_doubt
+from tagmask.methods.common.pseudo_label_assignment import (
+    Assigned,
+    cam_assignment,
+    mean_of_views,
+    photo_positions,
+    without_doubt,
+)
 from tests.cosa_loops import assignment_loops, bilinear_loops
 from tests.methods.contract import CLASSES
 from tests.methods.cosa_parts import build, two_views

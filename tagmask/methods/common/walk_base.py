@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -28,6 +28,14 @@ class WalkConfig(MethodConfig):
     walk_steps: int = Field(256, ge=0, description="steps of the walk; the papers square a matrix eight times")
 
     walk_fields: ClassVar[tuple[str, ...]] = ("walk_radius", "beta", "walk_steps")
+
+    @classmethod
+    def stage_labels(cls) -> dict[str, Any]:
+        """Settings of stage ``cams``, by their names there, that make the labels this method learns from best.
+
+        ``tagmask run`` plans them where the user sets none. Empty: that stage's defaults suit the method.
+        """
+        return {}
 
 
 class WalkMethod(Method):
