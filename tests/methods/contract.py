@@ -255,11 +255,12 @@ class MethodContract:
 
     def test_a_phase_that_never_begins_is_refused(self) -> None:
         """Training has four steps."""
-        phases = self.config().method.phases()
-        for name in (name for name, waited_for in phases.items() if waited_for):
+        phases = [name for name, waited_for in self.config().method.phases().items() if waited_for]
+        early = dict.fromkeys(phases, 0)
+        for name in phases:
             with pytest.raises(ConfigError, match=rf"method\.{name}\b"):
-                check_schedule(self.config(changes={name: 9}))
-            check_schedule(self.config(changes={name: 3}))
+                check_schedule(self.config(changes=early | {name: 9}))
+            check_schedule(self.config(changes=early | {name: 3}))
 
     def test_a_phase_that_nothing_waits_for_stops_no_run(self) -> None:
         late = dict.fromkeys(self.config().method.phases(), 9)
