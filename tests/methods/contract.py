@@ -263,13 +263,13 @@ class MethodContract:
             check_schedule(self.config(changes=early | {name: 3}))
 
     def test_a_phase_that_nothing_waits_for_stops_no_run(self) -> None:
-        late = dict.fromkeys(self.config().method.phases(), 9)
+        late = {"name": self.settings["name"]} | dict.fromkeys(self.config().method.phases(), 9)
         for off in self.idle:
-            check_schedule(self.config(changes=late | off))
+            check_schedule(tiny(late | off))
             # Any weight alone has a phase that waits for it, once what it needs beside it is there.
             for weight in (name for name in off if name.startswith("weight_")):
                 with pytest.raises(ConfigError, match=r"method\."):
-                    check_schedule(self.config(changes=late | off | {weight: 0.1}))
+                    check_schedule(tiny(late | off | {weight: 0.1}))
 
     def train(self, config: RunConfig, out: Path, stop: int | None) -> dict[str, Tensor]:
         """Train into ``out`` until ``stop`` steps are done, then a kill comes; returns the weights. ``seen``: of each
