@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from tagmask.workflow.runs import open_collection
-from tagmask.workflow.train_run import check_schedule
+from tagmask.workflow.train import check_schedule
 from typer.main import get_command
 
 from tagmask.cli import app, common

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tagmask.workflow.train_run import check_schedule
+from tagmask.workflow.train import check_schedule
 from torch import Tensor, nn
 from torch.nn import functional as F
 

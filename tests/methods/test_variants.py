@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from tagmask.workflow.train_run import check_schedule
+from tagmask.workflow.train import check_schedule
 
 from tagmask.config import load_config, named_configs
 from tagmask.errors import ConfigError
