@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tagmask.workflow.train import check_schedule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +18,7 @@ from tagmask.errors import ConfigError
 from tagmask.methods import Method, build_method
 from tagmask.training import RunFolder, load_model, save_model, train_method
 from tagmask.types import IGNORE, Batch
+from tagmask.workflow.train import check_schedule
 
 CLASSES = 3
 SIZE = 64
