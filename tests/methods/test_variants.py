@@ -10,7 +10,7 @@ import pytest
 from tagmask.config import load_config, named_configs
 from tagmask.errors import ConfigError
 from tagmask.registry import METHODS
-from tagmask.workflow.train_run import check_schedule
+from tagmask.workflow.train import check_schedule
 from tests.methods.contract import tiny
 
 
