@@ -26,6 +26,7 @@ from statistics import mean
 from typing import Any, Literal
 
 import torch
+from tagmask.workflow.runs import reopen
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,7 +38,6 @@ from tagmask.methods.cosa import CoSA, CoSAConfig, WeakView
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, read_json, write_json, write_text
 from tagmask.types import IGNORE, Batch
-from tagmask.workflow.runs import reopen
 
 SURE = 100.0
 """Logit of the guide's class, the others having 0: certain at any temperature that is used."""

@@ -47,7 +47,7 @@ def crowd(rng: np.random.Generator) -> dict[str, Any]:
 
 def write_annotations(path: Path, images: int, seed: int = 0) -> int:
     """``instances_train2014.json`` of generated scenes; returns how many objects it has."""
-    from tagmask.data.coco import COCO_CATEGORIES
+    from tagmask.data.source_coco import COCO_CATEGORIES
 
     rng = np.random.default_rng(seed)
     categories = list(COCO_CATEGORIES)

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tagmask.workflow.runs import default_device
 
 from tagmask import workflow
 from tagmask.config import RunConfig, load_config
@@ -39,7 +40,6 @@ from tagmask.data import write_mask
 from tagmask.registry import METHODS
 from tagmask.reproduce.cost import bare
 from tagmask.training import RunFolder, readers
-from tagmask.workflow.runs import default_device
 from tagmask.workflow.stages import LEARNS_FROM, network_config
 
 CLASSES = 20

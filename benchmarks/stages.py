@@ -32,7 +32,7 @@ import torch
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import write_demo, write_mask
-from tagmask.data.demo import SHARES
+from tagmask.data.source_demo import SHARES
 from tagmask.workflow.stage_labels import Make
 
 STAGES = ("classifier", "cams", "affinity", "masks", "segmenter")

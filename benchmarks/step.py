@@ -1,7 +1,7 @@
 """Seconds of a training step over the seconds of the passes that it cannot avoid, measured in the same process.
 
 The step is ``Method.losses`` after warm-up + backward + clip + optimiser + ``after_step``, as in
-``tagmask/training/loop.py``. The floor, by method:
+``tagmask/training/step.py``. The floor, by method:
 
     baseline   forward and backward pass of encoder, classifier and segmentation head on the batch, a forward pass
                without gradient on the mirror images, and the refinement of both thresholds' maps
@@ -36,8 +36,8 @@ from tagmask.config import load_config
 from tagmask.data.views import crop_affine
 from tagmask.losses import balanced_cross_entropy, equivariance
 from tagmask.methods import build_method
-from tagmask.methods.regularize import dense_energy
-from tagmask.training.loop import make_optimizer
+from tagmask.methods.common.dense_energy import dense_energy
+from tagmask.training.step import make_optimizer
 from tagmask.types import Batch, View
 from tagmask.workflow.plan import fast_bf16
 

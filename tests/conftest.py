@@ -1,12 +1,13 @@
-"""Shared by all tests: few threads, so that workers of pytest-xdist do not fight, and the real photos if present."""
+"""Shared by all tests: one thread a process, and the real photos where they are present."""
 
 import os
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
+# Read when torch is imported, here and in processes that tests start. xdist's controller needs no torch: it is not
+# imported in this file.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 HERE = Path(__file__).resolve().parent.parent
 

@@ -32,7 +32,7 @@ def test_label_file_as_others_write_it(tmp_path: Path) -> None:
     assert write_tags(found, ["cat", "cow", "dog"], tmp_path / "tags.jsonl") == 2
     rows = [json.loads(line) for line in (tmp_path / "tags.jsonl").read_text().splitlines()]
     assert rows == [{"image": "2007_000032", "tags": ["cat", "dog"]}, {"image": "2007_000033", "tags": []}]
-    with pytest.raises(DataError, match="of 3 classes, 2 names"):
+    with pytest.raises(DataError, match="3 .*2 "):
         write_tags(found, ["cat", "cow"], tmp_path / "tags.jsonl")
     with pytest.raises(DataError, match=r"\.jsonl"):
         write_tags(found, ["cat", "cow", "dog"], tmp_path / "tags.csv")
@@ -65,13 +65,13 @@ def test_numbers_for_names_need_a_set_that_has_them() -> None:
     assert list(image_names({9: VECTOR}, "coco", "COCO_train2014_")) == ["COCO_train2014_000000000009"]
     assert list(image_names({"a": VECTOR}, "voc")) == ["a"]
     for labels, numbers, prefix, message in (
-        ({9: VECTOR}, "", "", "has the number 9 for an image's name"),
-        ({9: VECTOR}, "voc", "", "has the number 9"),
-        ({-9: VECTOR}, "coco", "", "has the number -9"),
-        ({10**12: VECTOR}, "coco", "", "has the number 1000000000000"),
-        ({2007000032: VECTOR, "2007_000032": VECTOR}, "voc", "", "two entries of image '2007_000032'"),
-        ({2007000032: VECTOR}, "voc", "COCO_", "leave it out"),
-        ({"a": VECTOR}, "coco", "COCO_", "leave it out"),
+        ({9: VECTOR}, "", "", "number 9"),
+        ({9: VECTOR}, "voc", "", "number 9"),
+        ({-9: VECTOR}, "coco", "", "number -9"),
+        ({10**12: VECTOR}, "coco", "", "number 1000000000000"),
+        ({2007000032: VECTOR, "2007_000032": VECTOR}, "voc", "", "'2007_000032'"),
+        ({2007000032: VECTOR}, "voc", "COCO_", "COCO_"),
+        ({"a": VECTOR}, "coco", "COCO_", "COCO_"),
     ):
         with pytest.raises(DataError, match=message):
             image_names(labels, numbers, prefix)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_malicious_pickles_are_refused(tmp_path: Path, protocol: int) -> None:
     ]
     for attack in attacks:
         path = npy(tmp_path / "a.npy", pickle.dumps(np.array(attack, dtype=object), protocol=protocol))
-        with pytest.raises(DataError, match="refused, because it contains a call of"):
+        with pytest.raises(DataError, match="a call of"):
             read_label_file(path)
     assert not witness.exists()
     # The test means something: loaded in the usual way the file does run its command.
@@ -169,22 +169,22 @@ def test_crafted_pickles_are_refused(tmp_path: Path, payload: bytes) -> None:
 
 def test_label_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"a\.npy"):
         read_label_file(path)
     np.save(path, np.ones(3))
-    with pytest.raises(DataError, match="array of float64, not a dictionary"):
+    with pytest.raises(DataError, match="float64"):
         read_label_file(path)
     contents: list[tuple[Any, str]] = [
-        ({}, "expected a dictionary"),
-        ([1, 2], "expected a dictionary"),
-        ({"a": [0, 1]}, "entry 'a' is not a name or number with a vector"),
-        ({True: np.ones(2)}, "entry True is not"),
-        ({np.float64(3): np.ones(2)}, "entry 3.0 is not"),
-        ({"a": np.str_("b")}, "entry 'a' is not"),
-        ({"a": np.array(["b"])}, "refused, because it contains an array of text"),
-        ({"a": np.ones((2, 2))}, "entry 'a' is not"),
-        ({"a": np.full(2, 0.5)}, "other values"),
-        ({"a": np.ones(2), "b": np.ones(3)}, "vectors of 2 and of 3"),
+        ({}, "dictionary"),
+        ([1, 2], "dictionary"),
+        ({"a": [0, 1]}, "entry 'a'"),
+        ({True: np.ones(2)}, "entry True"),
+        ({np.float64(3): np.ones(2)}, "entry 3.0"),
+        ({"a": np.str_("b")}, "entry 'a'"),
+        ({"a": np.array(["b"])}, "array of text"),
+        ({"a": np.ones((2, 2))}, "entry 'a'"),
+        ({"a": np.full(2, 0.5)}, "'a'"),
+        ({"a": np.ones(2), "b": np.ones(3)}, "2 .*3 "),
     ]
     for content, message in contents:
         holder = np.empty((), object)
@@ -193,11 +193,11 @@ def test_label_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             read_label_file(path)
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match="not a readable label file"):
+    with pytest.raises(DataError, match=r"a\.npy"):
         read_label_file(path)
     np.save(path, LABELLED)  # type: ignore[arg-type]
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="not a readable label file"):
+    with pytest.raises(DataError, match=r"a\.npy"):
         read_label_file(path)
 
 

@@ -1,4 +1,4 @@
-"""Class activation maps: over scales, normalised, cut into labels."""
+"""Class activation maps (CAMs): multi-scale, normalised, thresholded into labels."""
 
 from __future__ import annotations
 

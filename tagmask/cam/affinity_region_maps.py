@@ -1,7 +1,7 @@
-"""Class-aware affinity region maps (CARM): a few sure positions of a class, spread over alike positions.
+"""Class-aware affinity region maps (CARM): seeds of a class, propagated to similar positions.
 
 DINO is Also a Semantic Guider: Exploiting Class-aware Affinity for Weakly Supervised Semantic Segmentation, ACM MM
-2024, section 3.2, step by step: seeds, maps, calibration, labels. Nothing here has a gradient.
+2024, section 3.2: seeds, maps, calibration, labels. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def cam_seeds(
     most: int | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Seeds of the background and of each tagged class: its surest positions (equations 2 and 3).
+    """Seeds: the most confident positions of the background and of each tagged class (equations 2 and 3).
 
-    The background's map is 1 − the largest of the tagged classes'. Each position goes to the one class, background
-    included, whose map is the largest there (equal values: background, then the lower class); of its n positions with
-    a value above 0 a class keeps the max(1, round(top · n)) largest (equal values: in reading order), none where n is
-    0. background: a fixed value that classes compete with for a position instead (the seeds' ranks stay those of
-    1 − max). most: at most so many seeds a class.
+    The background's map is 1 − the maximum over the tagged classes. Each position belongs to the class, background
+    included, with the largest value there (ties: background, then the lower class). Of its n positions with a value
+    above 0 a class keeps the max(1, round(top · n)) largest (ties: in reading order); with n = 0 it has no seeds.
 
-    cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1. top: in (0,1]. valid: bool (B,h,w), positions that are photo.
+    cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1. top: in (0,1]. background: a fixed background score that decides
+    which class a position belongs to; the background's seeds are still ranked by 1 − max. most: largest number of
+    seeds of a class. valid: bool (B,h,w), positions of the photo, without padding.
     Returns bool (B,C+1,h,w), background first. Raises TagmaskError when shapes or ``top`` do not fit.
     """
     if cams.dim() != 4 or tags.shape != cams.shape[:2]:
@@ -46,7 +46,7 @@ def cam_seeds(
     if not 0 < top <= 1:
         raise TagmaskError(f"Seeds: the share of positions that are kept is above 0 and at most 1, got {top}.")
     valid = _check_valid(valid, cams)
-    # Image by image: ranks are 8 bytes a value, for all classes of a batch more than anything else here.
+    # Image by image: sorting takes 8 bytes a value, too much for all classes of a batch at once.
     return torch.stack([_seeds(c, t, top, background, most, v) for c, t, v in zip(cams, tags, valid)])
 
 
@@ -81,19 +81,19 @@ def affinity_region_maps(
 ) -> Tensor:
     """How many seeds of a class each position is connected to, min-max normalised (equations 4 to 7).
 
-    Two positions are connected where the cosine of their keys is above ``gamma``. Foreground classes' counts are
-    multiplied by the foreground cue, the cosine of the class token's query and the position's key: ``minmax`` brings
-    it to [0,1] in each image first, since with a negative cue the plain product would rank connected positions below
-    unconnected ones; ``binary`` takes 1 where it is above ``cut``, else 0; ``none`` leaves it out.
+    Two positions are connected if the cosine of their keys is above ``gamma``. Counts of foreground classes are
+    multiplied by the foreground cue, the cosine of the class token's query and the position's key. ``minmax``
+    rescales the cue to [0,1] in each image: a negative cue would rank connected positions below unconnected ones.
+    ``binary`` makes it 1 above ``cut`` and 0 elsewhere. ``none`` leaves it out.
 
     keys: (B,D,h,w), heads concatenated. query: (B,D), None without cue. seeds: bool (B,C+1,h,w), background first.
-    valid: bool (B,h,w); elsewhere the result is 0, and takes no part in any minimum or maximum.
-    Returns float32 (B,C+1,h,w) in [0,1); a constant map, as that of a class without seeds, is 0.
+    valid: bool (B,h,w); other positions are 0 and do not count in any minimum or maximum.
+    Returns float32 (B,C+1,h,w) in [0,1); a constant map, such as that of a class without seeds, becomes 0.
 
-    Only the rows of seeds are ever made, ``chunk`` at a time and one image after the other: for N = h·w positions,
-    memory is at most 4·N·D bytes for the unit keys of an image, 9·chunk·N bytes for the rows and 4·B·(C+1)·N for the
-    result. At 512 pixels and patches of 8 (N = 4096, D = 384) and for 8 images that is 28 MB with 20 classes and 36 MB
-    with 80, where the graphs would take 537 MB. Raises TagmaskError when shapes do not fit or the cue lacks a query.
+    Memory: only the seeds' rows of the affinity graph are computed, ``chunk`` at a time, image by image. For N = h·w
+    positions that is 4·N·D bytes for the unit keys of an image, 9·chunk·N for the rows and 4·B·(C+1)·N for the result:
+    28 MB for 8 images of 512 pixels with 20 classes and patches of 8 (N = 4096, D = 384), 36 MB with 80 classes; the
+    whole graphs would take 537 MB. Raises TagmaskError when shapes do not fit or the cue lacks a query.
     """
     if keys.dim() != 4 or seeds.dim() != 4 or keys.shape[::2] != seeds.shape[::2] or keys.shape[3] != seeds.shape[3]:
         raise TagmaskError(
@@ -108,7 +108,7 @@ def affinity_region_maps(
     valid = _check_valid(valid, keys)
     maps = torch.zeros(seeds.shape, device=keys.device)
     with torch.autocast(keys.device.type, enabled=False):
-        # Image by image, cue and min-max, too: over a batch they would be copies of all its keys and maps.
+        # Cue and min-max go image by image, too: over a batch they would copy all its keys and maps.
         for b in range(len(keys)):
             _add_rows(keys[b].flatten(1), seeds[b].flatten(1), gamma, chunk, maps[b].flatten(1))
             if cue != "none":
@@ -142,14 +142,14 @@ def region_labels(
     refine: Refine | None = None,
     boxes: Tensor | None = None,
 ) -> Tensor:
-    """Labels of region maps: at each pixel the largest of the background's and the tagged classes'.
+    """Labels of region maps: the argmax over the background and the tagged classes.
 
-    There is no threshold, since the background has a map of its own. With ``refine`` the maps are refined at half
-    the images' resolution (rounded down, at least 1) before they are compared, as those of CAMs are.
+    There is no threshold, since the background has its own map. ``refine`` refines the maps at half the images'
+    resolution (rounded down, at least 1) before the argmax, as for CAMs.
 
     maps: (B,C+1,h,w) ≥ 0, background first. tags: (B,C) of 0/1. images: (B,3,H,W) RGB in [0,1]. boxes: long (B,4),
-    (x0,y0,x1,y1), half-open; outside of them all is 255. Returns long (B,H,W): 0, 1..C, 255. Equal values: background
-    first, then the lower class. Raises TagmaskError when shapes do not fit.
+    (x0,y0,x1,y1), half-open; pixels outside are 255. Returns long (B,H,W): 0, 1..C, 255 (ties: background, then the
+    lower class). Raises TagmaskError when shapes do not fit.
     """
     if maps.dim() != 4 or tags.shape != (len(maps), maps.shape[1] - 1) or len(images) != len(maps):
         raise TagmaskError(
@@ -166,7 +166,8 @@ def region_labels(
         scores = scores.gather(1, channels[:, :, None, None].expand(-1, -1, *size))
         if refine is not None:
             scores = resize(refine(resize(images, size), scores), (height, width))
-        # Images with fewer tags than others carry absent classes, of value 0; weights of a refinement may be negative.
+        # Images with fewer tags than others carry absent classes of value 0. A refinement's weights may be negative,
+        # so absent classes must be excluded, not just small.
         scores = scores.masked_fill(~shown.gather(1, channels)[:, :, None, None], float("-inf"))
         best = scores.max(1).indices
         labels = channels.gather(1, best.flatten(1)).view_as(best)
@@ -174,14 +175,14 @@ def region_labels(
 
 
 class PrototypeCalibration(nn.Module):
-    """A running mean token of each class, and region maps kept where tokens are like it (equations 8 to 10).
+    """Class prototypes (running mean tokens), and maps weighted by similarity to them (equations 8 to 10).
 
     classes: C. channels: D, of the student's tokens. momentum: τ, in [0,1). exponent: of the similarity, above 0.
-    rescale: bring the similarity to [0,1] by min-max in each image, instead of cutting it at 0. least_classes: images
-    with fewer tagged classes are not calibrated. The background has no prototype. A class's prototype starts as the
-    mean of its first seeds; until then its map is not calibrated.
+    rescale: rescale the similarity to [0,1] by min-max in each image instead of clamping it at 0. least_classes:
+    images with fewer tagged classes are not calibrated. The background has no prototype. A class's prototype starts
+    as the mean of its first seeds; until then its map is not calibrated.
 
-    Buffers: ``prototypes`` (C,D) and ``seen`` (C,), so that saving the module saves its state.
+    Buffers: ``prototypes`` (C,D) and ``seen`` (C,).
     """
 
     prototypes: Tensor
@@ -204,11 +205,11 @@ class PrototypeCalibration(nn.Module):
 
     @torch.no_grad()
     def update(self, tokens: Tensor, seeds: Tensor) -> None:
-        """One step of the running means: the mean token of a class's seeds in an image, averaged over images.
+        """Update the prototypes by the mean token of a class's seeds in an image, averaged over images.
 
-        tokens: (B,D,h,w) and seeds: bool (B,C,h,w), without background, on one grid. Images of all processes count;
-        all processes have to call this together. Classes without seeds keep what they have. Raises TagmaskError when
-        shapes do not fit.
+        tokens: (B,D,h,w) and seeds: bool (B,C,h,w), without background, on one grid. The average includes the images
+        of all processes, so all of them must call this together. Classes without seeds keep their prototype. Raises
+        TagmaskError when shapes do not fit.
         """
         self._check(tokens, seeds)
         with torch.autocast(tokens.device.type, enabled=False):
@@ -225,7 +226,7 @@ class PrototypeCalibration(nn.Module):
 
     @torch.no_grad()
     def forward(self, maps: Tensor, tokens: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Calibrated maps (B,C,h,w) in [0,1): min-max of map · similarity^exponent, where there is a prototype.
+        """Calibrated maps (B,C,h,w) in [0,1): min-max of map · similarity^exponent, for classes with a prototype.
 
         maps: (B,C,h,w) without background. tokens: (B,D,h,w) on the same grid. tags: (B,C) of 0/1. valid: bool (B,h,w).
         Raises TagmaskError when shapes do not fit.

@@ -1,4 +1,4 @@
-"""Maps of large images from a network for small ones: overlapping tiles, and the mean where they overlap."""
+"""Run a network for small images on overlapping tiles of large ones, and average its maps where tiles overlap."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def cut_and_merge(
     """Maps of images from the maps of their tiles, averaged where tiles overlap. Differentiable.
 
     Huo et al., Dual Progressive Transformations for Weakly Supervised Semantic Segmentation, "overlapping
-    cutting-merging". Images are zero-padded at the bottom and right to ``tile`` plus whole strides (for the paper's
-    224 and 112: to the next multiple of 112, 224 at least); the maps are cut back to the images.
+    cutting-merging". Images are zero-padded at the bottom and right to ``tile`` plus whole strides (with the paper's
+    224 and 112: to the next multiple of 112, at least 224); the maps are cropped back to the images.
 
     forward: (n,3,tile,tile) → (n,K,t,t), where t divides ``tile`` and the ratio tile/t divides ``stride``.
-    images: (B,3,H,W). tile, stride: pixels, 0 < stride ≤ tile. at_once: tiles that ``forward`` gets in one call;
-    default: all of them. Returns (B,K,ceil(H·t/tile),ceil(W·t/tile)), float32 for half-precision maps. Raises
-    TagmaskError for another tile, stride or map size.
+    images: (B,3,H,W). tile, stride: pixels, 0 < stride ≤ tile. at_once: tiles in one call of ``forward``; default:
+    all. Returns (B,K,ceil(H·t/tile),ceil(W·t/tile)), float32 for half-precision maps. Raises TagmaskError for another
+    tile, stride or map size.
 
     Example:
         >>> images = torch.rand(1, 3, 300, 500)
@@ -36,8 +36,8 @@ def cut_and_merge(
     """
     if not 0 < stride <= tile or (at_once is not None and at_once < 1):
         raise TagmaskError(
-            f"Cut and merge: tile {tile}, stride {stride}, at_once {at_once}; a stride is 1 to the tile's side, and "
-            "at least one tile goes at once."
+            f"Cut and merge: tile {tile}, stride {stride}, at_once {at_once}; the stride must be from 1 to the tile's "
+            "side, and at_once at least 1."
         )
     if images.dim() != 4:
         raise TagmaskError(f"Cut and merge: images are (B,3,H,W), got {tuple(images.shape)}.")

@@ -16,10 +16,10 @@ Refine = Callable[[Tensor, Tensor], Tensor]
 
 
 def cam_labels(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
-    """The tagged class with the largest CAM where this is above ``threshold``, background elsewhere.
+    """The tagged class with the largest CAM where it exceeds ``threshold``, background elsewhere.
 
     cams: (B,C,H,W) in [0,1]. tags: (B,C) of 0/1. Returns long (B,H,W): 0, or 1..C. A CAM equal to the threshold is
-    background; of equal classes the first wins.
+    background; of equal classes the lower one wins.
     """
     return pseudo_labels(cams, tags, threshold, threshold)
 
@@ -34,18 +34,17 @@ def pseudo_labels(
     images: Tensor | None = None,
     boxes: Tensor | None = None,
 ) -> Tensor:
-    """Labels to train a segmenter on: sure foreground, sure background, and 255 for the rest.
+    """Labels to train a segmenter on: confident foreground, confident background, and 255 for the rest.
 
-    A pixel whose label under the background score ``high`` is a class keeps that class; one that is background
-    under ``low``, too, is 0; the rest is 255 (the two-threshold rule of AFA, CVPR 2022, section 3.3). The label under
-    a background score is that of the largest of the tagged classes' scores and the background's. Without ``refine``
-    the scores are the CAMs themselves; with it they are ``refined_scores``, both thresholds in one call. With
-    high = low no pixel is left unsure. Equal scores: background first, then the lower class.
+    The two-threshold rule of AFA (CVPR 2022, section 3.3). A background score, ``high`` or ``low``, gives a label map:
+    the argmax over it and the scores of the tagged classes (ties: background, then the lower class). A pixel that
+    ``high`` makes foreground gets that class; a pixel that ``low`` makes background gets 0; all others get 255, none
+    if high = low. Scores are the CAMs, or with ``refine`` the ``refined_scores``.
 
     cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1. images: (B,3,H,W) RGB in [0,1], needed by ``refine``.
-    boxes: long (B,4), (x0,y0,x1,y1), half-open, in pixels of the result; outside of them all is 255.
-    Returns long (B,H,W) of the images' size, of the CAMs' without images. Raises TagmaskError when shapes do not fit,
-    high < low, or ``refine`` comes without images.
+    boxes: long (B,4), (x0,y0,x1,y1), half-open, in pixels of the result; pixels outside are 255.
+    Returns long (B,H,W) of the images' size, or of the CAMs' without images. Raises TagmaskError when shapes do not
+    fit, if high < low, and for ``refine`` without images.
     """
     if high < low:
         raise TagmaskError(f"Pseudo labels: high ({high}) is below low ({low}); high is the stricter threshold.")
@@ -71,18 +70,18 @@ def pseudo_labels(
 def refined_scores(
     cams: Tensor, tags: Tensor, threshold: float, refine: Refine, images: Tensor, half: bool = True
 ) -> Tensor:
-    """Scores of background and tagged classes, refined by the images.
+    """Scores of the background and the tagged classes, refined by the images.
 
-    The CAMs are resized to the images' size, halved if ``half`` (rounded down, at least 1); a background channel of
-    value ``threshold`` is put before them; the softmax over it and the tagged classes is refined.
+    The CAMs are resized to the images' size, halved if ``half`` (rounded down, at least 1). A constant background
+    channel of value ``threshold`` is prepended, and the softmax over it and the tagged classes is refined.
 
-    Shapes as in ``pseudo_labels``. Returns (B,C+1,H',W') on that grid, background first; 0 for absent classes.
-    Sums over channels are those of the refinement's weights (PAR: 1.10 after ten iterations), not 1.
+    Shapes as in ``pseudo_labels``. Returns (B,C+1,H',W') on that grid, background first; absent classes are 0. Over
+    channels the scores sum to what the refinement's weights do (PAR: 1.10 after ten iterations), not to 1.
     """
     stacks, classes = _refined_stacks(cams, tags, (threshold,), refine, images, half)
     scores = stacks.new_zeros(len(cams), cams.shape[1] + 1, *stacks.shape[-2:])
     index = classes[:, :, None, None].expand_as(stacks[:, 0])
-    # Channels of images with fewer tags than others hold 0 and point at absent classes of their own.
+    # In images with fewer tags than others the channels to spare hold 0 and point at absent classes.
     return scores.scatter_(1, index, stacks[:, 0])
 
 
@@ -91,10 +90,10 @@ def _refined_stacks(
 ) -> tuple[Tensor, Tensor]:
     """Refined scores (B,T,P+1,h,w) for T background scores, and the label of each channel, long (B,P+1).
 
-    P is the largest number of tags of an image: only tagged classes are carried.
+    P is the largest number of tags of an image: only tagged classes are refined.
     """
     if images is None:
-        raise TagmaskError("Pseudo labels: refinement looks at colours; give images, or refine=None.")
+        raise TagmaskError("Pseudo labels: refine needs images; pass them, or refine=None.")
     _check(cams, tags, images)
     height, width = _size(images)
     size = (max(1, height // 2), max(1, width // 2)) if half else (height, width)

@@ -1,4 +1,4 @@
-"""From a network's class activation maps to maps in [0,1] on the image's grid."""
+"""Multi-scale and normalised class activation maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tagmask.errors import TagmaskError
 
 
 def normalize(cams: Tensor) -> Tensor:
-    """Each map minus its spatial minimum, over its largest value after that + 1e-5.
+    """Min-max normalise each map: subtract its spatial minimum, then divide by its maximum + 1e-5.
 
     cams: (B,C,h,w), any range → the same shape, in [0,1). A constant map becomes 0.
     """
@@ -29,20 +29,20 @@ def multi_scale(
     size: tuple[int, int] | None = None,
     plain: Tensor | None = None,
 ) -> Tensor:
-    """Class activation maps over several scales of the images and their mirror images, without gradient.
+    """Class activation maps, summed over scales of the images and their mirror images. Without gradient.
 
-    For each scale s the images are resized to round(s·H) × round(s·W), at least 1 × 1; ``forward`` gives their maps
-    before ReLU; these are resized to ``size``; the larger of the image's value and its mirror image's, below 0 cut
-    to 0, is added up over scales; the sum is normalised (see ``normalize``). All resizing is bilinear,
-    align_corners=False. Images and mirror images go through ``forward`` as one batch of 2B.
+    For each scale s the images are resized to round(s·H) × round(s·W), at least 1 × 1, and ``forward`` gives their
+    maps before the ReLU, which are resized to ``size``. The maximum of an image's map and its mirror image's passes a
+    ReLU. The sum over scales is normalised (``normalize``). All resizing is bilinear, align_corners=False. Images and
+    mirror images go through ``forward`` as one batch of 2B.
 
     images: (B,3,H,W). forward: (n,3,h,w) → (n,C,h',w'). size: of the result; default: that of the images.
-    plain: (B,C,h',w'), what ``forward`` gives for the images themselves, where a training step has it already; scale
-    1 then costs the pass of the mirror images only.
+    plain: (B,C,h',w'), ``forward`` of the images, if a training step has it already; scale 1 then needs a pass of the
+    mirror images only.
     Returns float32 (B,C,H,W) in [0,1). Raises TagmaskError for no scale or one that is not above 0.
     """
     if not scales or min(scales) <= 0:
-        raise TagmaskError(f"Multi-scale CAM: scales are one or more numbers above 0, got {list(scales)}.")
+        raise TagmaskError(f"Multi-scale CAM: scales must be one or more numbers above 0, got {list(scales)}.")
     height, width = images.shape[-2:]
     total: Tensor | None = None
     for scale in scales:

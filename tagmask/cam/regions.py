@@ -1,4 +1,4 @@
-"""Class regions of class activation maps, and the mean feature of each region over a batch."""
+"""Class regions from class activation maps, and the mean feature of each class over a batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tagmask.errors import TagmaskError
 
 @torch.no_grad()
 def region_masks(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
-    """Which class each position belongs to: the tagged class with the largest CAM above ``threshold``, or background.
+    """One mask a class: each position goes to the tagged class with the largest CAM above ``threshold``, or background.
 
     Yoon et al., Exploring Pixel-level Self-supervision for Weakly Supervised Semantic Segmentation, equations 1 and 2.
-    Each position is in exactly one mask. A CAM equal to the threshold is background; of equal classes the first wins.
+    Each position is in exactly one mask. A CAM equal to the threshold is background; of equal classes the lower wins.
 
     cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1; threshold: at least 0. Returns bool (B,C+1,h,w), background first.
     Raises TagmaskError when the shapes do not fit or the threshold is negative.
@@ -30,7 +30,7 @@ def region_masks(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
             f"Region masks: CAMs are (B,C,h,w) and tags (B,C), got {tuple(cams.shape)} and {tuple(tags.shape)}."
         )
     if threshold < 0:
-        raise TagmaskError(f"Region masks: the threshold is {threshold}; CAMs are in [0,1], and so is it.")
+        raise TagmaskError(f"Region masks: the threshold must be in [0,1], as CAMs are, got {threshold}.")
     present = cams.masked_fill(tags[:, :, None, None] <= 0, -1)
     best, label = present.max(1)
     label = (label + 1).masked_fill(best <= threshold, 0)
@@ -39,12 +39,12 @@ def region_masks(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
 
 @torch.no_grad()
 def class_prototypes(features: Tensor, masks: Tensor) -> Tensor:
-    """The direction of each class's mean feature, over all images of the batch and all processes. Without gradient.
+    """L2-normalised mean feature of each class, over the batches of all processes. Without gradient.
 
     The paper of ``region_masks``, equation 3 and the mean over images after it: the mean of an image's features in
     the mask of a class, then the mean over the images in which that mask is not empty, then L2 normalisation.
-    (Equation 3 prints a sum, its text says average; behind the mean over images the two are not the same: with sums,
-    large regions would outweigh small ones.)
+    (Equation 3 prints a sum, but its text says average. They differ: with sums, large regions would outweigh small
+    ones.)
 
     features: (B,D,h,w), any range. masks: bool or 0/1 (B,K,h,w), as ``region_masks`` gives them.
     Returns (K,D) of unit length, float32 for half-precision features; 0 for a class without a position. Raises
@@ -59,7 +59,7 @@ def class_prototypes(features: Tensor, masks: Tensor) -> Tensor:
         features = features.float()
     inside = masks.flatten(2).to(features.dtype)
     counts = inside.sum(2)
-    # Autocast would take the product in half precision.
+    # Autocast would compute the product in half precision.
     with torch.autocast(features.device.type, enabled=False):
         means = torch.einsum("bkp,bdp->bkd", inside / counts.clamp(min=1)[:, :, None], features.flatten(2))
     sums = comm.all_sum(means.sum(0))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tagmask import comm
-from tagmask.cam.mixture import BINS, ROUNDS, check_range, check_settings, count_values, crossing, fit_counts
+from tagmask.cam.mixture import BINS, check_range, count_values, crossing, fit_counts
 from tagmask.errors import TagmaskError
 
 LEAST_SHARE = 1e-3
@@ -27,9 +27,10 @@ class DynamicThreshold(nn.Module):
     anywhere below. A normal distribution would shrink on them, take all other values for foreground, and the
     threshold would be next to 0.
 
-    queue: batches kept; the queue starts empty. initial: ξ until the first fit, in [0,1]. bins: a batch is kept as its
-    counts on a grid of that many values, so the memory is queue·bins·8 bytes (0.8 MB), whatever the CAMs' size.
-    iterations, tolerance: see ``fit_two_components``; each fit has its own start.
+    queue: batches kept; the queue starts empty. initial: ξ until the first fit, in [0,1]. every: batches from one fit
+    to the next; default: a tenth of the queue, at least 1. The first ``every`` batches are each fitted. bins: a batch
+    is kept as its counts on a grid of that many values, so the memory is queue·bins·8 bytes (0.8 MB), whatever the
+    CAMs' size. Each fit has its own start.
 
     Buffers: ``value`` (float32 scalar, ξ), ``counts`` and ``batches``, so saving the module saves its state. With
     several processes the counts of all are summed, and all get the same ξ.
@@ -47,26 +48,26 @@ class DynamicThreshold(nn.Module):
         self,
         queue: int = 100,
         initial: float = 0.5,
+        every: int | None = None,
         bins: int = BINS,
-        iterations: int = ROUNDS,
-        tolerance: float = 1e-6,
     ) -> None:
         super().__init__()
-        check_settings(bins, iterations, tolerance)
-        if queue < 1:
-            raise TagmaskError(f"Dynamic threshold: the queue holds at least 1 batch, got {queue}.")
+        self.every = max(1, queue // 10) if every is None else every
+        if queue < 1 or self.every < 1 or bins < 2:
+            raise TagmaskError(
+                f"Dynamic threshold: queue and every are 1 or more, bins is 2 or more; got queue={queue}, "
+                f"every={self.every}, bins={bins}."
+            )
         if not 0 <= initial <= 1:
             raise TagmaskError(f"Dynamic threshold: initial is a value of normalised CAMs, 0 to 1, got {initial}.")
         self.bins = bins
-        self.iterations = iterations
-        self.tolerance = tolerance
         self.register_buffer("value", torch.tensor(float(initial)))
         self.register_buffer("counts", torch.zeros(queue, bins, dtype=torch.int64))
         self.register_buffer("batches", torch.zeros(1, dtype=torch.int64))
 
     @torch.no_grad()
     def update(self, cams: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Put a batch's CAM values in the queue, drop the oldest, fit again; returns a copy of ``value``.
+        """Put a batch's CAM values in the queue, drop the oldest, fit where it is due; returns a copy of ``value``.
 
         cams: (B,C,h,w) in [0,1], floating point. tags: (B,C) of 0/1; images without a tag give no values. valid: bool
         (B,h,w), positions that are photo and not padding; default: all. With several processes all must call it.
@@ -90,12 +91,14 @@ class DynamicThreshold(nn.Module):
         counts[0] = 0
         place = self.batches % len(self.counts)
         queued = self.counts.sum(0) - self.counts[place][0] + counts
-        queued, outside = torch.cat([queued, outside]).cpu().split([self.bins, 1])  # the only wait for the device
+        # The only wait for the device.
+        queued, outside, batches = torch.cat([queued, outside, self.batches + 1]).cpu().split([self.bins, 1, 1])
         check_range(outside)
         self.counts[place] = counts
         self.batches += 1
-        if queued.any():
-            fit = fit_counts(queued, self.iterations, self.tolerance)
+        due = batches <= self.every or batches % self.every == 0
+        if due and queued.any():
+            fit = fit_counts(queued)
             found = crossing(fit) if fit.converged and fit.weights.min() >= LEAST_SHARE else None
             if found is not None:
                 self.value.fill_(found)

@@ -61,9 +61,9 @@ def labels(
 ) -> None:
     """Another project's label file to a table of tags, without running code that may be in it."""
     from tagmask.convert import image_names, read_label_file, write_tags
-    from tagmask.data.coco import COCO_CATEGORIES
-    from tagmask.data.files import check_classes, read_lines
-    from tagmask.data.voc import VOC_CLASSES
+    from tagmask.data.find import check_classes, read_lines
+    from tagmask.data.source_coco import COCO_CATEGORIES
+    from tagmask.data.source_voc import VOC_CLASSES
 
     known = {"voc": list(VOC_CLASSES), "coco": list(COCO_CATEGORIES.values())}
     names = known.get(classes) or check_classes([n for _, n in read_lines(Path(classes), "class list")], classes)
@@ -82,7 +82,7 @@ def voc_submission(
     """Masks of VOC's test photos to the folder tree and archive that its server takes."""
     from tagmask.convert import voc_submission
     from tagmask.data.benchmarks import missing
-    from tagmask.data.files import read_lines
+    from tagmask.data.find import read_lines
     from tagmask.data.splits import find_list
     from tagmask.errors import DataError
 

@@ -26,7 +26,7 @@ def predict(
 ) -> None:
     """Segment photos that have no tags. Large photos are cut into overlapping tiles."""
     from tagmask import workflow
-    from tagmask.data.files import read_lines
+    from tagmask.data.find import read_lines
     from tagmask.errors import DataError
     from tagmask.workflow.predict import photo_items
 

@@ -13,22 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from tagmask.data.coco import (
+from tagmask.data.json_stream import stream_json
+from tagmask.data.pixels import read_mask, write_mask
+from tagmask.data.source_coco import (
     COCO_CATEGORIES,
     INSTANCES,
+    JSON_KEYS,
     annotation_fields,
     check_category,
     image_fields,
 )
-from tagmask.data.json_stream import stream_json
-from tagmask.data.reading import read_mask, write_mask
 from tagmask.errors import DataError
 from tagmask.types import IGNORE
 
 BUCKET_BYTES = 4 << 20
-"""Of annotation text that is worked on at once; a bucket may be larger by chance."""
+"""Annotation text in a bucket, on average."""
 HELD_BYTES = 8 << 20
-"""Of text that is kept before it goes to the buckets' files."""
+"""Text kept in memory before it goes to the buckets' files."""
 
 
 def coco_masks(
@@ -44,9 +45,9 @@ def coco_masks(
     ``out``/tags_<split><year>.jsonl: the categories of each photo, those of crowds included. ``out`` is the folder
     above ``annotations`` unless given. Both are what source 'coco' reads.
 
-    The file is read once as a stream and split by image id into buckets on disk (about its own size, removed at the
-    end), which ``workers`` processes draw. What was cut off goes on with the first bucket that is not finished.
-    progress: called with the buckets that are done, and of all. Returns counts: images, with_tags, crowds.
+    The file is read as a stream and split by image id into buckets on disk (about its own size, removed at the end),
+    which ``workers`` processes draw. A call that was cut off can be made again: it draws the buckets that are left.
+    progress: called with the numbers of buckets that are done and of all. Returns counts: images, with_tags, crowds.
     Raises DataError on unknown images and categories, broken polygons and files, and without pycocotools.
     """
     annotations = Path(annotations)
@@ -95,7 +96,7 @@ def fill_buckets(annotations: Path, work: Path) -> int:
     work.mkdir(parents=True)
     held: list[list[str]] = [[] for _ in range(count)]
     size = images = 0
-    for key, value in stream_json(annotations):
+    for key, value in stream_json(annotations, JSON_KEYS):
         if key == "categories":
             check_category(value, annotations)
         if key == "images":

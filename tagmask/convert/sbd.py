@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tagmask.data.files import read_lines
-from tagmask.data.reading import sbd_mask, write_mask
-from tagmask.data.voc import AUGMENTED, augmented_list, find_sbd, is_sbd
+from tagmask.data.find import read_lines
+from tagmask.data.pixels import sbd_mask, write_mask
+from tagmask.data.source_voc import AUGMENTED, augmented_list, find_sbd, is_sbd
 from tagmask.errors import DataError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tagmask.data.reading import read_mask, write_mask
-from tagmask.data.voc import VOC_CLASSES
+from tagmask.data.pixels import read_mask, write_mask
+from tagmask.data.source_voc import VOC_CLASSES
 from tagmask.errors import DataError
 from tagmask.types import IGNORE
 

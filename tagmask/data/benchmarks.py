@@ -1,4 +1,4 @@
-"""Published data sets: how many photos each of their lists has, and which archive of which page holds it."""
+"""Published data sets: the size of each of their lists, the archive that holds it, and counts to compare with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Listed:
     step: str = ""
 
     def describe(self) -> str:
-        """Where the list is to be had, as a sentence that starts with a blank."""
+        """Where to get the list: a sentence with a leading blank."""
         return f" It comes with {self.archive}, see {self.page}" + (f"; then {self.step}." if self.step else ".")
 
 
@@ -57,7 +57,7 @@ BENCHMARKS: dict[str, dict[str, Listed]] = {
 
 
 def missing(benchmark: str | None, name: str) -> str:
-    """Which archive holds a list, as a sentence that starts with a blank; '' where that is not known."""
+    """Where to get a list: a sentence with a leading blank; '' where that is not known."""
     listed = BENCHMARKS.get(benchmark or "", {}).get(name)
     return listed.describe() if listed is not None else ""
 

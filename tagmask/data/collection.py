@@ -17,7 +17,7 @@ ColourMap = dict[tuple[int, int, int], int]
 """Label of each colour of masks that were saved as RGB."""
 Box = tuple[float, float, float, float]
 OWN_LIST = "list:"
-"""Before the name of a list that a published data set comes with, where a split is meant."""
+"""Prefix of a split's name that means one of the data set's own lists, as in 'list:train_aug'."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tagmask.data.benchmarks import count_lists
 from tagmask.data.collection import Collection, ColourMap, Item, Problem
-from tagmask.data.reading import raw_mask, read_image
+from tagmask.data.pixels import raw_mask, read_image
 from tagmask.errors import DataError
 from tagmask.types import IGNORE
 
@@ -33,7 +33,7 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images, labelled,
     masks that can be read; hash); sizes (width, height, each min, median, max; landscape, portrait, square as shares;
     pixels, the mean of width · height; distinct sizes); tags (images by class), tags_per_image (images by number of
-    tags), cooccurrence (C×C, images that have both, the diagonal has the class alone or not); masks (pixels by value,
+    tags), cooccurrence (C×C, images that have both, the diagonal counts the class itself); masks (pixels by value,
     warnings); unreadable, bad_masks and problems (lists of {path, what}, unreadable ones with the id); unlabelled
     (ids); warnings; benchmark (name and lists, as ``count_lists`` gives them; None where this is no published data
     set).

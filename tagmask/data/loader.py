@@ -1,4 +1,4 @@
-"""Samples and batches. What a batch holds depends on the seed and the step alone, not on workers or interruptions."""
+"""Training batches and photos read ahead. A batch depends on the seed and the step, not on workers or interruptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tagmask.data.collection import ColourMap, Item, tag_vector
-from tagmask.data.reading import read_image, read_mask
+from tagmask.data.pixels import read_image, read_mask
 from tagmask.data.views import TrainViews
 from tagmask.errors import DataError
 from tagmask.types import Batch, Sample, View

@@ -1,4 +1,4 @@
-"""Procedural scenes: textured objects of six classes on textured grounds, drawn with numpy alone.
+"""The demo's scenes: textured objects of six classes on textured grounds, drawn with numpy alone.
 
 The scenes hold the trap that weak labels fall into in real photos: boats are nearly always on water, and water
 nearly never without a boat, so a classifier may learn the water.

@@ -1,4 +1,4 @@
-"""Which photos are trained on, held out, and only scored."""
+"""The splits train, val and test: which photos train, are held out, or are only scored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Collection, Item, Problem
-from tagmask.data.files import NameIndex, read_lines
+from tagmask.data.find import NameIndex, read_lines
 from tagmask.errors import DataError
 
 ROLES = ("train", "val", "test")
@@ -63,11 +63,10 @@ def own_splits(root: Path, items: Sequence[Item], bases: Sequence[Path]) -> tupl
 def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: Sequence[Path]) -> Collection:
     """The collection with its final train, val and test lists.
 
-    A list that the configuration names (a file, or one of the data set's own by name) counts before the data set's
-    choice. Without a train list all tagged images
-    train; without a val list a share of the training images is held out, the same for the same seed. Images of val
-    and test never train. 'train' may end up empty: such data can still be scored. Raises DataError on a list
-    that cannot be found or names no image.
+    A list that the configuration names (a file, or the name of one of the data set's own lists) replaces the data
+    set's choice. Without a train list all tagged images train. Without a val list a share of the training images is
+    held out, the same for the same seed. Images of val and test never train. 'train' may be empty: such data can
+    still be scored. Raises DataError on a list that cannot be found or names no image.
     """
     splits, problems = dict(collection.splits), list(collection.problems)
     for role in ROLES:

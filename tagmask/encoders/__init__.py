@@ -48,15 +48,15 @@ FAMILIES: dict[str, EncoderFactory] = {
     "vision_transformer": TimmViT,
     "swin_transformer": TimmSwin,
 }
-"""timm's model files that there is an adapter for."""
+"""Adapters by timm's model file."""
 
 
 def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Encoder:
     """The encoder that ``config`` describes, with its weights.
 
-    image_size: side of the training crops, pixels, for encoders that need a nominal size; ``config.image_size`` goes
-    first. Raises ConfigError for an unknown name or an option that the network lacks, WeightsError where pretrained
-    weights cannot be had or do not fit.
+    image_size: side of the training crops in pixels, for encoders that need a nominal size; ``config.image_size``
+    overrides it. Raises ConfigError for an unknown name or an option that the network lacks, WeightsError if pretrained
+    weights are not found or do not fit.
     """
     if config.name in ENCODERS.names():
         factory = ENCODERS.get(config.name)
@@ -77,7 +77,7 @@ def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Encod
 def list_encoders(pattern: str = "*") -> list[str]:
     """Names that ``build_encoder`` takes and that match a shell wildcard, sorted.
 
-    Weights of timm have tags after a dot: a pattern with a dot ('vit_*.dino') lists those.
+    timm names weights by a tag after a dot; a pattern with a dot ('vit_*.dino') lists those.
     """
     names = [*ENCODERS.names(), *_timm_names("." in pattern)]
     return sorted(set(fnmatch.filter(names, pattern)))

@@ -1,4 +1,4 @@
-"""What all encoders share: normalisation, which blocks are recorded, freezing, batch norm in eval mode."""
+"""Base of all encoders: normalisation, recording of blocks, freezing, batch norm in evaluation mode."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Encoder(nn.Module):
 
     kind: 'cnn', 'vit', 'swin' or 'mit'. channels, strides: of the returned maps, coarsest last. depth: number of
     transformer blocks (0 for a CNN). heads: attention heads of each block that can be recorded. has_attention: whether
-    ``attention``, ``queries`` and ``keys`` may be asked for. weights_origin: where the weights came from, for the
-    stamp on scores. mean, std: buffers (1,3,1,1), saved with the weights that they belong to.
+    ``attention``, ``queries`` and ``keys`` can be recorded. weights_origin: source of the weights, for the
+    stamp on scores. mean, std: buffers (1,3,1,1), saved with the weights.
     """
 
     mean: Tensor
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1))
 
     def normalise_by(self, mean: Iterable[float] | None, std: Iterable[float] | None) -> None:
-        """Give images another mean and standard deviation of the three colours; None leaves what there is."""
+        """Set the mean and standard deviation that images are normalised by; None changes nothing."""
         for name, values in (("mean", mean), ("std", std)):
             if values is not None:
                 buffer: Tensor = getattr(self, name)
@@ -58,19 +58,19 @@ class Encoder(nn.Module):
     ) -> Features:
         """Features of images, float (B,3,H,W) RGB in [0,1], of any size.
 
-        attention, queries, keys: indices of the blocks to record; negative ones count from the last block, and the
-        dictionaries of the result have the non-negative ones. Recording changes no other output.
-        Raises ConfigError when the encoder has no such blocks.
+        attention, queries, keys: indices of the blocks to record; negative ones count from the last block. The keys of
+        the result's dictionaries are non-negative. Recording changes no other output. Raises ConfigError when the
+        encoder has no such blocks.
         """
         asked = [self._resolve(indices) for indices in (attention, queries, keys)]
         return self.extract((images - self.mean) / self.std, *asked)
 
     def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
-        """Features of normalised images (B,3,H,W); the indices are checked and non-negative."""
+        """Features of normalised images (B,3,H,W). The indices are valid and non-negative."""
         raise NotImplementedError
 
     def freeze(self) -> None:
-        """No gradient for any parameter, and evaluation mode for good (no drop path, fixed statistics)."""
+        """Switch off all gradients, and stay in evaluation mode (no drop path, fixed statistics) from now on."""
         self.frozen = True
         self.requires_grad_(False)
         self.eval()
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
             )
         wrong = [i for i in indices if not -self.depth <= i < self.depth]
         if wrong:
-            raise ConfigError(f"Blocks {wrong} were asked for; this encoder has {self.depth} (0 to {self.depth - 1}).")
+            raise ConfigError(f"This encoder has blocks 0 to {self.depth - 1}, but no blocks {wrong}.")
         return {i % self.depth for i in indices}
 
 
@@ -102,7 +102,7 @@ def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
     kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     found: dict[int, nn.Parameter] = {}
     for part in module.modules():
-        # Families bring their own norms (RmsNorm, LayerNorm2d, ...); all of timm's carry "Norm" in the class's name.
+        # timm has norms of its own (RmsNorm, LayerNorm2d, ...); all have "Norm" in their class's name.
         if isinstance(part, kinds) or "norm" in type(part).__name__.lower():
             found.update((id(p), p) for p in part.parameters(recurse=False))
     return list(found.values())
@@ -111,4 +111,4 @@ def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
 EncoderFactory = Callable[[EncoderConfig, "int | None"], Encoder]
 
 ENCODERS: Registry[EncoderFactory] = Registry("encoder", "tagmask.encoders")
-"""tagmask's own encoders by name; a constructor takes (config, image_size) and loads its weights itself."""
+"""tagmask's own encoders by name. A constructor takes (config, image_size) and loads its weights."""

@@ -1,4 +1,4 @@
-"""A frozen network that says which places of an image are alike; it is never trained, saved or used to predict."""
+"""The guide: a frozen network whose keys tell which positions of an image are similar. Used in training only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DINO = "vit_small_patch8_224.dino"
 
 
 class GuideConfig(Strict):
-    """Which network guides, and what of it is looked at."""
+    """Which network is the guide, and which of its features are used."""
 
     encoder: EncoderConfig = EncoderConfig(name=DINO)
     block: int = Field(-1, description="ViT: block whose queries and keys are taken; -1 is the last")
@@ -33,31 +33,31 @@ class GuideConfig(Strict):
     cue: Literal["minmax", "binary", "none"] = Field(
         "minmax", description="foreground cue; none where the guide has no class token"
     )
-    cut: float = Field(-0.5, description="of the binary cue")
+    cut: float = Field(-0.5, description="threshold of the binary cue")
     graph: Literal["features", "shuffled", "noise"] = Field(
         "features",
-        description="ablations: shuffled: what the guide sees, at places exchanged at random; noise: random numbers "
-        "instead, whose cosines in hundreds of channels are all near 0: a place is connected with itself alone",
+        description="ablations: shuffled: keys at randomly permuted positions; noise: random keys, whose cosines in "
+        "hundreds of channels are all near 0, so that a position is connected to itself alone",
     )
     precision: Literal["train", "fp32", "half"] = Field(
-        "train", description="train: as the training step; half: float16 on GPUs, bfloat16 on CPUs"
+        "train", description="train: that of the training step; half: float16 on GPUs, bfloat16 on CPUs"
     )
     view: Literal["crop", "photo"] = Field(
-        "crop", description="photo: the guide sees the whole photo, and the crop's part is cut out of what it saw"
+        "crop", description="crop: the guide gets the crop; photo: the whole photo, and its keys are cropped"
     )
-    cache: Path | None = Field(None, description="folder in which what the guide saw of photos is kept")
-    cache_gb: float = Field(40.0, gt=0, description="bytes of it at most, in 10^9")
+    cache: Path | None = Field(None, description="folder that keeps the guide's features of photos")
+    cache_gb: float = Field(40.0, gt=0, description="largest size of the folder, in 10^9 bytes")
 
     @model_validator(mode="after")
     def _cacheable(self) -> GuideConfig:
         if self.cache is not None and self.view == "crop":
-            raise ValueError("a cache needs view: photo; crops are new in each step, no entry would be used twice")
+            raise ValueError("a cache needs view: photo; crops differ in each step, so no entry would be used twice")
         return self
 
 
 class Guidance(NamedTuple):
     """keys: float32 (B,D,h,w), heads concatenated. query: (B,D) of the class token, None without cue. valid: bool
-    (B,h,w), positions whose centre is photo and not padding."""
+    (B,h,w), positions whose centre lies in the photo, not in padding."""
 
     keys: Tensor
     query: Tensor | None
@@ -65,23 +65,22 @@ class Guidance(NamedTuple):
 
 
 class Guide:
-    """A frozen encoder's keys, and its class token's query, of batches of images.
+    """Keys of a frozen encoder, and the query of its class token, for batches of images.
 
-    For a ViT these are the keys of one block, heads concatenated, and nothing behind that block's projection is
-    computed. For other encoders (ours; the source has ViTs only) the last map stands in for the keys: each channel
-    less its mean over the photo, over its standard deviation there, so that cosines are spread around 0 as those of
-    keys are; they have no cue.
+    For a ViT these are the keys of one block, heads concatenated; nothing after that block's projection is computed.
+    Other encoders (tagmask's addition; the paper has ViTs only) give their last map, each channel standardised over
+    the photo, so that cosines are spread around 0 as those of keys are. They have no cue.
 
-    A ViT's images are brought to whole patches first, so that its grid covers them and nothing else.
+    A ViT's images are first resized to whole patches, so that its grid covers exactly the image.
 
-    ``view: photo`` (ours): the guide sees the batch's view 'photo', the whole photo at a size that never changes; its
-    keys, brought to length 1, are looked at through the crop's geometry (bilinear). So a photo needs one pass in a run
-    and, with ``cache``, in all runs: entries are found by the photo's pixels (8 bits a channel), size and box and by
-    the network, its weights, block, scales and precision, timm's version, and hold keys and query in half precision.
+    ``view: photo`` (tagmask's addition): the guide gets the batch's view 'photo', the whole photo at a fixed size. Its
+    keys, normalised to length 1, are sampled at the crop's positions (bilinear). With ``cache`` a photo needs a single
+    pass in all runs. An entry holds keys and query in half precision; its key is a hash of the photo's pixels (8 bits
+    a channel), size and box, of the network, its weights, block, scales and precision, and of timm's version.
 
-    It is no ``nn.Module``: a method that holds one has no further parameters, and saves none. It is built at its first
-    use and never where a model is only used, and a copy of it (that of a method whose weights are averaged) is
-    unbuilt. Its random weights (``encoder.weights: none``) are always the same, so a resumed run has the same guide.
+    It is no ``nn.Module``, so that a method's parameters and saved state do not include it. It is built at its first
+    use, which inference never makes; a copy of it is not built. Random weights (``encoder.weights: none``) are the
+    same in every run, so that a resumed run has the same guide.
     """
 
     def __init__(self, config: GuideConfig) -> None:
@@ -97,11 +96,11 @@ class Guide:
         return Guide(self.config)
 
     def build(self, device: torch.device) -> Encoder:
-        """The frozen encoder on ``device``. Raises ConfigError, WeightsError as ``build_encoder``, and ConfigError
-        where the encoder lacks what ``config`` takes from it."""
+        """The frozen encoder on ``device``. Raises what ``build_encoder`` does, and ConfigError if the encoder lacks
+        the features that ``config`` names."""
         if self._encoder is None:
-            # Training draws from the global generators, those of GPUs among them, and what it draws must not depend on
-            # when the guide is built: only the CPU's is set, and set back.
+            # Training draws from the global generators, and its numbers must not depend on when the guide is built:
+            # only the CPU's generator is seeded, and it is restored.
             with torch.random.fork_rng(devices=[]), _named_as_guide():
                 torch.default_generator.manual_seed(0)
                 encoder = build_encoder(self.config.encoder, image_size=self.config.encoder.image_size)
@@ -119,10 +118,10 @@ class Guide:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Guidance:
-        """What the guide sees in a batch's images, or for ``view: photo`` in its view 'photo'.
+        """Guidance for a batch, from its images or, with ``view: photo``, from its view 'photo'.
 
-        On the grid of the first scale; keys of further scales are resized to it (bilinear) and added. Raises
-        ConfigError where the batch has no such view.
+        The grid is that of the first scale; keys of further scales are resized to it (bilinear) and added. Raises
+        ConfigError if the batch has no such view.
         """
         cfg = self.config
         if cfg.view == "photo":
@@ -140,16 +139,16 @@ class Guide:
         return Guidance(keys, query if cfg.cue != "none" else None, valid)
 
     def _through(self, view: View) -> tuple[Tensor, Tensor | None]:
-        """Keys and query of whole photos, the keys as they lie in the main images."""
+        """Keys and query of whole photos, the keys sampled at the positions of the main images."""
         if self.cache is None:
             keys, query = self._unit(*self.see(view.images, view.boxes))
         else:
-            # One by one, so that an entry does not depend on what else is in the batch.
+            # One by one, so that an entry does not depend on the rest of the batch.
             found = [self._kept(image[None], box[None]) for image, box in zip(view.images, view.boxes)]
             keys = torch.cat([k for k, _ in found])
             queries = [q for _, q in found if q is not None]
             query = torch.cat(queries) if queries else None
-        # Points -1 and 1 are the corner pixels' centres in ``affine``, and the image's edges here: a cell covers many.
+        # −1 and 1 are the corner pixels' centres in ``affine``, but the image's edges here: a cell covers many pixels.
         side = view.images.shape[-1]
         with torch.autocast(keys.device.type, enabled=False):
             to_view = torch.linalg.inv(view.affine[:, :, :2])
@@ -159,7 +158,7 @@ class Guide:
         return keys, query
 
     def _kept(self, image: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As ``_unit(see(image, box))`` in half precision, from the cache where it has it; image (1,3,H,W)."""
+        """``_unit(see(image, box))`` in half precision, from the cache if it is there; image (1,3,H,W)."""
         assert self.cache is not None
         self.build(image.device)
         with self._precision(image.device):
@@ -178,7 +177,7 @@ class Guide:
 
     @staticmethod
     def _unit(keys: Tensor, query: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """At length 1, which half precision holds for sure; only directions matter."""
+        """Normalised to length 1, so that half precision cannot overflow; only directions matter."""
         return F.normalize(keys, dim=1), None if query is None else F.normalize(query, dim=1)
 
     def see(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -216,14 +215,14 @@ class Guide:
         cfg = self.config
         if cfg.cue != "none" and (not isinstance(encoder, TimmViT) or encoder.model.cls_token is None):
             raise ConfigError(
-                f"method.guide.cue={cfg.cue} compares with a class token, and guide '{cfg.encoder.name}' has none; set "
-                f"method.guide.cue=none, or let method.guide.encoder.name be a ViT such as {DINO}."
+                f"method.guide.cue={cfg.cue} needs a class token, and guide '{cfg.encoder.name}' has none; set "
+                f"method.guide.cue=none, or method.guide.encoder.name to a ViT such as {DINO}."
             )
         if isinstance(encoder, TimmViT):
             if not encoder.has_attention:
                 raise ConfigError(
-                    f"Guide '{cfg.encoder.name}' is a ViT whose blocks keep no keys that could be read; let "
-                    f"method.guide.encoder.name be a plain one such as {DINO}."
+                    f"Guide '{cfg.encoder.name}' is a ViT whose keys cannot be recorded; set "
+                    f"method.guide.encoder.name to a plain ViT such as {DINO}."
                 )
             if not -encoder.depth <= cfg.block < encoder.depth:
                 raise ConfigError(f"method.guide.block={cfg.block}: the guide has blocks 0 to {encoder.depth - 1}.")
@@ -241,7 +240,7 @@ class Guide:
 
 @contextmanager
 def _named_as_guide() -> Iterator[None]:
-    """Errors of building an encoder speak of 'encoder.…', which is another section than the guide's."""
+    """Errors of building an encoder name 'encoder.…'; add that the guide's section is meant."""
     try:
         yield
     except (ConfigError, WeightsError) as error:
@@ -249,11 +248,11 @@ def _named_as_guide() -> Iterator[None]:
 
 
 def _shuffle(keys: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
-    """Keys (B,D,h,w) with their places in the photo exchanged at random, and those of the padding among themselves."""
+    """Keys (B,D,h,w) permuted at random: positions in the photo among themselves, those in padding likewise."""
     places = valid.flatten(1)
     drawn = torch.rand(places.shape, generator=generator, device=generator.device).to(keys.device)
-    source = (drawn - places.float()).argsort(1)  # the photo's places first, in random order
-    target = places.int().argsort(dim=1, descending=True, stable=True)  # and in reading order
+    source = (drawn - places.float()).argsort(1)  # the photo's positions first, in random order
+    target = places.int().argsort(dim=1, descending=True, stable=True)  # the photo's positions first, in reading order
     index = torch.empty_like(source).scatter_(1, target, source)
     return keys.flatten(2).gather(2, index[:, None].expand(-1, keys.shape[1], -1)).view_as(keys)
 
@@ -263,7 +262,7 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _photo(boxes: Tensor, size: tuple[int, int], like: Tensor) -> Tensor:
-    """bool (B,h,w) on the grid of ``like``: where the centre lies in the photo; boxes in pixels of ``size``."""
+    """bool (B,h,w) on the grid of ``like``: whether a centre lies in the photo; boxes in pixels of ``size``."""
     photo = inside(boxes, size)[:, None].float()
     return F.interpolate(photo, size=like.shape[-2:], mode="nearest-exact")[:, 0] > 0
 

@@ -1,4 +1,4 @@
-"""What a frozen network saw in photos, kept on disk: its weights never change, so neither does what it sees."""
+"""On-disk cache of a frozen network's features: its weights never change, so its features of a photo do not either."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from tagmask.errors import TagmaskError
 
 FORMAT = 1
-"""Of the entries; to be raised with each change of what a guide's entry holds or of how it is computed."""
+"""Version of the entries; raise it with each change of an entry's content or of its computation."""
 RECOUNT = 32
-"""Entries that a process adds, or is refused, before it counts the folder's bytes anew."""
+"""Calls of ``put`` after which a process counts the folder's bytes again."""
 STALE = 3600.0
-"""Seconds after which a file that was not moved to its place is that of a process that ended in between."""
+"""Age in seconds at which a temporary file is taken as left behind by a process that was killed."""
 
 
 class GuideCache:
-    """Tensors by key, a file each, in one folder of at most ``limit`` bytes.
+    """Tensors by key, one file an entry, in a folder of at most ``limit`` bytes.
 
-    When the folder is full nothing more is kept, and nothing is thrown out: photos come in a new order each epoch, so
-    that no entry is likelier to be asked for than another. A file is written beside its place and then moved there,
-    so that processes and runs may share a folder; each counts its bytes at the first entry that it brings and after
-    every ``RECOUNT`` of them, so w processes that fill it at once may pass the limit by w · RECOUNT entries.
+    A full folder takes no more entries and evicts none: photos come in a new order each epoch, so no entry is more
+    likely to be needed than another. Processes and runs may share a folder: a file is written under a temporary name,
+    then renamed. Each process counts the folder's bytes at its first entry and after every ``RECOUNT`` entries, so w
+    processes that fill it together may exceed the limit by w · RECOUNT entries.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -38,18 +38,18 @@ class GuideCache:
         self._told = False
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The entry's tensors, on the CPU, or None. A file that cannot be read is warned of and counts as none."""
+        """The entry's tensors, on the CPU, or None if there is none. Warns of a file that cannot be read: None, too."""
         path = self._path(key)
         try:
             return load_file(path)
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, ValueError) as error:
-            warnings.warn(f"{path}: not readable ({error}); it is made anew.", stacklevel=2)
+            warnings.warn(f"{path}: not readable ({error}); the entry is computed again.", stacklevel=2)
             return None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keep tensors (contiguous, on the CPU), unless the folder is full. Raises TagmaskError where writing fails."""
+        """Keep tensors (contiguous, on the CPU) unless the folder is full. Raises TagmaskError if writing fails."""
         path = self._path(key)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         size = sum(x.numel() * x.element_size() for x in tensors.values()) + 512  # with the file's header
@@ -70,14 +70,14 @@ class GuideCache:
                 beside.unlink(missing_ok=True)
             raise TagmaskError(
                 f"{path}: the guide's cache cannot be written ({error}). Make room, lower method.guide.cache_gb, name "
-                "another folder as method.guide.cache, or leave it out."
+                "another folder as method.guide.cache, or leave that out."
             ) from error
 
     def _count(self) -> int:
-        """Bytes of the folder's entries; throws out what processes that were killed have left beside them."""
+        """Bytes of the folder's entries; deletes temporary files of processes that were killed."""
         total = 0
         for path in self.folder.glob("??/*"):
-            with suppress(FileNotFoundError):  # another process moved or threw it out in between
+            with suppress(FileNotFoundError):  # another process renamed or deleted it meanwhile
                 about = path.stat()
                 if path.name.startswith(".") and time.time() - about.st_mtime > STALE:
                     path.unlink()
@@ -92,14 +92,14 @@ class GuideCache:
         if not self._told:
             warnings.warn(
                 f"{self.folder}: the guide's cache is full ({self._bytes / 1e9:.1f} of {self.limit / 1e9:.1f} GB); "
-                "what it has not is computed in each step. Raise method.guide.cache_gb to keep more.",
+                "further photos are computed in each step. Raise method.guide.cache_gb to keep more.",
                 stacklevel=3,
             )
             self._told = True
 
 
 def content_key(*parts: str | Tensor) -> str:
-    """A hash of texts and tensors: of a tensor its type, shape and values."""
+    """A hash of texts and of tensors (type, shape and values)."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
@@ -111,5 +111,5 @@ def content_key(*parts: str | Tensor) -> str:
 
 
 def weights_key(network: nn.Module) -> str:
-    """A hash of all of a network's parameters and buffers with their names."""
+    """A hash of the names and values of a network's parameters and buffers."""
     return content_key(*(part for name, value in network.state_dict().items() for part in (name, value)))

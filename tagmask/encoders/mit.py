@@ -46,26 +46,25 @@ STRIDES = {8: (4, 2, 1, 1), 16: (4, 2, 2, 1), 32: (4, 2, 2, 2)}
 """Strides of the stages by output stride; the paper's is 32, weakly supervised methods take 16 (AFA, TSCD)."""
 
 BLOCK_EPS = 1e-6
-"""Of the norms in blocks and behind stages, as the published weights were trained; the other norms have 1e-5."""
+"""eps of the norms in blocks and after stages in the published training; other norms have 1e-5."""
 UNIFORM_EPS = 1e-5
-"""Of all norms in the transformers library, and so of weights in its layout."""
+"""eps of all norms in the transformers library, used for weights in its layout."""
 
 
 class MiT(Encoder):
     """The four stages of a Mix Transformer, each after its LayerNorm, finest first.
 
     Map i is (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])). ``config.output_stride`` 8, 16 or 32 (or
-    None, the paper's 32) sets the strides of the stages. Blocks are counted over all stages; ``heads`` has each
-    block's. Recorded queries are (B, heads, N, d) for the N = h*w positions of the block's stage in row order, keys
+    None, the paper's 32) sets the strides of the stages. Blocks are numbered over all stages; ``heads`` has one entry a
+    block. Recorded queries are (B, heads, N, d) for the N = h*w positions of the block's stage in row order, keys
     (B, heads, M, d), and attention logits (B, heads, N, M), their products before the 1/sqrt(d) scale. The first three
     stages reduce keys by 8, 4 and 2 a side, so that only blocks of the last stage have M = N. Gradients flow through
     all of them; there is no class token and no prefix.
-    Norms have the eps of the network that the weights come from: weights in the layout of the transformers library
-    1e-5 throughout, all others 1e-6 in blocks and behind stages. The buffer ``uniform_eps`` says which, so that it is
-    saved and loaded with the weights.
+    Norms have the eps of the network that the weights come from: 1e-5 for weights in the layout of the transformers
+    library, for all others 1e-6 in blocks and after stages. The buffer ``uniform_eps`` keeps this with the weights.
     A stage smaller than its reduction is zero-padded for its keys; the published networks fail there.
-    Raises ConfigError for settings of other families or another output stride, WeightsError where pretrained weights
-    cannot be had or do not fit.
+    Raises ConfigError for settings of other families or another output stride, WeightsError if pretrained weights are
+    not found or do not fit.
     """
 
     uniform_eps: Tensor
@@ -82,7 +81,6 @@ class MiT(Encoder):
         load_weights(self.model, weights, lambda: ())
         self.register_buffer("uniform_eps", torch.tensor(uniform))
         _set_eps(self, uniform)
-        self.register_load_state_dict_pre_hook(_without_eps)
         self.register_load_state_dict_post_hook(_loaded_eps)
         self.channels = list(variant.channels)
         self.strides = list(accumulate(strides, mul))
@@ -163,7 +161,7 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and Mix-FFN, each behind a norm and beside a shortcut; also gives the queries and keys."""
+    """Attention and Mix-FFN, each with a norm before it and a residual connection; also returns queries and keys."""
 
     def __init__(self, channels: int, heads: int, reduction: int, drop_path: float) -> None:
         super().__init__()
@@ -214,7 +212,7 @@ class Attention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Two linear layers with a 3x3 depthwise convolution between them, whose zero padding tells positions (Eq. 3)."""
+    """Two linear layers with a 3x3 depthwise convolution between them, whose zero padding encodes positions (Eq. 3)."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -277,7 +275,7 @@ ORIGINAL = [
 
 
 def is_transformers(state: State) -> bool:
-    """Whether weights are in a layout of the transformers library, the saved or the one in memory."""
+    """Whether weights are in one of the transformers library's layouts: as saved, or as in memory."""
     return any(re.match(r"(?:segformer\.)?(?:encoder|stages\.\d)\.patch_embeddings\.", name) for name in state)
 
 
@@ -289,7 +287,7 @@ def from_published(state: State) -> State:
     result = {_renamed(name): value for name, value in state.items()}
     for name in [n for n in result if n.endswith(("attention.self.key.weight", "attention.self.key.bias"))]:
         other = name.replace(".self.key.", ".self.value.")
-        if other in result:  # else both names are left for the refusal
+        if other in result:  # else both names stay, and loading reports them
             joint = name.replace(".attention.self.key.", ".attn.kv.")
             result[joint] = torch.cat([result.pop(name), result.pop(other)])
     return result
@@ -314,13 +312,8 @@ def _set_eps(encoder: Any, uniform: bool) -> None:
 
 
 def _loaded_eps(encoder: Any, _: Any) -> None:
-    """The eps that loaded weights ran with."""
+    """Set the eps that the loaded weights were trained with."""
     _set_eps(encoder, bool(encoder.uniform_eps))
-
-
-def _without_eps(encoder: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Models saved before there was a choice ran with BLOCK_EPS."""
-    state.setdefault(f"{prefix}uniform_eps", torch.tensor(False))
 
 
 def _strides(config: EncoderConfig) -> tuple[int, int, int, int]:

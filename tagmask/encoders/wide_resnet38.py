@@ -16,7 +16,7 @@ from tagmask.errors import ConfigError
 from tagmask.types import Features
 
 CLASSIFIERS = ("linear1000", "fc8.")
-"""Layers behind the encoder: ImageNet's in the authors' file, that of the tags in files of AffinityNet's field."""
+"""Classifier layers: of ImageNet in the authors' file, of the tags in files of AffinityNet and its followers."""
 
 
 @ENCODERS.register("wide_resnet38")
@@ -71,7 +71,7 @@ class ResNet38(nn.Module):
         self.conv1a = nn.Conv2d(3, w, 3, padding=1, bias=False)
         self.blocks: list[str] = []
         inputs = w
-        # name, blocks, inner channels, outer channels, stride of the first block, dilation behind that stride
+        # name, blocks, inner channels, outer channels, stride of the first block, dilation after that stride
         for name, count, inner, outer, stride, dilation in [
             ("b2", 3, 2 * w, 2 * w, 2, 1),
             ("b3", 3, 4 * w, 4 * w, 2, 1),
@@ -97,7 +97,7 @@ class ResNet38(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each behind batch norm and ReLU, beside a shortcut. Gives (output, activated input)."""
+    """Two 3x3 convolutions, each after batch norm and ReLU, and a shortcut. Returns (output, activated input)."""
 
     def __init__(
         self, inputs: int, inner: int, outer: int, stride: int, first_dilation: int, second_dilation: int
@@ -119,7 +119,7 @@ class Block(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, dilated 3x3 and 1x1 convolution with dropout before the last two. Gives (output, activated input)."""
+    """1x1, dilated 3x3 and 1x1 convolution with dropout before the last two. Returns (output, activated input)."""
 
     def __init__(self, inputs: int, outer: int, stride: int, dilation: int, dropout: float) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def _conv3x3(inputs: int, outputs: int, stride: int, dilation: int) -> nn.Conv2d
 
 
 def _check(config: EncoderConfig) -> int:
-    """The output stride. Raises ConfigError for settings that this network has no use for."""
+    """The output stride. Raises ConfigError for settings that this network does not support."""
     if config.layout != "default" or config.blocks is not None:
         raise ConfigError("encoder.layout and encoder.blocks are not for 'wide_resnet38'; leave them out.")
     if config.drop_path:

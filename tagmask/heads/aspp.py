@@ -14,12 +14,12 @@ from tagmask.types import Features
 
 @HEADS.register("aspp")
 class ASPP(nn.Module):
-    """Sum of 3x3 convolutions to the logits, each with a dilation of its own (Chen et al., 2017, arXiv 1606.00915).
+    """Sum of 3x3 convolutions of different dilations to the logits (Chen et al., 2017, arXiv 1606.00915).
 
-    The form that its ResNet-101 has: no layer between the features and the logits. Takes the encoder's last map,
-    (B,channels[-1],h,w), to logits (B,num_outputs,h,w). Options: dilations on a map of stride 8, which are halved at
-    stride 16 and so on, so that the head sees the same pixels; dropout of the features, by channel. Weights start
-    normal with standard deviation 0.01, biases 0. Raises ConfigError without a dilation.
+    As in the paper's ResNet-101, no layer lies between features and logits. Maps the encoder's last map,
+    (B,channels[-1],h,w), to logits (B,num_outputs,h,w). Options: dilations for a map of stride 8, halved at stride 16
+    and so on, so that the field of view in pixels stays the same; dropout of the features, by channel. Initial weights
+    are normal with standard deviation 0.01, biases 0. Raises ConfigError without dilations and for one below 1.
     """
 
     def __init__(

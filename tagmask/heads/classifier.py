@@ -12,9 +12,9 @@ from tagmask.errors import ConfigError
 class Classifier(nn.Module):
     """A 1x1 convolution without bias to one map of logits a class, pooled to scores.
 
-    With 'avg' pooling the score is the mean of the class's map, which makes the map the class activation map of
-    Zhou et al., 2016 (arXiv 1512.04150); with 'max' it is the maximum. Weights start normal with standard deviation
-    0.01, so that scores start near 0 and no class is preferred. Raises ConfigError for another pooling.
+    With 'avg' pooling a score is the mean of its map, and the map is the class activation map of Zhou et al., 2016
+    (arXiv 1512.04150); with 'max' it is the maximum. Initial weights are normal with standard deviation 0.01, so that
+    scores start near 0. Raises ConfigError for another pooling.
 
     >>> scores = Classifier(512, 20)(torch.rand(2, 512, 14, 14))  # (2, 20)
     """

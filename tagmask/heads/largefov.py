@@ -12,9 +12,9 @@ from tagmask.types import Features
 class LargeFOV(nn.Module):
     """Two dilated 3x3 convolutions with ReLU, then a 1x1, after Chen et al., 2015 (arXiv 1412.7062).
 
-    Takes the encoder's last map, (B,channels[-1],h,w), to logits (B,num_outputs,h,w). Options: dilation of the 3x3
-    convolutions, hidden channels, dropout after each ReLU. Hidden weights start by He et al.'s rule, those of the last
-    layer normal with standard deviation 0.01, biases 0.
+    Maps the encoder's last map, (B,channels[-1],h,w), to logits (B,num_outputs,h,w). Options: dilation of the 3x3
+    convolutions, hidden channels, dropout after each ReLU. Initial weights: He et al.'s in the hidden layers, normal
+    with standard deviation 0.01 in the last; biases 0.
     """
 
     def __init__(

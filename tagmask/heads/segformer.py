@@ -1,4 +1,4 @@
-"""The all-MLP head of SegFormer: projects all maps, joins them on the finest grid."""
+"""The all-MLP head of SegFormer: project all maps, concatenate them on the finest grid."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAPS = 4
 class SegFormer(nn.Module):
     """Xie et al., 2021 (arXiv 2105.15203), Eq. 4: project, resize, concatenate, fuse, predict.
 
-    Takes the last four of the encoder's maps, or all where there are fewer, each (B,channels[i],h_i,w_i), to logits
-    (B,num_outputs,h,w) on the finest of their grids (bilinear, corners not aligned). Options: embed, the width, and
-    dropout before the prediction. The fused map is normalised in groups rather than over the batch: the same at batch
-    size 1, on any number of processes, in training and test. Hidden weights start by He et al.'s rule, those of the
-    last layer normal with standard deviation 0.01, biases 0.
+    Maps the encoder's last four maps (all if there are fewer), each (B,channels[i],h_i,w_i), to logits
+    (B,num_outputs,h,w) on the finest of their grids (bilinear, align_corners=False). Options: embed, the number of
+    channels, and dropout before the prediction. Group norm replaces batch norm, so that the result depends neither on
+    the batch nor on the number of processes. Initial weights: He et al.'s in the hidden layers, normal with standard
+    deviation 0.01 in the last; biases 0.
     """
 
     def __init__(

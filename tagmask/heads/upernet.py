@@ -18,16 +18,17 @@ MAPS = 4
 
 @HEADS.register("upernet")
 class UPerNet(nn.Module):
-    """Xiao et al., 2018 (arXiv 1807.10221): pyramid pooling on the last map, then a feature pyramid, joined.
+    """Xiao et al., 2018 (arXiv 1807.10221): pyramid pooling on the last map, then a feature pyramid.
 
-    Pyramid pooling: the last map is averaged over ``bins`` x ``bins`` cells for each of ``bins``, projected, resized
-    back and fused with it. Feature pyramid: each finer map, projected, plus the coarser one, resized. All levels are
-    joined on the finest grid and fused. Takes the last four of the encoder's maps, or all where there are fewer, each
-    (B,channels[i],h_i,w_i), to logits (B,num_outputs,h,w) on the finest of their grids (bilinear, corners not aligned).
+    Pyramid pooling: for each n in ``bins`` the last map is averaged over n x n cells, projected and resized back; all
+    are fused with the map. Feature pyramid: each finer map is projected and the resized coarser level added. All
+    levels are concatenated on the finest grid and fused. Maps the encoder's last four maps (all if there are fewer),
+    each (B,channels[i],h_i,w_i), to logits (B,num_outputs,h,w) on the finest of their grids (bilinear,
+    align_corners=False).
 
-    Options: embed, the width; bins; dropout before the prediction. Layers are normalised in groups, as in
-    ``SegFormer``, where the paper does it over the batch. Hidden weights start by He et al.'s rule, those of the last
-    layer normal with standard deviation 0.01, its bias 0. Raises ConfigError without a bin.
+    Options: embed, the number of channels; bins; dropout before the prediction. Group norm replaces the paper's batch
+    norm, as in ``SegFormer``. Initial weights: He et al.'s in the hidden layers, normal with standard deviation 0.01 in
+    the last; its bias 0. Raises ConfigError without bins and for one below 1.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class UPerNet(nn.Module):
 
 
 def layer(inputs: int, outputs: int, size: int) -> nn.Sequential:
-    """A convolution of ``size`` that keeps the grid, normalisation in groups, ReLU."""
-    groups = math.gcd(32, outputs, max(1, outputs // 8))  # of 8 channels at least: a bin may be a single position
+    """A ``size`` x ``size`` convolution that keeps the grid, group norm, ReLU."""
+    groups = math.gcd(32, outputs, max(1, outputs // 8))  # at least 8 channels a group: a bin may be one position
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return nn.Sequential(conv, nn.GroupNorm(groups, outputs), nn.ReLU())

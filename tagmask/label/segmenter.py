@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tagmask.config import LabelConfig, RunConfig, merge
 from tagmask.data import read_image, write_mask
-from tagmask.data.reading import image_tensor
+from tagmask.data.pixels import image_tensor
 from tagmask.errors import DataError, nearest
 from tagmask.label.infer import Inference
 from tagmask.label.look import Look

@@ -1,4 +1,4 @@
-"""Affinity from attention: which pairs of positions belong to one class, and the loss that teaches it."""
+"""Affinity from attention: labels of pairs of positions, and the loss that trains affinities on them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def affinity_labels(labels: Tensor, radius: int) -> Tensor:
-    """What each pair of positions is to the affinity loss: 1 same class, 0 different classes, 255 left out.
+    """Labels of pairs of positions for the affinity loss: 1 same class, 0 different classes, 255 ignored.
 
-    AFA (Ru et al., Learning Affinity from Attention, CVPR 2022): pairs count inside a square window,
-    |Δy| ≤ radius and |Δx| ≤ radius, and where neither label is ignored. A position and itself are a positive pair
-    (unless ignored), and so are two positions of background.
+    AFA (Ru et al., Learning Affinity from Attention, CVPR 2022). A pair counts inside a square window, |Δy| ≤ radius
+    and |Δx| ≤ radius, and if neither label is ignored. A position forms a positive pair with itself, and two positions
+    of background are a positive pair.
 
-    labels: integers (B,h,w) at the grid of the affinity, 0 background, 1..C, 255 ignored; bring label maps of
-    another size there with ``downsample_labels``. radius: window radius in grid steps, an integer from 0 up (AFA: 8).
+    labels: integers (B,h,w) on the grid of the affinity, 0 background, 1..C, 255 ignored; ``downsample_labels``
+    brings larger label maps to it. radius: window radius in grid steps, an integer from 0 up (AFA: 8).
     Returns uint8 (B,N,N), N = h·w positions in rows, symmetric.
 
-    Memory: one byte a pair, and as much for the windows of one image (cached by size and radius).
+    Memory: one byte a pair, and N² bytes for the window mask (cached by size and radius).
     Raises TagmaskError when shape, dtype or radius do not fit.
 
     Example:
@@ -63,11 +63,11 @@ def affinity_labels(labels: Tensor, radius: int) -> Tensor:
 def affinity_loss(affinity: Tensor, labels: Tensor) -> Tensor:
     """½ mean of 1 − A over the positive pairs + ½ mean of A over the negative pairs.
 
-    AFA (Ru et al., Learning Affinity from Attention, CVPR 2022). The means go over the pairs of the whole
-    batch, and their counts are raised by 1, so that a batch without positive or negative pairs adds 0.
+    AFA (Ru et al., Learning Affinity from Attention, CVPR 2022). The means go over the pairs of the whole batch and
+    divide by their number + 1, so that a batch without positive or negative pairs adds 0.
 
-    affinity: (B,N,N) in (0,1), after the sigmoid. labels: integers (B,N,N) of ``affinity_labels``: 1, 0, or 255 left
-    out. Returns a scalar in [0,1), float32 for half-precision affinities; left-out pairs get no gradient.
+    affinity: (B,N,N) in (0,1), after the sigmoid. labels: integers (B,N,N) of ``affinity_labels``: 1, 0, or 255
+    ignored. Returns a scalar in [0,1), float32 for half-precision affinities; ignored pairs get no gradient.
     Raises TagmaskError when shapes or dtypes do not fit.
     """
     if affinity.dim() != 3 or affinity.shape != labels.shape or affinity.shape[1] != affinity.shape[2]:
@@ -82,7 +82,7 @@ def affinity_loss(affinity: Tensor, labels: Tensor) -> Tensor:
     if affinity.dtype in (torch.float16, torch.bfloat16):
         affinity = affinity.float()
     positive, negative = labels == 1, labels == 0
-    # where, not a product: what is left out may be anything, even NaN.
+    # where, not a product: ignored pairs may hold NaN.
     attraction = torch.where(positive, 1 - affinity, 0).sum() / (positive.sum() + 1)
     repulsion = torch.where(negative, affinity, 0).sum() / (negative.sum() + 1)
     return 0.5 * (attraction + repulsion)

@@ -1,4 +1,4 @@
-"""Cross-entropy in which background and foreground weigh the same."""
+"""Cross-entropy in which background and foreground have equal weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """½ mean cross-entropy of the background pixels + ½ that of the foreground pixels.
 
     The segmentation loss of the single-stage methods (AFA, CVPR 2022). The means go over the batch's pixels; a half
-    without pixels is 0, and so is its gradient.
+    without pixels is 0 and has no gradient.
 
     logits: (B,C+1,h,w), background first, resized to the labels' size where it differs (bilinear,
     align_corners=False). labels: integers (B,H,W), 0 background, 1..C, 255 ignored. Returns a scalar ≥ 0, float32
@@ -33,7 +33,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     labels = labels.long()
-    # Ignored pixels come out of cross_entropy as 0, with gradient 0.
+    # cross_entropy gives ignored pixels value and gradient 0.
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     background = labels == 0
     foreground = ~background & (labels != IGNORE)

@@ -1,4 +1,4 @@
-"""CAM correspondence: class maps of a local view shall be alike where the global view's labels agree."""
+"""CAM correspondence: class maps of a local view should be similar where the global view gives one label."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ from tagmask.losses.affinity import LABEL_TYPES
 from tagmask.types import IGNORE
 
 EPS = 1e-8
-"""Smallest norm that a vector is divided by: an activation of zeros is unlike everything, itself included."""
+"""Lower bound of a norm in a cosine: an activation of zeros has similarity 0 with everything, itself included."""
 TINY = 1e-38
-"""Stands for 0 where a logarithm is taken."""
+"""Lower bound of the argument of a logarithm."""
 
 CPU_VALUES = 2**18
 GPU_VALUES = 2**24
-"""Values (pairs times channels) worked on at once; on CPUs what fits into the cache."""
+"""Values (pairs times channels) processed at once; on CPUs as many as fit in the cache."""
 
 
 def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "cosine"] = "js") -> Tensor:
     """Mean of 1 − similarity over the pairs of positions with one label + mean of similarity over the other pairs.
 
-    (DINO is Also a Semantic Guider, ACM MM 2024, equation 11.) Pairs are two different positions of one view whose
-    labels are not ignored. The equation is printed with a divergence D, 1 − D on pairs of one label, which would
-    reward unlike activations there and contradicts the text around it; D is read as a similarity:
+    (DINO is Also a Semantic Guider, ACM MM 2024, equation 11.) A pair is two different positions of one view whose
+    labels are not ignored. The printed equation has 1 − D on pairs of one label, D being a divergence. That would
+    reward dissimilar activations there, against the text around it, so D is read as a similarity:
 
     - ``js``: 1 − JS(p, q) / ln 2, JS the Jensen-Shannon divergence of the softmax over the channels, at most ln 2;
     - ``cosine``: the absolute cosine of the activations themselves.
 
-    Activations that are the same in all positions of one label therefore cost 0 there. A half without pairs is 0. The
-    result is the mean over views; the printed sum over an image's N local views is N times that.
+    A half without pairs is 0. The result is the mean over views; the printed sum over an image's N local views is N
+    times that.
 
-    cams: (B,C,h,w) raw class maps, B views; ``js`` needs C ≥ 2 (the softmax over one class is the same everywhere).
-    labels: integers (B,h,w) on the same grid, 0 background, 1..C, 255 ignored. Returns a scalar in [0,2], float32 for
-    half-precision maps. Memory besides the input is bounded: pairs are worked on in strips and their gradients found
-    on the way; second derivatives are therefore not available. Raises TagmaskError when shapes, dtypes or
-    ``divergence`` do not fit.
+    cams: (B,C,h,w) raw class maps, B views; ``js`` needs C ≥ 2. labels: integers (B,h,w) on the same grid, 0
+    background, 1..C, 255 ignored. Returns a scalar in [0,2], float32 for half-precision maps. Memory besides the input
+    is bounded: pairs are processed in strips, and the forward pass computes the gradient. There are no second
+    derivatives. Raises TagmaskError when shapes, dtypes or ``divergence`` do not fit.
 
     Example:
         >>> cam_correspondence(torch.zeros(1, 3, 2, 2), torch.ones(1, 2, 2, dtype=torch.long), "js")
@@ -55,14 +54,14 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
     if divergence not in ("js", "cosine"):
         raise TagmaskError(f"CAM correspondence: the divergence is 'js' or 'cosine', got '{divergence}'.")
     if divergence == "js" and cams.shape[1] < 2:
-        raise TagmaskError("CAM correspondence: 'js' needs two classes; of one the softmax is 1 everywhere.")
+        raise TagmaskError("CAM correspondence: 'js' needs two classes or more; the softmax over one is 1 everywhere.")
     flat = labels.flatten(1)
     positive, negative = _pair_counts(flat)
     with torch.autocast(cams.device.type, enabled=False):
         vectors = cams.flatten(2).mT
         if vectors.dtype in (torch.float16, torch.bfloat16):
             vectors = vectors.float()
-        # Unlikeness is linear in the pairs' values: a constant for each half, and one weight a pair.
+        # The loss is linear in the pairs' similarities: one weight a pair and a constant for each half.
         weights = 1 / torch.stack([positive.clamp(min=1), -negative.clamp(min=1)]).to(vectors)
         if divergence == "js":
             logs = vectors.log_softmax(2)
@@ -76,8 +75,8 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
 class _JensenShannon(torch.autograd.Function):
     """(B,): Σ_ij w_ij JS(p_i, p_j) over a view's ordered pairs; p (B,n,C) and its logarithm, labels (B,n), w (2,B).
 
-    With m = (p_i + p_j) / 2 the gradient to p_i is g_i = Σ_j w_ij (log p_i − log m), and the sum itself is Σ_i p_i·g_i
-    (it is homogeneous in all p together): one visit of each pair gives both.
+    With m = (p_i + p_j) / 2 the gradient to p_i is g_i = Σ_j w_ij (log p_i − log m). The sum is homogeneous of degree
+    1 in p, so it equals Σ_i p_i·g_i (Euler): one pass over the pairs gives both.
     """
 
     @staticmethod
@@ -118,24 +117,24 @@ class _AbsoluteCosine(torch.autograd.Function):
 
 
 def _strips(x: Tensor, values_a_row: int) -> list[tuple[int, slice]]:
-    """View and rows of strips that hold about CPU_VALUES or GPU_VALUES values."""
+    """(view, rows) of strips of about CPU_VALUES or GPU_VALUES values."""
     budget = CPU_VALUES if x.device.type == "cpu" else GPU_VALUES
     step = max(1, budget // max(1, values_a_row))
     return [(b, slice(start, start + step)) for b in range(len(x)) for start in range(0, x.shape[1], step)]
 
 
 def _pair_weights(labels: Tensor, rows: slice, weights: Tensor) -> Tensor:
-    """(r,n): what each pair of the strip weighs; weights: of a pair with one label, of one with two labels."""
+    """Weights of the strip's pairs, (r,n). weights: of pairs with equal and with different labels."""
     mine, others = labels[rows, None], labels[None]
     pairs = torch.where(mine == others, weights[0], weights[1])
     pairs = pairs.masked_fill_((mine == IGNORE) | (others == IGNORE), 0)
     at = torch.arange(len(mine), device=labels.device)
-    pairs[at, at + rows.start] = 0  # a position and itself are no pair
+    pairs[at, at + rows.start] = 0  # a position forms no pair with itself
     return pairs
 
 
 def _pair_counts(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Ordered pairs of two different positions with one label and with two, long (B,) each; labels (B,n)."""
+    """Numbers of ordered pairs with equal and with different labels, long (B,) each; labels (B,n)."""
     counts = torch.zeros(len(labels), IGNORE + 1, dtype=torch.long, device=labels.device)
     counts.scatter_add_(1, labels.long(), torch.ones_like(labels, dtype=torch.long))
     counts = counts[:, :IGNORE]

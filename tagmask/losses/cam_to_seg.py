@@ -1,4 +1,4 @@
-"""Cross-entropy of a segmentation against CAM labels, pixels weighted by the labels' reliability."""
+"""Cross-entropy of a segmentation with CAM labels, weighted by the labels' reliability."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tagmask.errors import TagmaskError
 from tagmask.types import IGNORE
 
 LEAST = 1e-8
-"""Smallest perplexity that is divided by."""
+"""Lower bound of a divisor."""
 
 
 def cam_to_seg(
@@ -23,16 +23,15 @@ def cam_to_seg(
     """Mean cross-entropy over the batch's pixels R, each weighted by |R| · P⁻¹ / Σ P⁻¹, P being its perplexity.
 
     Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 5 ("reliability based adaptive weighting").
-    The fraction as printed comes out proportional to P; its text says that reliability is the reciprocal of
-    perplexity, and that is done here. Without ``perplexity`` all pixels weigh the same. ``balanced``: half of
-    that mean over the pixels labelled background and half of that over the others, a half without pixels being 0 (the
-    released code's, there without perplexity). Weights take no gradient.
+    The printed fraction is proportional to P, but the text says that reliability is the reciprocal of perplexity; this
+    function follows the text. Without ``perplexity`` all pixels have equal weight. Weights get no gradient.
 
     logits: (B,C+1,h,w), background first, resized to the labels' size where it differs (bilinear,
-    align_corners=False). log_probs: they are a log_softmax already, of the labels' size, as it pays to make once for
-    several kinds of labels. labels: integers (B,H,W), 0 background, 1..C, 255 ignored. perplexity: (B,H,W), 0 to ∞; a
-    pixel of infinite perplexity weighs nothing. Returns a scalar ≥ 0, float32 for half-precision logits; 0, with
-    gradient 0, where nothing has weight. Raises TagmaskError when shapes do not fit.
+    align_corners=False). labels: integers (B,H,W), 0 background, 1..C, 255 ignored. perplexity: (B,H,W), 0 to ∞; an
+    infinite one gives weight 0. log_probs: ``logits`` are a log_softmax of the labels' size, which a caller can share
+    between several kinds of labels. balanced: ½ the mean over the background's pixels + ½ that over the others, as in
+    the released code (there without perplexity); a half without pixels is 0. Returns a scalar ≥ 0, float32 for
+    half-precision logits; 0, with gradient 0, if all weights are 0. Raises TagmaskError when shapes do not fit.
 
     Example:
         >>> labels = torch.tensor([[[0, 1]]])
@@ -58,13 +57,13 @@ def cam_to_seg(
                 "in size; resize the logits before their log_softmax."
             )
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    # Ignored pixels come out as 0, with gradient 0.
+    # nll_loss gives ignored pixels value and gradient 0.
     known = logits if log_probs else logits.log_softmax(1)
     losses = F.nll_loss(known, labels.long(), ignore_index=IGNORE, reduction="none")
     weights = (labels != IGNORE).to(losses.dtype)
     if perplexity is not None:
         weights = weights / perplexity.detach().to(losses.dtype).clamp(min=LEAST)
-    # |R| cancels against the mean.
+    # |R| cancels with the mean's divisor.
     if not balanced:
         return (losses * weights).sum() / weights.sum().clamp(min=LEAST)
     background = labels == 0

@@ -1,4 +1,4 @@
-"""Contrastive separation: class maps of like regions shall be alike, of unlike regions different."""
+"""Contrastive separation: class vectors of one label attract, those of different labels repel each other."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from tagmask.errors import TagmaskError
 from tagmask.types import IGNORE
 
 EPS = 1e-8
-"""Smallest norm that a vector is divided by."""
+"""Lower bound of a norm in a cosine."""
 
 CPU_PAIRS = 2**18
 GPU_PAIRS = 2**24
-"""Pairs of positions worked on at once; on CPUs what fits into the cache."""
+"""Pairs of positions processed at once; on CPUs as many as fit in the cache."""
 
 
 def contrastive_separation(
     cams: Tensor, labels: Tensor, perplexity: Tensor, epsilon: float = 1.0, temperature: float = 0.1
 ) -> Tensor:
-    """InfoNCE between the class vectors of positions whose labels are sure.
+    """InfoNCE between the class vectors of positions with a confident label.
 
-    Yang et al., Co-training with Swapping Assignments, ECCV 2024, equations 9 and 10. Within an image, Ω are the
-    positions of perplexity ≤ ε; those of one label are positives of each other, the others negatives. For anchor i,
-    −log L_ip / (L_ip + Σ_n L_in) is averaged over its positives p, n being its negatives and L_ij = exp(cosine of the
-    class vectors at i and j / temperature); this is averaged over Ω, then over images. Anchors without a positive are
-    left out, and so are images without anchors. Gradient flows into ``cams`` only.
+    Yang et al., Co-training with Swapping Assignments, ECCV 2024, equations 9 and 10. Ω are the positions of an image
+    with perplexity ≤ ε. Two of them are positives of each other if they have one label, else negatives. Anchor i
+    costs the mean over its positives p of −log L_ip / (L_ip + Σ_n L_in), with its negatives n and L_ij = exp(cosine of
+    the class vectors at i and j / temperature). The loss is the mean over the anchors of an image that have a positive,
+    then the mean over the images that have such anchors. Gradient flows into ``cams`` only.
 
     cams: (B,C,h,w), class maps of any range. labels: integers (B,h,w), 0 background, 1..C, 255 never in Ω.
     perplexity: (B,h,w). epsilon: largest perplexity in Ω. temperature: above 0. Returns a scalar ≥ 0, float32 for
-    half-precision maps; 0 where there is no anchor. Memory is bounded, whatever the maps' size: anchors are worked on
-    in strips, and their gradients are found on the way, not kept for later; second derivatives are therefore not
-    available. At its largest it is some eight matrices of 2^18 pairs, 1 MB each in float32 (on GPUs 2^24 and 64 MB).
-    Raises TagmaskError when shapes do not fit and for a temperature that is not above 0.
+    half-precision maps; 0 without anchors. Memory does not grow with the maps: anchors are processed in strips, and
+    the forward pass computes the gradient. It peaks at some eight matrices of 2^18 pairs, 1 MB each in float32 (on
+    GPUs 2^24 and 64 MB). There are no second derivatives. Raises TagmaskError when shapes do not fit and for a
+    temperature that is not above 0.
 
     Example:
         >>> labels = torch.tensor([[[0, 0], [1, 1]]])
@@ -86,7 +86,7 @@ class _AnchorSum(torch.autograd.Function):
             similarity = vectors[rows] @ vectors.mT / temperature
             same = labels[rows, None] == labels
             negative = similarity.masked_fill(same, -torch.inf)
-            # An empty sum has an infinite logarithm, which would make NaN of 0: the least number does as well.
+            # An empty sum has the logarithm −∞, which would give NaN below; the least finite number does not.
             behind = negative.logsumexp(1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).min)
             excess = behind - similarity
             share = same.to(vectors.dtype) / positives[rows, None].clamp(min=1)

@@ -1,4 +1,4 @@
-"""Dense energy: neighbouring pixels of like colour should not differ in class."""
+"""Dense energy: neighbouring pixels of similar colour should have one class."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from tagmask.types import IGNORE, inside
 
 
 class DenseEnergy(nn.Module):
-    """Regulariser of segmentation probabilities S by the image's colours, with a gate on confident pixels.
+    """Colour-based regulariser of segmentation probabilities S, gated by their confidence.
 
     Tang et al., On Regularized Losses for Weakly-supervised CNN Segmentation, ECCV 2018, in the gated form of the
     single-stage methods (AFA, TSCD, ToCo):
 
         −weight / B · Σ S · gate · (K S),   gate = max(ROI − max_k S, 0), and 1 where the label is 255,
 
-    with S cut to the region of interest ROI (the boxes). K is the Gaussian over RGB / sigma_rgb and (x,y) / (sigma_xy
-    · scale), a pixel itself included, filtered by the permutohedral lattice and *not* normalised: it is 0.5 to 0.6 of
-    the exact Gaussian sum on photos, and the published weight 1e-7 is meant for it. The gate takes no gradient.
+    with S set to 0 outside the region of interest ROI (the boxes). K is the Gaussian kernel over RGB / sigma_rgb and
+    (x,y) / (sigma_xy · scale), including a pixel itself, approximated by the permutohedral lattice and *not*
+    normalised. On photos the lattice gives 0.5 to 0.6 of the exact Gaussian sum; the published weight 1e-7 was chosen
+    with it. The gate gets no gradient.
 
-    sigma_rgb: in colours of 0..255. sigma_xy: in pixels of the images. scale: of the grid to compute on; images,
-    boxes and labels go there by nearest neighbour, probabilities bilinearly. gradient: 'exact' differentiates the
-    formula; 'release' takes −2 · weight / B · gate · (K S) instead, as the released codes do, so that confident
-    pixels (gate 0) are not pulled.
+    sigma_rgb: in colours of 0..255. sigma_xy: in pixels of the images. scale: of the grid that is computed on; images,
+    boxes and labels are resized to it by nearest neighbour, probabilities bilinearly. gradient: 'exact' differentiates
+    the formula; 'release' takes −2 · weight / B · gate · (K S), as the released codes do, so that confident pixels
+    (gate 0) get no gradient.
 
     Call: images float (B,3,H,W) in [0,1]; probs (B,K,h,w), softmax over K; boxes long (B,4), valid pixels
     (x0,y0,x1,y1) of the images; labels integers (B,H,W) or None → scalar ≤ 0, float32 (float64 for such probs),
@@ -81,7 +82,7 @@ class DenseEnergy(nn.Module):
             with torch.no_grad():
                 filtered = gate * lattice.filter(flat)
             energy = (flat * filtered).sum()
-            energy = 2 * energy - energy.detach()  # the value once, its gradient twice
+            energy = 2 * energy - energy.detach()  # keeps the value, doubles the gradient
         else:
             energy = (flat * gate * lattice.filter(flat)).sum()
         return -self.weight / max(1, count) * energy

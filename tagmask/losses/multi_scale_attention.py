@@ -1,4 +1,4 @@
-"""Class maps of several scales taught by another network's, those of unlike scales weighing more."""
+"""Multi-scale attention: CAMs of several scales learn from another network's, dissimilar ones with more weight."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def multi_scale_attention(
 ) -> Tensor:
     """L1 distance of each scale's CAM to a weighted mean of the other network's CAMs of all scales.
 
-    Yoon et al., Exploring Pixel-level Self-supervision for Weakly Supervised Semantic Segmentation, equations 6 to 8:
-    for each tagged class ξ_ij = 2 − cos(main_i, support_j) over the positions of the map, and the target of scale i
-    is ⅓ Σ_j ξ_ij support_j. ξ is in [1,2] for CAMs ≥ 0, so the printed target reaches 2 where CAMs end at 1;
-    ``normalized`` divides the ξ of a scale i by their mean, so that they sum to 3. Targets are constants: gradient
-    flows into ``cams_main`` only, and not through ξ.
+    Yoon et al., Exploring Pixel-level Self-supervision for Weakly Supervised Semantic Segmentation, equations 6 to 8.
+    For each tagged class ξ_ij = 2 − cos(main_i, support_j) over the positions of the map, and the target of scale i
+    is ⅓ Σ_j ξ_ij support_j. For CAMs in [0,1] ξ is in [1,2], so the printed target reaches up to 2; ``normalized``
+    divides the ξ of a scale i by their mean. Targets are constants: gradient flows into ``cams_main`` only, and not
+    through ξ.
 
-    cams_main: one (B,C,h,w) in [0,1] a scale, usually three, on one grid. cams_support: likewise; any number, so that
-    the paper's single-multi module (SMM) is one scale of ``cams_main``. tags: (B,C) of 0/1; others take no part.
+    cams_main: one (B,C,h,w) in [0,1] a scale, usually three, on one grid. cams_support: likewise, any number; one
+    scale of ``cams_main`` is the paper's single-multi module (SMM). tags: (B,C) of 0/1; only tagged classes count.
     attention: False sets ξ = 1 (the paper's MMM). reduction: of the L1 norm over positions, 'mean' or, as printed,
-    'sum'; it is summed over tagged classes and scales, and the mean is taken over images. valid: (B,h,w) bool,
-    positions that count, in ξ as in the norm; default: all.
+    'sum'; it is summed over tagged classes and scales and averaged over images. valid: (B,h,w) bool, positions that
+    count, in ξ and in the norm; default: all.
     Returns a scalar ≥ 0, float32 for half-precision CAMs. Raises TagmaskError when the shapes do not fit.
 
     Example:
@@ -52,7 +52,7 @@ def multi_scale_attention(
         main = main.float()
     valid = main.new_ones(len(tags), *main.shape[-2:]) if valid is None else valid.to(main.dtype)
     main, support = main * valid[:, None], support * valid[:, None]
-    # Only the tagged classes of each image: (scales, n, positions).
+    # The tagged classes of all images in one dimension: (scales, n, positions).
     tagged = tags > 0
     main, support = main.flatten(3)[:, tagged], support.to(main.dtype).flatten(3)[:, tagged].detach()
     weights = main.new_ones(len(main), len(support), main.shape[1])

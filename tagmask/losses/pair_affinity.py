@@ -1,4 +1,4 @@
-"""Affinity of pairs of positions: which pairs teach it, and the loss of AffinityNet and IRN."""
+"""Affinity of pairs of positions: their labels, and the loss of AffinityNet and IRN."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from tagmask.losses.affinity import LABEL_TYPES
 from tagmask.types import IGNORE
 
 NEGATIVE, BACKGROUND, FOREGROUND = 0, 1, 2
-"""Kinds of a pair: of two classes, both background, both of one foreground class. ``IGNORE``: left out."""
+"""Kinds of a pair: different classes, both background, one foreground class. ``IGNORE``: not counted."""
 
 EPSILON = 1e-5
-"""Added inside the logarithms: an affinity of exactly 0 or 1 would cost infinitely much."""
+"""Added inside the logarithms, which would be infinite at an affinity of exactly 0 or 1."""
 
 
 def pair_labels(labels: Tensor, edges: Tensor) -> Tensor:
-    """What each pair of positions teaches: 2 same foreground class, 1 both background, 0 different, 255 left out.
+    """The kind of each pair of positions: 2 same foreground class, 1 both background, 0 different, 255 ignored.
 
     The sets P⁺_fg, P⁺_bg and P⁻ of AffinityNet (Ahn and Kwak, Learning Pixel-level Semantic Affinity with Image-level
     Supervision, CVPR 2018, equations 4 and 5), which IRN (Ahn, Cho and Kwak, Weakly Supervised Learning of Instance
-    Segmentation with Inter-pixel Relations, CVPR 2019) shares. A pair with an ignored end is left out.
+    Segmentation with Inter-pixel Relations, CVPR 2019) shares. A pair with an ignored end is ignored.
 
     labels: integers (B,h,w), 0 background, 1..C, 255 ignored, on the grid of the affinity (``downsample_labels``).
     edges: integers (2,E), flat positions y·w + x. Returns uint8 (B,E). Raises TagmaskError when shapes do not fit.
@@ -43,7 +43,7 @@ def pair_labels(labels: Tensor, edges: Tensor) -> Tensor:
 
 
 def pair_affinity_loss(affinity: Tensor, kinds: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of affinities, each kind of pair by itself. AffinityNet, equations 6 to 8; IRN, equation 6.
+    """Cross-entropy of affinities, one term a kind of pair. AffinityNet, equations 6 to 8; IRN, equation 6.
 
         fg  = −1/|P⁺_fg| Σ log(a + ε)      bg = −1/|P⁺_bg| Σ log(a + ε)      neg = −1/|P⁻| Σ log(1 − a + ε)
 
@@ -65,7 +65,7 @@ def pair_affinity_loss(affinity: Tensor, kinds: Tensor) -> dict[str, Tensor]:
 
 
 def weighted(terms: dict[str, Tensor]) -> Tensor:
-    """¼·fg + ¼·bg + ½·neg of ``pair_affinity_loss``: attraction and repulsion weigh the same."""
+    """¼·fg + ¼·bg + ½·neg of ``pair_affinity_loss``: attraction and repulsion have equal weight."""
     return 0.25 * terms["fg"] + 0.25 * terms["bg"] + 0.5 * terms["neg"]
 
 

@@ -1,4 +1,4 @@
-"""Class regions as supervision: features drawn to the prototype of their class, or CAMs to the regions."""
+"""Class regions as supervision: of features, by the prototype of their class, or of CAMs, directly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tagmask.errors import TagmaskError
 
 LEAST_CAM = 0.01
-"""How far CAMs are kept from 0 and 1 where their logarithms are taken."""
+"""Smallest distance of CAMs from 0 and 1 in a logarithm."""
 
 
 def regional_contrast(
@@ -25,13 +25,13 @@ def regional_contrast(
     """Contrast of each position's feature with the prototypes: −log of the softmax at its own class.
 
     Yoon et al., Exploring Pixel-level Self-supervision for Weakly Supervised Semantic Segmentation, equations 4 and 5;
-    features and prototypes are L2-normalised first. Equation 5 prints no logarithm, and a sum; its source, the
-    mutual-information bound of contrastive predictive coding (InfoNCE), has the logarithm. ``log=False`` with
-    ``reduction='sum'`` is the print: minus the softmax, summed over positions and classes.
+    features and prototypes are L2-normalised first. Equation 5 is printed as a sum without a logarithm; its source,
+    the InfoNCE bound of contrastive predictive coding, has the logarithm. ``log=False`` with ``reduction='sum'`` is
+    the printed equation: minus the softmax, summed over positions and classes.
 
-    A prototype of length 0 is a class never seen: it takes no part in the softmax, and positions in its mask do not
-    count. Neither do positions in no mask. Gradient flows into features and prototypes; prototypes that
-    ``tagmask.cam.class_prototypes`` gave are constants.
+    A prototype of length 0 is a class never seen: the softmax leaves it out, and positions in its mask do not count.
+    Positions in no mask do not count either. Gradient flows into features and prototypes; the prototypes of
+    ``tagmask.cam.class_prototypes`` have none.
 
     features: (B,D,h,w), any range. masks: bool or 0/1 (B,K,h,w), a position in one mask at most; prototypes: (K,D).
     temperature: above 0. reduction: 'mean' over the positions that count; 'sum' over those of an image, mean over
@@ -50,18 +50,18 @@ def regional_contrast(
             f"{tuple(features.shape)}, {tuple(masks.shape)} and {tuple(prototypes.shape)}."
         )
     if not temperature > 0:
-        raise TagmaskError(f"Regional contrast: the temperature is {temperature}; it is above 0.")
+        raise TagmaskError(f"Regional contrast: the temperature must be above 0, got {temperature}.")
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
     prototypes = prototypes.to(features.dtype)
     seen = prototypes.detach().square().sum(1) > 0
-    # Autocast would take the product in half precision.
+    # Autocast would compute the product in half precision.
     with torch.autocast(features.device.type, enabled=False):
         logits = torch.einsum("bdp,kd->bkp", F.normalize(features, dim=1).flatten(2), F.normalize(prototypes, dim=1))
     logits = (logits / temperature).masked_fill(~seen[:, None], float("-inf"))
     own = masks.flatten(2).bool() & seen[:, None]
     costs = -(logits.log_softmax(1) if log else logits.softmax(1))
-    # Looked up, not multiplied: costs of classes that take no part are infinite.
+    # gather, not a product: the costs of excluded classes are infinite.
     label = own.int().argmax(1, keepdim=True)
     counted = own.any(1)
     found = torch.where(counted, costs.gather(1, label)[:, 0], torch.zeros_like(costs[:, 0]))
@@ -73,13 +73,13 @@ def region_cross_entropy(
 ) -> Tensor:
     """Binary cross-entropy of CAMs with class regions, for the tagged classes.
 
-    Experiment 1 of Table 2 in the paper of ``regional_contrast``, whose section 3.2 names the cross-entropy of CAMs
-    with region masks and no more. CAMs are in [0,1] and there is none of the background, so each tagged class is
-    compared with its own region: −log a inside, −log(1 − a) outside. a is the CAM brought to [0.01, 0.99]: at its
-    largest value, which is always 1, and where it was cut at 0 the logarithm would be infinite.
+    Experiment 1 of Table 2 in the paper of ``regional_contrast``, whose section 3.2 only names the cross-entropy of
+    CAMs with region masks. There is no CAM of the background, so each tagged class is compared with its own region:
+    −log a inside, −log(1 − a) outside. a is the CAM rescaled to [0.01, 0.99], as CAMs reach 0 and 1, where a logarithm
+    would be infinite.
 
-    cams: (B,C,h,w) in [0,1]; masks: bool or 0/1 (B,C+1,h,w), background first, a position in one mask at most, one in
-    none does not count; tags: (B,C) of 0/1. reduction: 'mean' over positions and classes that count; 'sum' over them,
+    cams: (B,C,h,w) in [0,1]; masks: bool or 0/1 (B,C+1,h,w), background first, at most one mask a position; positions
+    in none do not count; tags: (B,C) of 0/1. reduction: 'mean' over positions and classes that count; 'sum' over them,
     mean over images. Returns a scalar ≥ 0, 0 where nothing counts; float32 for half-precision CAMs. Raises
     TagmaskError when the shapes do not fit.
 

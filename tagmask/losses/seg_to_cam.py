@@ -1,4 +1,4 @@
-"""Binary cross-entropy of class activation maps against a sharpened segmentation."""
+"""Binary cross-entropy of class activation maps with a sharpened segmentation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tagmask.errors import TagmaskError
 
 
 def segmentation_labels(seg_logits: Tensor, tags: Tensor, temperature: float = 0.01) -> Tensor:
-    """Softmax of segmentation logits over the background and the tagged classes, sharpened; absent classes are 0.
+    """Sharpened softmax of segmentation logits over the background and the tagged classes; absent classes are 0.
 
     Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 7 ("segmentation pseudo-labels").
 
-    seg_logits: (B,C+1,h,w), background first. tags: (B,C) of 0/1. temperature: above 0; the logits are divided by it.
-    Returns (B,C+1,h,w), summing to 1 over channels, float32 for half precision. Raises TagmaskError for shapes that do
-    not fit and for a temperature that is not above 0.
+    seg_logits: (B,C+1,h,w), background first. tags: (B,C) of 0/1. temperature: divides the logits, above 0.
+    Returns (B,C+1,h,w) that sum to 1 over channels, float32 for half precision. Raises TagmaskError when shapes do not
+    fit and for a temperature that is not above 0.
     """
     if seg_logits.dim() != 4 or tags.dim() != 2 or seg_logits.shape[:2] != (len(tags), tags.shape[1] + 1):
         raise TagmaskError(
@@ -39,15 +39,15 @@ def seg_to_cam(
     valid: Tensor | None = None,
     rectify: bool = False,
 ) -> Tensor:
-    """Mean binary cross-entropy of σ(CAM) against the segmentation labels of the foreground classes.
+    """Mean binary cross-entropy of σ(CAM) with the segmentation labels of the foreground classes.
 
-    Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 8; the labels are ``segmentation_labels``
-    (equation 7), resized to the CAMs' grid where sizes differ (bilinear, align_corners=False), and take no gradient.
+    Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 8. The labels are ``segmentation_labels``
+    (equation 7), resized to the CAMs' grid where sizes differ (bilinear, align_corners=False); they get no gradient.
 
     cams: (B,C,h,w) raw class maps (logits). seg_logits: (B,C+1,h',w'), background first. tags: (B,C) of 0/1.
-    valid: bool (B,h,w), positions that count, such as those of the photo without its padding; default: all.
-    rectify: cut negative class maps to 0 before σ, which then never falls below ½, as in the authors' release.
-    Returns a scalar ≥ 0, float32 for half-precision maps; 0, with gradient 0, where no position counts. Raises
+    valid: bool (B,h,w), positions that count, such as the photo without its padding; default: all.
+    rectify: apply a ReLU before σ, as the authors' release does; σ is then at least ½.
+    Returns a scalar ≥ 0, float32 for half-precision maps; 0, with gradient 0, if no position counts. Raises
     TagmaskError as ``segmentation_labels`` does.
 
     Example:

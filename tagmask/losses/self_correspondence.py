@@ -1,4 +1,4 @@
-"""Self correspondence distillation: where class maps agree, segmentations shall agree."""
+"""Self correspondence distillation: where class maps agree, segmentations should agree."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.autograd.function import once_differentiable
 from tagmask.errors import TagmaskError
 
 EPS = 1e-8
-"""Smallest norm that a vector is divided by: a vector of zeros correlates 0 with everything."""
+"""Lower bound of a norm in a cosine: a vector of zeros has cosine 0 with everything."""
 
 CPU_PAIRS = 2**18
 GPU_PAIRS = 2**24
-"""Pairs of points worked on at once; on CPUs what fits into the cache."""
+"""Pairs of points processed at once; on CPUs as many as fit in the cache."""
 
 
 def self_correspondence(
@@ -31,16 +31,16 @@ def self_correspondence(
     """−mean of M · max(S, 0) over the pairs of sampled points of two views, M and S being cosine similarities.
 
     Xu et al., Self Correspondence Distillation, AAAI 2023, equations 3 to 7. For point p of view a and q of view b,
-    M_pq is the cosine between the class maps' values there, S_pq that between the segmentation logits'. The printed
-    sum is taken as a mean over images and pairs. ``centered``: M_pq less its mean over q, plus its mean over all
-    pairs of all images. Gradient flows into all four maps: detach the class maps where they are the target.
+    M_pq is the cosine of the class maps' vectors there and S_pq that of the segmentation logits'. The printed sum is
+    taken as a mean over images and pairs. ``centered``: subtract from M_pq its mean over q, and add its mean over all
+    pairs of all images. Gradient flows into all four maps: detach the class maps if they are the target.
 
     cam_a (B,C,h,w) and cam_b (B,C,h',w'): class maps. seg_a, seg_b: (B,K,·,·) logits, resized to the class maps of
     their view where sizes differ (bilinear, align_corners=False). points_a (B,n,2), points_b (B,m,2): (x,y), −1/1
     being the corner pixels' centres; values between pixels are bilinear, points outside read the border.
     Returns a scalar, in [−1,1] unless centered; in the widest type of the maps, at least float32. Memory besides the
-    samples is bounded: pairs are worked on in strips, and their gradients are found on the way, not kept for later;
-    second derivatives are therefore not available. Raises TagmaskError when shapes do not fit and for an empty batch.
+    samples is bounded: pairs are processed in strips, and the forward pass computes the gradients. There are no second
+    derivatives. Raises TagmaskError when shapes do not fit and for an empty batch.
 
     Example:
         >>> points = torch.rand(2, 100, 2) * 2 - 1
@@ -69,8 +69,8 @@ def self_correspondence(
 class _PairSum(torch.autograd.Function):
     """Sum over images and pairs of (a_p·b_q + offset_p) · max(s_p·t_q, 0).
 
-    a, s: (B,n,·); b, t: (B,m,·); offset: (B,n). The sum is the product of s with its own gradient, since it is linear
-    in s where the maximum does not change sides: one visit of each strip of pairs gives the sum and all gradients.
+    a, s: (B,n,·); b, t: (B,m,·); offset: (B,n). The sum is piecewise linear in s, so it is the inner product of s and
+    its own gradient: one pass over the strips gives the sum and all gradients.
     """
 
     @staticmethod

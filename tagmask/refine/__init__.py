@@ -1,4 +1,4 @@
-"""Refinement of maps by the image: PAR, PAMR, VARM, dense CRF, random walk; the lattice filter beneath."""
+"""Refinement of maps by the image: PAR, PAMR, VARM, dense CRF, random walk, and the permutohedral lattice."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tagmask.errors import TagmaskError, nearest
 
 REDUCTIONS = ("mean", "sum")
 BLOCK = 2**18
-"""Feature differences that are held at once (1 MB in float32): what fits in the cache; measured."""
+"""Feature differences held at once (1 MB in float32), as many as fit in the cache; measured."""
 
 
 def radius_edges(
@@ -24,13 +24,13 @@ def radius_edges(
     """All pairs of grid positions less than ``radius`` apart (Euclidean, strictly less), each once.
 
     The pairs of AffinityNet (Ahn and Kwak, CVPR 2018) and IRN (Ahn, Cho and Kwak, CVPR 2019): the offsets of half a
-    disc; the other half are the same pairs, seen from their other end.
+    disc, since the other half gives the same pairs in reverse.
 
     height, width: size of the grid, from 1 up. radius: in grid steps, above 0; up to 1 there are no pairs.
     Returns edges, long (2,E), flat positions y·width + x of both ends, and offsets, long (P,2), the steps (dy,dx)
-    from the first end to the second, dy ≥ 0. Edges come offset by offset in that order, within an offset row by row.
+    from the first end to the second, dy ≥ 0. Edges are sorted by offset, in that order, then by row and column.
 
-    Both are cached for the last few sizes and shared by all callers: do not write into them.
+    Both are cached for a few sizes and shared by all callers: do not write into them.
     Raises TagmaskError when a size or the radius is out of range.
     """
     _check_radius(radius)
@@ -67,7 +67,7 @@ def pixel_affinity(features: Tensor, edges: Tensor, reduction: Literal["mean", "
             f"Pixel affinity: edges reach from {int(edges.min())} to {int(edges.max())}, but features of "
             f"{features.shape[1]}x{features.shape[2]} have the positions 0 to {count - 1}."
         )
-    vectors = _single(features).flatten(1).t().contiguous()  # a position's channels lie together
+    vectors = _single(features).flatten(1).t().contiguous()  # (N,D): a position's channels are contiguous
     parts = []
     for first, second in (part.unbind() for part in edges.long().split(max(1, BLOCK // len(features)), 1)):
         parts.append(torch.linalg.vector_norm(vectors.index_select(0, first) - vectors.index_select(0, second), 1, 1))
@@ -79,16 +79,16 @@ def path_affinity(boundary: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """1 − the strongest boundary between two positions, for all pairs less than ``radius`` apart.
 
     IRN (Ahn, Cho and Kwak, Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR
-    2019): a_ij = 1 − max_{k ∈ Π_ij} B(x_k), Π_ij the line from i to j. Which positions lie on a line is our choice:
-    both ends, and all positions of the rectangle spanned by them that are less than 1 away from the straight line, so
-    that no line slips through a diagonal boundary one position wide.
+    2019): a_ij = 1 − max_{k ∈ Π_ij} B(x_k), Π_ij the line from i to j. The paper does not say which positions lie on a
+    line. Here they are both ends and all positions of the rectangle they span that are less than 1 away from the
+    straight line, so that no line crosses a diagonal boundary of one position's width unseen.
 
     boundary: (h,w) or (B,h,w), in [0,1]. Returns the edges of ``radius_edges`` (2,E), and the affinities, (E,) or
     (B,E) in [0,1], float32 for a half-precision boundary; differentiable once in the boundary (equal maxima share
     the gradient).
 
-    Positions beyond the border have no edges: padding the boundary with 1 would only add isolated positions. To
-    walk as IRN does, multiply the maps by (1 − boundary) first, then ``random_walk(maps, edges, affinity, ...)``.
+    Positions beyond the border have no edges. To propagate as IRN does, multiply the maps by (1 − boundary), then
+    call ``random_walk(maps, edges, affinity, ...)``.
 
     Memory besides the results: a tensor of the affinities' size, with or without gradient.
     Raises TagmaskError when the shape or radius does not fit or values leave [0,1].
@@ -112,7 +112,7 @@ def path_affinity(boundary: Tensor, radius: float) -> tuple[Tensor, Tensor]:
 class _PathMaximum(torch.autograd.Function):
     """Maximum over each edge's path, (...,h,w) → (...,E): one running maximum an offset, over shifted views.
 
-    The backward pass looks for the maxima again. Plain autograd would keep every intermediate maximum: gigabytes for
+    The backward pass searches the maxima again. Autograd would keep every intermediate maximum, which is gigabytes for
     a training batch at radius 10.
     """
 

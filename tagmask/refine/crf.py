@@ -15,13 +15,13 @@ from tagmask.refine.threads import cut, for_each, worker_count
 from tagmask.types import IGNORE
 
 CLIP = 1e-5
-"""Probabilities are taken as at least this, so that no label is ruled out."""
+"""Lower bound of probabilities, so that no label is impossible."""
 
 EXACT_PIXELS = 4096
-"""Largest image of the exact form, whose kernels are N×N."""
+"""Largest number of pixels N of the exact form, whose kernels are N×N."""
 
 KEPT_SPATIAL = 2**26
-"""Bytes of spatial kernels, which depend on an image's size alone, that are kept for the next image of that size."""
+"""Bytes of the cache of spatial kernels, which depend on the image's size only."""
 
 SETTINGS = ("iterations", "gaussian_weight", "gaussian_sxy", "bilateral_weight", "bilateral_sxy", "bilateral_srgb")
 
@@ -44,18 +44,18 @@ class DenseCRF(nn.Module):
 
         softmax(log p + gaussian_weight · (K_xy Q) + bilateral_weight · (K_xyrgb Q)),
 
-    K = D^-½ exp(−½ |f_i − f_j|²) D^-½, where D holds the row sums: symmetric normalisation, a pixel itself included.
-    f is (x, y) / gaussian_sxy, and (x, y) / bilateral_sxy with RGB / bilateral_srgb. K is applied as the published
-    lattice approximates it; ``exact=True`` takes the Gaussians as they are, for images of up to 4096 pixels.
+    K = D^-½ exp(−½ |f_i − f_j|²) D^-½, where D holds the row sums, including the pixel itself. f is (x, y) /
+    gaussian_sxy, or (x, y) / bilateral_sxy with RGB / bilateral_srgb. K is approximated by the permutohedral lattice,
+    as in the paper; ``exact=True`` computes the Gaussians, for images of up to 4096 pixels.
 
     gaussian_sxy, bilateral_sxy: standard deviations in pixels. bilateral_srgb: in colours of 0..255. A weight of 0
     leaves its kernel out.
 
-    On a CPU each thread keeps working memory for the next call, 268 MB at most; the spatial kernels of the sizes seen
-    last are kept in 67 MB, shared by all instances. Results of different thread counts differ in their last digits.
+    On a CPU each thread keeps up to 268 MB of working memory for the next call, and all instances share a cache of
+    67 MB of spatial kernels by image size. Results of different numbers of threads differ in their last digits.
 
     Call: images uint8 (B,3,H,W) RGB; probs (B,K,H,W), clipped to 1e-5..1 → (B,K,H,W) float32 that sum to 1 over K.
-    On a CPU several images are worked on side by side, one a thread. Without gradient.
+    On a CPU images are processed in parallel, one a thread. Without gradient.
 
     Raises TagmaskError for images that are not uint8, shapes that do not fit, and probabilities that are negative,
     above 1, NaN or infinite.
@@ -145,7 +145,7 @@ class DenseCRF(nn.Module):
         return PermutohedralLattice(features[None]).normalize().images[0]
 
     def _spatial_kernel(self, position: Tensor, height: int, width: int) -> Any:
-        """The kernel of the positions alone, (N,2) of a height × width grid: kept from call to call, within bounds."""
+        """The kernel of the positions (N,2) of a height × width grid, cached."""
         if self.exact:
             return self._kernel(position / self.gaussian_sxy)
         key = (height, width, self.gaussian_sxy, position.device, compiles(position.device))
@@ -154,7 +154,7 @@ class DenseCRF(nn.Module):
         if kernel is None:
             kernel = self._kernel(position / self.gaussian_sxy)
         with _spatial_lock:
-            _spatial_kernels[key] = kernel  # the last is the one used last
+            _spatial_kernels[key] = kernel  # least recently used first
             while sum(kept.nbytes for kept in _spatial_kernels.values()) > KEPT_SPATIAL:
                 _spatial_kernels.popitem(last=False)
         return kernel
@@ -203,15 +203,15 @@ class _ExactKernel:
 
 
 def label_probabilities(labels: Tensor, num_classes: int, confidence: float) -> Tensor:
-    """Probabilities for a CRF on hard labels: ``confidence`` for the label, the rest shared by the other classes.
+    """Probabilities for a CRF on hard labels: ``confidence`` for the label, the rest divided among the other classes.
 
-    labels: integers (B,H,W), 0..num_classes−1, 255 where nothing is known (uniform). num_classes counts the
+    labels: integers (B,H,W), 0..num_classes−1; 255 gives the uniform distribution. num_classes counts the
     background. Returns float32 (B,num_classes,H,W). Raises TagmaskError for other labels, fewer than 2 classes, or a
     confidence outside (0,1).
     """
     if num_classes < 2 or not 0 < confidence < 1:
         raise TagmaskError(
-            f"label_probabilities: {num_classes} classes and confidence {confidence} make no distribution."
+            f"label_probabilities: {num_classes} classes (2 or more) and confidence {confidence} (in (0,1)) do not fit."
         )
     if labels.dim() != 3 or labels.is_floating_point():
         raise TagmaskError(

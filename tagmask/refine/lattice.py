@@ -1,7 +1,8 @@
-"""Permutohedral lattice: Gaussian filtering of many values over arbitrary features, in linear time."""
+"""Permutohedral lattice: approximate Gaussian filtering over arbitrary features, in linear time."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -16,36 +17,41 @@ from torch import Tensor
 from tagmask.errors import TagmaskError
 from tagmask.refine.threads import cut, for_each, worker_count
 
-try:
-    from tagmask.refine import lattice_numba as compiled
-    from tagmask.refine.lattice_numba import LANES
-except ImportError:  # numba is an extra: without it the torch operations below do the same, slower
-    compiled = None  # type: ignore[assignment]
-
 PARTIALS = 4
-"""At most so many threads splat one image: each into a lattice of its own, which must be summed."""
+"""Most threads that splat one image: each has its own copy of the lattice, and the copies are summed."""
 KEPT = 2**26
-"""Largest working array, in bytes, that a thread keeps for its next call: of the four there are, 268 MB in all."""
+"""Largest working array, in bytes, that a thread keeps for its next call; there are four, 268 MB in all."""
 CPU = torch.device("cpu")
+
+
+@functools.cache
+def kernels() -> Any:
+    """numba's kernels, imported at first use, which takes seconds. None without numba, which is optional: the torch
+    operations below give the same, more slowly."""
+    try:
+        from tagmask.refine import lattice_numba
+    except ImportError:
+        return None
+    return lattice_numba
 
 
 class PermutohedralLattice:
     """Approximate Gaussian filter exp(−½|f_p − f_q|²) over feature vectors f, for a batch of point sets.
 
-    Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permutohedral Lattice, Eurographics 2010, on
-    the lattice points that some feature touches, as in Krähenbühl and Koltun's dense CRF. The sum is *not*
-    normalised, a point's own value takes part in it, and it comes out lower than the exact one, because what
-    leaves the touched lattice points in the blur is lost.
+    Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permutohedral Lattice, Eurographics 2010. As in
+    Krähenbühl and Koltun's dense CRF, only lattice points next to a feature exist. The sum is *not* normalised and
+    includes a point's own value. It is lower than the exact one, because values that the blur moves to missing lattice
+    points are lost.
 
-    features: (B,N,d) floats, divided by the standard deviations that are wanted; float64 stays, all else is float32.
-    use_compiled: whether to use numba's kernels; default: on a CPU, where numba is installed.
+    features: (B,N,d) floats, divided by the standard deviations of the Gaussian; float64 stays, others become float32.
+    use_compiled: whether to use numba's kernels; default: on a CPU, if numba is installed.
 
     Built once, used for any number of ``filter`` calls. Memory: N·(d+1)·16 bytes an image (18 MB for 375×500 pixels
-    and five features), and the lattice points' values two to five times in a call of ``filter``. On a CPU with numba
+    and five features), and two to five times the lattice points' values in a call of ``filter``. On a CPU with numba
     each thread keeps its working arrays for the next call, four of at most 67 MB.
 
-    Raises TagmaskError for features that are not (B,N,d) or not finite, that spread over too many lattice points
-    to number (standard deviations far too small), and for ``use_compiled=True`` without numba or off the CPU.
+    Raises TagmaskError for features that are not (B,N,d) or not finite, for more lattice points than integers can
+    number (standard deviations far too small), and for ``use_compiled=True`` without numba or off the CPU.
     """
 
     @torch.compiler.disable
@@ -86,7 +92,7 @@ class PermutohedralLattice:
 
     @torch.compiler.disable
     def normalize(self) -> PermutohedralLattice:
-        """Make ``filter`` symmetrically normalised, D^-½ K D^-½ with D = K·1, for good; returns itself."""
+        """From now on ``filter`` applies D^-½ K D^-½ with D = K·1 (symmetric normalisation). Returns itself."""
         if self.normalized:
             return self
         self.normalized = True
@@ -103,7 +109,7 @@ class PermutohedralLattice:
         return self
 
     def _each_image(self, work: Any) -> None:
-        """Images side by side where there are several; a single one is cut inside its operations."""
+        """Several images run in parallel; a single one is split inside its operations."""
         if self.points == 0:
             return
         if self.count == 1:
@@ -144,8 +150,8 @@ class _Filter(torch.autograd.Function):
 
 
 def compiles(device: torch.device) -> bool:
-    """Whether numba's kernels are used on a device unless told otherwise: on a CPU, where numba is installed."""
-    return device.type == "cpu" and compiled is not None
+    """Whether a device uses numba's kernels by default: a CPU, if numba is installed."""
+    return device.type == "cpu" and kernels() is not None
 
 
 def positions(height: int, width: int, device: torch.device) -> Tensor:
@@ -158,9 +164,9 @@ _kept = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """An array of this thread to compute in, uninitialised and valid until the next call with that name.
+    """A working array of this thread, uninitialised, valid until the next call with the same name.
 
-    Its memory is kept, up to ``KEPT`` bytes: asking the system for it anew took a third of the time of a dense CRF.
+    Its memory is kept for reuse, up to ``KEPT`` bytes: new allocations took a third of the time of a dense CRF.
     """
     size = math.prod(shape)
     if size * np.dtype(dtype).itemsize > KEPT:
@@ -173,7 +179,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.nd
 
 
 class _Geometry:
-    """How features of d dimensions become lattice points, and points become numbers."""
+    """Scales features of d dimensions to lattice coordinates, and numbers the lattice points."""
 
     def __init__(self, features: Tensor) -> None:
         d = features.shape[1]
@@ -181,7 +187,7 @@ class _Geometry:
         # Adams et al., section 3: the blurs add up to a variance of 2(d+1)²/3 in the lattice's coordinates.
         self.scale = (math.sqrt(2 / 3) * (d + 1) / torch.sqrt(axis * (axis + 1))).to(features)
         self.d = d
-        # Bounds of the coordinates, from those of the features, with room for a simplex and its neighbours.
+        # Bounds of the coordinates: those of the features, with a margin for a simplex and its neighbours.
         low, high = (features.amin(0), features.amax(0)) if len(features) else (features.new_zeros(d),) * 2
         low, high = (low * self.scale).double().cpu(), (high * self.scale).double().cpu()
         lowest, highest = [], []
@@ -218,7 +224,7 @@ class _TorchLattice:
         # Elevate onto the hyperplane whose coordinates sum to 0.
         factor = torch.arange(d + 1, device=features.device)
         elevated = torch.cat([suffix, zero], 1) - factor * torch.cat([zero, scaled], 1)
-        # The nearest lattice point of colour 0: multiples of d+1, with the sum mended along the ranks.
+        # The nearest lattice point of colour 0: round to multiples of d+1, then correct the sum by rank.
         down = torch.floor(elevated / (d + 1)) * (d + 1)
         nearest = torch.where(down + (d + 1) - elevated < elevated - down, down + (d + 1), down)
         excess = (nearest.sum(1, keepdim=True) / (d + 1)).round()
@@ -244,12 +250,12 @@ class _TorchLattice:
         return sum(part.nbytes for part in (self.weights, self.index, *itertools.chain(*self.neighbours)))
 
     def _find(self, numbers: Tensor, wanted: Tensor) -> Tensor:
-        """Positions of ``wanted`` in the sorted ``numbers``; the row of zeros behind the last where it is missing."""
+        """Positions of ``wanted`` in the sorted ``numbers``; if missing, that of the row of zeros at the end."""
         place = torch.searchsorted(numbers, wanted).clamp_(max=max(0, self.size - 1))
         return torch.where(numbers[place] == wanted, place, self.size)
 
     def lanes(self, channels: int) -> int:
-        """Channels that ``add_rows`` wants for so many: these, and zeros."""
+        """Number of channels, padding included, that ``add_rows`` needs."""
         return channels
 
     def scale(self, factor: Tensor) -> None:
@@ -281,12 +287,12 @@ class _CompiledLattice:
         keys = scratch("keys", (count, corners), np.int64)
         weights = np.empty((count, corners), points.dtype)
         scale, lowest, strides = geometry.scale.numpy(), geometry.lowest.numpy(), geometry.strides.numpy()
-        _spread(count, lambda p: compiled.embed(points[p], scale, lowest, strides, keys[p], weights[p]))
-        self.index, numbers, table = compiled.number(keys)
+        _spread(count, lambda p: kernels().embed(points[p], scale, lowest, strides, keys[p], weights[p]))
+        self.index, numbers, table = kernels().number(keys)
         self.size = len(numbers)
         self.neighbours = np.empty((corners, 2, self.size), np.int32)
         steps = np.array(geometry.steps)
-        _spread(self.size, lambda p: compiled.find(numbers, table, steps, p.start, p.stop, self.neighbours))
+        _spread(self.size, lambda p: kernels().find(numbers, table, steps, p.start, p.stop, self.neighbours))
         self.weights = torch.from_numpy(weights)
         self.alpha = geometry.alpha
 
@@ -296,13 +302,14 @@ class _CompiledLattice:
         return self.weights.nbytes + self.index.nbytes + self.neighbours.nbytes
 
     def lanes(self, channels: int) -> int:
-        return -(-channels // LANES) * LANES
+        lanes = kernels().LANES
+        return -(-channels // lanes) * lanes
 
     def scale(self, factor: Tensor) -> None:
         self.weights = self.weights * factor
 
     def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
-        """result (N,K) += factor · filtered values (N,K); K a multiple of ``LANES``."""
+        """result (N,K) += factor · filtered values (N,K); K a multiple of the kernels' lanes."""
         source, out = values.numpy(), result.numpy()
         weights = self.weights.to(values.dtype).numpy()
         bands = cut(len(source), min(worker_count(CPU), PARTIALS))
@@ -314,19 +321,19 @@ class _CompiledLattice:
         def splat(band: slice) -> None:
             t = bands.index(band)
             parts[t, spans[t, 0] : spans[t, 1]] = 0
-            compiled.splat(source, self.index, weights, band.start, band.stop, parts[t])
+            kernels().splat(source, self.index, weights, band.start, band.stop, parts[t])
 
         for_each(splat, bands, CPU)
         lattice = self.blur(parts, spans, scratch("spare", shape, source.dtype), transposed)
         factors = np.full(weights.shape[1], factor * self.alpha, source.dtype)
-        _spread(len(out), lambda p: compiled.slice_rows(lattice, self.index, weights, factors, p.start, p.stop, out))
+        _spread(len(out), lambda p: kernels().slice_rows(lattice, self.index, weights, factors, p.start, p.stop, out))
 
     def spans(self, bands: Sequence[slice]) -> np.ndarray:
         """int64 (T,2): the rows of the lattice that each band of pixels touches."""
         spans = np.zeros((len(bands), 2), np.int64)
 
         def find(band: slice) -> None:
-            spans[bands.index(band)] = compiled.span(self.index, band.start, band.stop)
+            spans[bands.index(band)] = kernels().span(self.index, band.start, band.stop)
 
         for_each(find, bands, CPU)
         return spans
@@ -337,10 +344,10 @@ class _CompiledLattice:
         The parts are written over.
         """
         axes = list(self.neighbours)
-        # The blurs go to and fro between two arrays: start in the one from which they end in ``spare``.
+        # The blurs alternate between two arrays: start in the one for which the last blur writes ``spare``.
         old, new = (parts[0], spare) if len(axes) % 2 else (spare, parts[0])
-        _spread(self.size, lambda p: compiled.merge(parts, spans, p.start, p.stop, old))
-        old[-1] = new[-1] = 0  # what a missing neighbour holds
+        _spread(self.size, lambda p: kernels().merge(parts, spans, p.start, p.stop, old))
+        old[-1] = new[-1] = 0  # the value of missing neighbours
         for pair in reversed(axes) if transposed else axes:
             _spread(self.size, partial(_blur_band, old, pair, new))
             old, new = new, old
@@ -348,16 +355,16 @@ class _CompiledLattice:
 
 
 def _blur_band(old: np.ndarray, pair: np.ndarray, new: np.ndarray, part: slice) -> None:
-    compiled.blur(old, pair, part.start, part.stop, new)
+    kernels().blur(old, pair, part.start, part.stop, new)
 
 
 def _spread(length: int, work: Callable[[slice], None]) -> None:
-    """0..length shared out among the threads."""
+    """0..length divided among the threads."""
     for_each(work, cut(length, worker_count(CPU)), CPU)
 
 
 class StackedLattices:
-    """Several compiled lattices of the same pixels as one, for mean field updates in a single pass over the pixels.
+    """Several compiled lattices over the same pixels, for mean field updates in one pass over the pixels.
 
     Between two blurs each pixel is read once and no probabilities are written: they go from the registers into the
     next lattice.
@@ -374,11 +381,11 @@ class StackedLattices:
 
     @staticmethod
     def fits(lattices: Sequence[tuple[float, Any]]) -> bool:
-        """Whether these are compiled lattices, one at least."""
+        """Whether there is at least one kernel and all are compiled lattices."""
         return len(lattices) > 0 and all(isinstance(lattice, _CompiledLattice) for _, lattice in lattices)
 
     def mean_field(self, probs: Tensor, floor: float, iterations: int) -> Tensor:
-        """Q after ``iterations`` updates. probs: (N,K), taken as at least ``floor`` → float32 (N,K), a ``scratch``."""
+        """Q after ``iterations`` updates. probs: (N,K), clamped to ``floor`` → float32 (N,K), a ``scratch`` array."""
         count, channels = probs.shape
         rows = torch.from_numpy(scratch("unary", (count, self.lattices[0].lanes(channels))))
         rows[:, channels:] = -torch.inf  # probability 0 throughout
@@ -395,7 +402,7 @@ class StackedLattices:
             if len(splatted):
                 for place, touched in zip(self.rows, spans):
                     splatted[place][slice(*touched[bands.index(band)])] = 0
-            compiled.mean_field(
+            kernels().mean_field(
                 unary, current, self.index, self.weights, self.factors, band.start, band.stop, splatted, first
             )
 

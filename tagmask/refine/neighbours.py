@@ -1,4 +1,4 @@
-"""What PAR, PAMR and VARM share: a kernel over dilated 3×3 neighbours, applied to maps again and again."""
+"""Base of PAR, PAMR and VARM: a kernel over dilated 3×3 neighbours, applied to maps iteratively."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ EPS = 1e-8
 
 CPU_BLOCK = 2**16
 GPU_BLOCK = 2**21
-"""Pixels refined together. Few are slow by the cost of each call, many by falling out of the cache; measured."""
+"""Pixels refined together (measured): fewer cost more calls, more do not fit in the cache."""
 CPU_BAND = 2**20
 SMALL_BAND = 2**15
-"""Map values that one operation works on: more fall out of the cache, fewer do not pay for a thread; measured."""
+"""Map values in one operation (measured): more do not fit in the cache, fewer are not worth a thread."""
 
 
 class LocalRefiner(nn.Module):
     """Replaces each map value by a weighted sum of its neighbours' values, ``iterations`` times.
 
     The neighbours are the 8 of a 3×3 window at each dilation; beyond the border the border's value is repeated.
-    The weights depend on the image alone: ``weights`` of a subclass computes them, once for all maps and iterations.
+    The weights depend on the image alone; a subclass computes them in ``weights``, once for all maps and iterations.
 
     Call: images (B,3,H,W), RGB in [0,1]; maps (B,K,h,w), any K and any size, are first resized to H×W (bilinear,
-    align_corners=False) → (B,K,H,W) in the maps' dtype. Computed in float32 whatever the dtypes, without gradient.
+    align_corners=False) → (B,K,H,W) in the maps' dtype. Computed in float32 for all dtypes, without gradient.
 
-    Memory besides the result, for as many images as make about 65,000 pixels (on a GPU two million), one at least:
-    the weights, 8·len(dilations)·H·W floats an image (12.6 MB at 256×256 and six dilations), and the maps twice,
-    padded by the largest dilation. It does not grow with the batch beyond that.
+    Memory besides the result: the weights, 8·len(dilations)·H·W floats an image (12.6 MB at 256×256 and six
+    dilations), and the maps twice, padded by the largest dilation. Blocks of about 65,000 pixels (two million on a
+    GPU), at least one image, are processed one after another, so that memory does not grow with the batch.
 
-    ``torch.compile`` of the module, or of a model that holds it, fuses each iteration into one kernel on a GPU, which
-    spares most of the traffic to its memory. On a CPU it changes nothing: the module in blocks that fit the cache was
-    three times as fast as the fused iteration.
+    On a GPU ``torch.compile`` of the module, or of a model that holds it, fuses each iteration into one kernel. On a
+    CPU it changes nothing: blocks that fit in the cache were three times as fast as the fused iteration.
 
     Raises TagmaskError when shapes do not fit or images or maps hold NaN or infinite values.
     """
@@ -62,8 +61,8 @@ class LocalRefiner(nn.Module):
     def weights(self, padded: Tensor, out: Tensor, below: Tensor | None) -> None:
         """Write the weights of the N ``offsets`` for a band of rows.
 
-        padded: the images' rows with their surroundings, (3,B,h+2r,w+2r), float32. out: (N,B,h,w). below: the
-        padded row that follows, (3,B,1,w+2r), or None where the band's last row is the images' last.
+        padded: the band's rows, padded by the radius r, (3,B,h+2r,w+2r), float32. out: (N,B,h,w). below: the next
+        padded row, (3,B,1,w+2r), or None where the band's last row is the images' last.
         """
         raise NotImplementedError
 
@@ -152,7 +151,7 @@ class LocalRefiner(nn.Module):
         for_each(finish, bands, device)
 
     def views(self, padded: Tensor, like: Tensor) -> Iterator[Tensor]:
-        """The padded tensor (...,h+2r,w+2r) seen from each neighbour: N views of the size (...,h,w) of ``like``."""
+        """The padded tensor (...,h+2r,w+2r) shifted to each neighbour: N views (...,h,w) of the size of ``like``."""
         height, width = like.shape[-2:]
         for y, x in self.offsets:
             top, left = self.radius + y, self.radius + x
@@ -166,8 +165,8 @@ class LocalRefiner(nn.Module):
     def colour_std(self, padded: Tensor, centre: int = 0) -> Tensor:
         """Unbiased standard deviation of each colour over the neighbours: (3,B,h+2r,w+2r) → (3,B,h,w).
 
-        The pixel itself is one of the samples ``centre`` times. Two passes: in one, E[x²] − E[x]² would lose all
-        digits where a neighbourhood is nearly flat.
+        The pixel itself counts ``centre`` times. Two passes, because E[x²] − E[x]² loses all digits in nearly constant
+        neighbourhoods.
         """
         own = self.centre(padded)
         samples = len(self.offsets) + centre
@@ -196,9 +195,9 @@ class LocalRefiner(nn.Module):
 
 
 def weighted_sum(source: Tensor, weights: Tensor, offsets: list[tuple[int, int]], radius: int) -> Tensor:
-    """One iteration as one expression, which torch.compile makes one kernel of; uncompiled it is slow.
+    """One iteration as one expression, which torch.compile fuses into one kernel; uncompiled it is slow.
 
-    source: maps (B,K,h+2r,w+2r), padded by ``radius``. weights: (N,B,h,w). Returns what ``source`` is, padded anew.
+    source: maps (B,K,h+2r,w+2r), padded by ``radius``. weights: (N,B,h,w). Returns the new maps, padded likewise.
     """
     height, width = weights.shape[-2:]
     total = torch.zeros_like(source[..., :height, :width])
@@ -212,14 +211,14 @@ def _pad(x: Tensor, radius: int) -> Tensor:
 
 
 def _bands(height: int, values: int, device: torch.device) -> list[slice]:
-    """Rows 0..height cut into bands: at least one a thread, unless small, and each fit for the cache."""
+    """Rows 0..height cut into bands that fit in the cache: at least one a thread, unless the maps are small."""
     if device.type != "cpu":
         return [slice(0, height)]
     return cut(height, max(1, math.ceil(values / CPU_BAND), min(worker_count(device), values // SMALL_BAND)))
 
 
 def softmin_(energies: Tensor) -> Tensor:
-    """exp(−energy) over its sum along the first dimension, in place: no second tensor of the weights' size."""
+    """Softmax of −energy along the first dimension, in place: no second tensor of the weights' size."""
     torch.sub(energies.amin(0), energies, out=energies)
     energies.exp_()
     return energies.mul_(energies.sum(0).reciprocal_())
@@ -245,7 +244,7 @@ def _check_values(images: Tensor, maps: Tensor) -> None:
 
 
 def check_colours(what: str, images: Tensor) -> None:
-    """Raise TagmaskError for images that cannot be RGB in [0,1]; what resizing overshoots passes."""
+    """Raise TagmaskError for images that cannot be RGB in [0,1]; overshoot of resizing passes."""
     low, high = (float(x) for x in images.detach().aminmax()) if images.numel() else (0.0, 0.0)
     if low < -0.5 or high > 1.5:
         raise TagmaskError(f"{what} takes images with colours in [0,1], got {low:g} to {high:g}; divide them by 255.")

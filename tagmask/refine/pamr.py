@@ -1,4 +1,4 @@
-"""PAMR: pixel-adaptive mask refinement, the linear ancestor of PAR."""
+"""PAMR: pixel-adaptive mask refinement, the predecessor of PAR, with linear colour differences."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class PAMR(LocalRefiner):
 
         softmax_n(−mean_rgb(|I_n − I_p| / (1e-8 + 0.1 σ_p)))
 
-    σ_p is the unbiased standard deviation of a colour over the full 3×3 windows of all dilations pooled, so the
-    pixel itself counts once for each dilation. The weights of a pixel sum to 1.
+    σ_p is the unbiased standard deviation of a colour over the full 3×3 windows of all dilations, so that the pixel
+    itself counts once for each dilation. The weights of a pixel sum to 1.
 
     Input, output, memory and errors: see ``LocalRefiner``.
     """

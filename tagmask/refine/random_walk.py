@@ -14,7 +14,7 @@ from tagmask.refine.threads import cut, for_each, worker_count
 
 @torch.no_grad()
 def random_walk(maps: Tensor, edges: Tensor, weights: Tensor, steps: int, beta: float) -> Tensor:
-    """Replace each value, ``steps`` times, by the average of its neighbours' values weighted by affinity.
+    """Replace each value, ``steps`` times, by the affinity-weighted average of its neighbours' values.
 
     The propagation of AffinityNet (Ahn and Kwak, Learning Pixel-level Semantic Affinity with Image-level Supervision,
     CVPR 2018, 'Revising CAMs using AffinityNet') and of IRN (Ahn, Cho and Kwak, Weakly Supervised Learning of
@@ -23,21 +23,21 @@ def random_walk(maps: Tensor, edges: Tensor, weights: Tensor, steps: int, beta: 
         A = W^β elementwise, A_ii = 1        T_ij = A_ij / Σ_k A_kj        out = maps · T^steps
 
     Columns of T sum to 1 and maps multiply from the left, so that every position averages over its neighbours.
-    T^steps is never formed: the maps walk together, by one sparse product a step.
+    T^steps is never formed: each step is one sparse product with all maps.
 
     maps: (K,h,w), floating point, any K. edges: integers (2,E), flat positions y·w + x, each undirected pair once,
-    in either order, without self-loops: those, of weight 1, are added here. weights: (E,), affinities in [0,1].
-    steps: from 0 up; 0 gives the maps back. beta: exponent from 0 up (0 makes every edge count 1). All tensors on
-    one device, CPU or CUDA. Returns (K,h,w) in the maps' dtype, without gradient. A position without edges keeps its
-    value, and a constant map stays what it is.
+    in either order; self-loops of weight 1 are added. weights: (E,), affinities in [0,1]. steps: from 0 up; 0 returns
+    a copy. beta: exponent from 0 up (0 gives every edge the weight 1). All tensors are on one device, CPU or CUDA.
+    Returns (K,h,w) in the maps' dtype, without gradient. A position without edges keeps its value, and a constant map
+    stays constant.
 
-    Computed in float64 whatever the dtypes. Affinities to the power of β are tiny between regions; a float32 sum
-    drops such terms in the same direction at every step, which in 256 steps came to errors of 2e-4 (measured).
+    Computed in float64 for all dtypes. Affinities to the power of β are tiny between regions; float32 sums lose them
+    at every step, which in 256 steps adds up to errors of 2e-4 (measured).
 
-    The function only walks. IRN's caller first multiplies the maps by 1 − boundary; AffinityNet's adds a background
-    map (1 − max)^16. Positions beyond the border have no edges, which is what padding a boundary map with 1 does.
+    The function only propagates. IRN first multiplies the maps by 1 − boundary; AffinityNet adds a background map
+    (1 − max)^16. Positions beyond the border have no edges, which equals padding a boundary map with 1.
 
-    Memory besides the result: about 140 bytes an edge while the matrix is made, and 24 afterwards.
+    Memory besides the result: about 140 bytes an edge while the matrix is built, and 24 afterwards.
 
     Raises TagmaskError when shapes, dtypes or devices do not fit, when a position lies outside the maps, when a pair
     is there twice (in either order) or is a self-loop, when weights leave [0,1], and on NaN or infinite values.
@@ -58,7 +58,7 @@ def random_walk(maps: Tensor, edges: Tensor, weights: Tensor, steps: int, beta: 
         result[part] = values.t().reshape(result[part].shape)
 
     with torch.autocast(maps.device.type, enabled=False):
-        # A thread makes the matrix alone, and a thread carries its maps through all steps alone: see threads.py.
+        # One thread builds the matrix; then each thread takes its maps through all steps: see threads.py.
         for_each(prepare, [slice(0, 1)], maps.device)
         for_each(walk, cut(len(maps), worker_count(maps.device)), maps.device)
     return result
@@ -68,7 +68,7 @@ def _transition(edges: Tensor, weights: Tensor, beta: float, count: int) -> Tens
     """Tᵀ, sparse by rows (CSR): row j holds the weights of the average at j. A is symmetric; T is not."""
     loops = torch.arange(count, device=edges.device)
     first, second = edges.long()
-    keys = torch.cat([first * count + second, second * count + first, loops * (count + 1)])  # (row, column) as one
+    keys = torch.cat([first * count + second, second * count + first, loops * (count + 1)])  # row · N + column
     keys, order = keys.sort()
     if (keys[1:] == keys[:-1]).any():
         row, column = divmod(int(keys[1:][keys[1:] == keys[:-1]][0]), count)
@@ -83,9 +83,9 @@ def _transition(edges: Tensor, weights: Tensor, beta: float, count: int) -> Tens
     totals = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, rows, values)
     values /= totals[rows]
     with warnings.catch_warnings():
-        # torch 2.11 says the second even where the checks are switched off in so many words.
+        # torch 2.11 gives the second warning although check_invariants is set.
         warnings.filterwarnings("ignore", "Sparse (CSR tensor support is in beta|invariant checks are implicitly)")
-        # 32-bit indices are what the CPU's sparse products (MKL) take without a conversion at every step.
+        # The CPU's sparse products (MKL) take 32-bit indices; others would be converted at every step.
         return torch.sparse_csr_tensor(
             starts.int(), (keys - rows * count).int(), values, (count, count), check_invariants=False
         )

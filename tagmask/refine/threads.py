@@ -1,9 +1,9 @@
-"""Work on parts of a batch in parallel, one part a thread.
+"""Process parts of a batch in parallel, one part a thread.
 
-torch shares each single operation out among its threads and waits for the slowest. The refinements are thousands of
-short operations: where other processes want the cores, too (data loading workers, a second job), a wait costs a time
-slice of the system, and the sum was measured at ten to a hundred times the work. Here each thread carries its
-part through all operations alone, and waits once.
+torch splits every single operation among its threads and waits for the slowest. A refinement has thousands of short
+operations. If other processes use the cores, too (data loading workers, a second job), each wait costs a time slice
+of the system; the sum was measured at ten to a hundred times the work. Here each thread takes its part through all
+operations, and there is one wait at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 
 def for_each(work: Callable[[slice], None], parts: Sequence[slice], device: torch.device) -> None:
-    """Call ``work`` on every part: in parallel on a CPU with several threads, else in turn. Raises what it raises."""
+    """Call ``work`` on every part: in parallel on a CPU with several threads, else in turn. Its errors pass through."""
     threads = worker_count(device)
     if threads == 1:
         for part in parts:
@@ -28,7 +28,7 @@ def for_each(work: Callable[[slice], None], parts: Sequence[slice], device: torc
     inference = torch.is_inference_mode_enabled()
 
     def call(part: slice) -> None:
-        with torch.inference_mode(inference), torch.no_grad():  # both are settings of a thread
+        with torch.inference_mode(inference), torch.no_grad():  # a new thread inherits neither
             work(part)
 
     for _ in _pool(threads).map(call, parts):
@@ -36,14 +36,14 @@ def for_each(work: Callable[[slice], None], parts: Sequence[slice], device: torc
 
 
 def cut(length: int, parts: int) -> list[slice]:
-    """0..length in at most that many slices, alike but for the last."""
+    """0..length in at most ``parts`` slices, equal but for the last."""
     step = math.ceil(length / max(1, parts))
     return [slice(start, min(start + step, length)) for start in range(0, length, max(1, step))]
 
 
 def worker_count(device: torch.device) -> int:
-    """Parts that ``for_each`` works on at the same time: torch's number of threads on a CPU."""
-    # Other builds of torch cannot limit the threads of a single thread's operations.
+    """Number of parts that ``for_each`` processes at the same time: torch's number of threads on a CPU."""
+    # Without OpenMP, torch cannot limit the threads of one thread's operations.
     return torch.get_num_threads() if device.type == "cpu" and _openmp() else 1
 
 
@@ -54,11 +54,11 @@ def _openmp() -> bool:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads whose torch operations run in that thread alone; made once, kept."""
+    """A lasting pool of threads, in each of which torch uses a single thread."""
     barrier = threading.Barrier(threads + 1)
 
     def start() -> None:
-        # With OpenMP the number is each thread's own, once the thread has one: ask first, then set.
+        # In OpenMP each thread has its own number, but only after it was read once: read, then set.
         torch.get_num_threads()
         torch.set_num_threads(1)
         barrier.wait()
@@ -67,7 +67,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(int)
     barrier.wait()
-    torch.set_num_threads(threads)  # what threads to come will start with
+    torch.set_num_threads(threads)  # the default of later threads
     return pool
 
 

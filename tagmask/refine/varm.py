@@ -13,7 +13,7 @@ from tagmask.refine.neighbours import DILATIONS, EPS, LocalRefiner, softmin_
 from tagmask.registry import REFINERS
 
 COLUMN = {"paper": -1, "release": 1}
-"""Where the horizontal step of the variation goes: to the previous column as printed, to the next as released."""
+"""Horizontal step of the variation: to the previous column as printed, to the next as released."""
 
 
 @REFINERS.register("varm")
@@ -61,10 +61,10 @@ class VARM(LocalRefiner):
             weight.addcmul_(values, total, value=-self.beta)
 
     def _exp_variation(self, padded: Tensor, like: Tensor, below: Tensor | None) -> Iterator[Tensor]:
-        """exp(V) of each neighbour in turn, of the size (B,h,w) of ``like``, in one buffer that is overwritten.
+        """exp(V) of each neighbour in turn, (B,h,w) like ``like``, always in the same buffer.
 
-        V of a neighbour is the variation at the neighbour's place, so its exponential is taken once for the whole
-        padded image, except on the border from which a step leaves the image.
+        V of a neighbour is the variation at the neighbour's position, so one exponential of the whole padded image
+        serves all neighbours, except on the borders where a step leaves the image.
         """
         column = COLUMN[self.variant]
         sideways = (padded - padded.roll(-column, -1)).square_().mean(0)

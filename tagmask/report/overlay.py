@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from tagmask.data.reading import palette
+from tagmask.data.pixels import palette
 from tagmask.errors import DataError
 from tagmask.types import IGNORE
 

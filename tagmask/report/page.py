@@ -12,12 +12,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tagmask.data.reading import palette
+from tagmask.data.pixels import palette
 from tagmask.errors import DataError
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import describe
 from tagmask.report.overlay import data_uri, fitted, heat, overlay, resized
-from tagmask.report.plots import heat_map, line, threshold_curve
+from tagmask.report.plots import line, threshold_curve
 from tagmask.types import IGNORE
 
 SIDE = 320
@@ -236,13 +236,17 @@ def _class_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _confusion(score: Mapping[str, Any]) -> Markup:
+def _confusion(score: Mapping[str, Any]) -> dict[str, Any]:
+    """The share of each true class by predicted class."""
     counts = np.array(score["confusion"], dtype=np.float64)
-    total = counts.sum(axis=1, keepdims=True)
+    return _shares(counts, counts.sum(axis=1, keepdims=True), score["classes"], "truth \\ prediction")
+
+
+def _shares(counts: np.ndarray, total: np.ndarray, names: Sequence[str], corner: str) -> dict[str, Any]:
+    """A table of shares (K,K) of each row's total (K,1) for the page; None where there is nothing to share."""
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    names = score["classes"]
-    label = f"Confusion matrix of {_title(score)}: share of each true class by predicted class"
-    return Markup(heat_map(shares, names, names, "truth", "prediction", label))
+    rows = [(name, [None if np.isnan(x) else float(x) for x in row]) for name, row in zip(names, shares)]
+    return {"corner": corner, "names": list(names), "rows": rows}
 
 
 def _curve(score: Mapping[str, Any]) -> Markup | None:
@@ -261,12 +265,9 @@ def _data(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     together = np.array(fingerprint.get("cooccurrence") or [], dtype=np.float64)
     figure = None
     if together.size and most:
-        own = np.diagonal(together)[:, None]
-        shares = np.divide(together, own, out=np.full_like(together, np.nan), where=own > 0)
-        np.fill_diagonal(shares, np.nan)
-        figure = Markup(
-            heat_map(shares, list(tags), list(tags), "photos with", "also have", "Tags that occur together")
-        )
+        own = np.diagonal(together)[:, None].copy()
+        np.fill_diagonal(together, np.nan)
+        figure = _shares(together, own, list(tags), "photos with \\ also have")
     counts = {name.replace("_", " "): count for name, count in (fingerprint.get("counts") or {}).items() if count}
     splits = {f"in {name}": split["images"] for name, split in (fingerprint.get("splits") or {}).items()}
     problems = [

@@ -19,7 +19,6 @@ from matplotlib.ticker import MaxNLocator
 # Colours that stand for the page's own; they are exchanged in the finished SVG.
 INK, LINE, ACCENT, SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
 CSS = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)", SECOND: "var(--second)"}
-HEAT = np.array([43, 111, 184]) / 255
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tagmask",
@@ -92,33 +91,6 @@ def threshold_curve(
         return _svg(figure, f"mIoU over the background threshold, peak {top:.1f} at {peak[0]:g}")
 
 
-def heat_map(
-    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], row_title: str, column_title: str, name: str
-) -> str:
-    """Shares (R,K) in [0,1], or NaN, as shades, with per cents in the cells where there is room. Returns SVG."""
-    with matplotlib.rc_context(STYLE):
-        side = 0.27 if max(values.shape) > 12 else 0.42
-        longest = max(map(len, [*rows, *columns]))
-        margin = 0.5 + 0.065 * longest
-        figure, axes = _figure(margin + side * len(columns), margin + side * len(rows))
-        axes.grid(False)
-        shades = np.concatenate(
-            [np.broadcast_to(HEAT, (*values.shape, 3)), np.nan_to_num(values)[..., None].clip(0, 1)], axis=-1
-        )
-        axes.imshow(shades, interpolation="none", aspect="equal")
-        axes.set_xticks(range(len(columns)), columns, rotation=90)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.tick_params(length=0)
-        axes.set_xlabel(column_title)
-        axes.set_ylabel(row_title)
-        if max(values.shape) <= 24:
-            for (row, column), value in np.ndenumerate(values):
-                if value >= 0.005:
-                    ink = "white" if value > 0.55 else INK
-                    axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=7)
-        return _svg(figure, name)
-
-
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
@@ -133,7 +105,7 @@ def _svg(figure: Figure, label: str) -> str:
     with warnings.catch_warnings():
         # The browser draws the text; matplotlib only measures it and need not have every script's glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     head, body = text.split(">", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table as Grid
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Collection, Item, TrainLoader, TrainViews, clean, fingerprint, read_image, tag_vector
@@ -25,7 +23,7 @@ from tagmask.reproduce.job import Job, base_score, runs_of
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
 from tagmask.training import RunFolder, make_fabric, readers
 from tagmask.training.checkpoint import checkpoints
-from tagmask.training.loop import make_optimizer
+from tagmask.training.step import TrainStep, to_device
 from tagmask.types import Batch
 from tagmask.workflow.disk import bytes_of_maps, disk_plan, human, network_row
 from tagmask.workflow.opened import Run, open_collection
@@ -39,43 +37,31 @@ Prepared = tuple[Collection, dict[str, Any]]
 def show_plan(table: Table, jobs: Sequence[Job], home: Path, console: Console | None) -> dict[str, Any]:
     """Steps, hours and disk of what is not done yet.
 
-    One step of each training of a row is timed here, and one photo of each split that is scored, of val as it is scored
-    during training, and of the label files that a row or its stages write. Disk is what a row writes at most: models
-    and label maps, and the checkpoints that go when it is done. Weights that are missing are told, and counted as
-    there.
+    One step of each training of a row is timed here, and one photo of each split that is scored and of the label files
+    that a row or its stages write. Disk is what a row writes at most: models and label maps, and the checkpoints that
+    go when it is done. Weights that are missing are told, and counted as there.
     """
     opened: dict[str, Prepared] = {}
-    training: dict[str, list[float]] = {}
-    watched: dict[str, list[float]] = {}
-    labelling: dict[str, float] = {}
-    scoring: dict[str, float] = {}
+    timed: dict[str, dict[str, Any]] = {}
     lines = []
     for job in jobs:
-        name, done = job.row.name, job.done()
-        trains = job.trains()
-        line: dict[str, Any] = {"row": name, "seed": job.seed, "done": done, "steps": 0, "seconds_per_step": 0.0}
-        line |= {"bytes": 0, "hours": 0.0, "label_hours": 0.0, "scoring_hours": 0.0}
-        if done:
+        line: dict[str, Any] = {"row": job.row.name, "seed": job.seed, "done": job.done(), "steps": 0}
+        line |= {"seconds_per_step": 0.0, "bytes": 0, "hours": 0.0, "label_hours": 0.0, "scoring_hours": 0.0}
+        if line["done"]:
             line["seconds_per_step"] = job.result()["seconds_per_step"] or 0.0
         else:
             collection, found = _open(job.config, opened)
-            if name not in scoring:
-                scoring[name] = time_scoring(job, collection)
-            line["scoring_hours"] = scoring[name]
-        if trains:
-            networks = job.networks()
-            if name not in training:
-                training[name] = [time_step(config, collection) for config in networks.values()]
-                watched[name] = [time_watching(config, collection) for config in networks.values()]
-                labelling[name] = time_stages(job, collection) if job.row.stages else 0.0
-                labelling[name] += time_labels(job.config, collection) if job.row.label else 0.0
-            left = [steps_left(RunFolder(path), config) for path, config in networks.items()]
-            seconds = sum(each * steps for each, steps in zip(training[name], left, strict=True))
-            seen = [watchings(config, steps) for config, steps in zip(networks.values(), left, strict=True)]
-            watching = sum(each * times for each, times in zip(watched[name], seen, strict=True))
-            line |= {"steps": sum(left), "hours": (seconds + watching) / 3600, "bytes": disk(job, collection, found)}
-            line["seconds_per_step"] = seconds / sum(left) if any(left) else 0.0
-            line["label_hours"] = labelling[name] / 3600
+            seconds = timed.setdefault(job.row.name, {})
+            if not seconds:
+                seconds |= {"scoring": time_scoring(job, collection), "labels": time_label_files(job, collection)}
+                seconds["steps"] = [time_step(config, collection) for config in job.networks().values()]
+            line["scoring_hours"] = seconds["scoring"] / 3600
+            if job.trains():
+                left = [steps_left(RunFolder(path), config) for path, config in job.networks().items()]
+                training = sum(each * steps for each, steps in zip(seconds["steps"], left, strict=True))
+                line |= {"steps": sum(left), "hours": training / 3600, "bytes": disk(job, collection, found)}
+                line["seconds_per_step"] = training / sum(left) if any(left) else 0.0
+                line["label_hours"] = seconds["labels"] / 3600
         lines.append(line)
     total = sum(line["hours"] + line["label_hours"] + line["scoring_hours"] for line in lines)
     size = sum(line["bytes"] for line in lines)
@@ -111,7 +97,7 @@ def _print(
         highlight=False,
     )
     console.print(
-        "Not timed: starting, loading weights, checkpoints, comparing label files, bootstrap intervals.",
+        "Not timed: starting, weights, checkpoints, scores while training, comparing label files, bootstrap intervals.",
         highlight=False,
     )
 
@@ -133,45 +119,32 @@ def time_step(config: RunConfig, collection: Collection) -> float:
     where they are slower than it. Weights are random, and so are the masks of a method that reads masks: those of
     earlier rows and stages need not be there.
     """
-    train = config.train
-    method = _on_device(config, collection).train()
-    device = next(method.parameters()).device
+    train = config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})
     fabric = make_fabric(train)
-    optimizer = make_optimizer(method.param_groups(train.lr, train.head_lr, train.freeze_norm), train)
-    ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
+    method = build_method(bare(config), len(collection.classes))
+    step = TrainStep(method, config.model_copy(update={"train": train}), fabric)
     loader = TrainLoader(
         collection.split("train"),
         len(collection.classes),
         TrainViews(config.views, method.wanted_views),
         batch_size=train.batch_size // train.accumulate,
-        steps=2,
+        steps=2 * train.accumulate,
         seed=config.seed,
         workers=0,
     )
-    batches = iter(loader)
-    loading = part = update = 0.0
+    made = iter(loader)
     for _ in range(2):  # the first warms up
         began = time.perf_counter()
-        batch = next(batches)
+        batches = [next(made) for _ in range(train.accumulate)]
         loading = time.perf_counter() - began
-        batch = batch.to(device, torch.Generator(device=device).manual_seed(0))
         if method.reads_masks:
-            batch.masks = _blocks(batch, len(collection.classes)).to(device)
-        began = _now(device)
-        with fabric.autocast():
-            losses = method.losses(batch, train.steps - 1)
-        losses.total.backward()
-        part = _now(device) - began
-        began = _now(device)
-        torch.nn.utils.clip_grad_norm_(method.parameters(), train.clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step(train.steps - 1)
-        if ema is not None:
-            ema.update_parameters(method)
-        update = _now(device) - began
-    computing, loading = part * train.accumulate + update, loading * train.accumulate
-    workers = readers(train, device)
+            for batch in batches:
+                batch.masks = _blocks(batch, len(collection.classes))
+        batches = [to_device(batch, fabric, train) for batch in batches]
+        began = _now(fabric.device)
+        step.run(iter(batches), train.steps - 1)
+        computing = _now(fabric.device) - began
+    workers = readers(train, fabric.device)
     return max(computing, loading / workers) if workers else computing + loading
 
 
@@ -181,45 +154,22 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def time_watching(config: RunConfig, collection: Collection) -> float:
-    """Seconds of scoring val once as a training does, for its log."""
-    watched = [item for id in collection.splits.get("val", ()) if (item := collection.item(id)).mask is not None]
-    method = _on_device(config, collection).eval()
-    name = "segmenter" if method.has_segmenter else "cam" if method.has_cams else None
-    if not watched or name is None:
-        return 0.0
-    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"boundary": 0.0})})
-    return len(watched) * _time_photo(method, config, collection, [name], watched[0])
+def time_label_files(job: Job, collection: Collection) -> float:
+    """Seconds of the label files of all training photos that a row or its stages write, from one photo's.
 
-
-def watchings(config: RunConfig, left: int) -> int:
-    """How often val is scored in the last ``left`` steps of a training: where due, and at the end."""
-    every, steps = config.train.evaluate_every, config.train.steps
-    due = sum(step % every == 0 for step in range(steps - left + 1, steps)) if every else 0
-    return due + (left > 0)
-
-
-def time_labels(config: RunConfig, collection: Collection) -> float:
-    """Seconds of the masks of all training photos of a row that writes them, from one photo's."""
-    items = [item for item in collection.split("train") if item.tags is not None]
-    if not items:
-        return 0.0
-    inference = Inference(_on_device(config, collection).eval(), config)
-    tags = tag_vector(items[0].tags or (), len(collection.classes))
-    return len(items) * _second(lambda: Look(inference, read_image(items[0].image), tags).mask, inference.device)
-
-
-def time_stages(job: Job, collection: Collection) -> float:
-    """Seconds of all label files that a row's stages write, from one photo's. A photo of nothing costs nothing."""
+    A photo of nothing costs nothing.
+    """
     config, stages = job.config, job.config.stages
     items = [item for item in collection.split("train") if item.tags]
-    if stages is None or not items:
+    if not items or not (job.row.label or stages):
         return 0.0
     inference = Inference(_on_device(config, collection).eval(), config)
     makers: list[MakePlaces] = []
-    if stages.cams is not None:
+    if job.row.label:
+        makers.append(lambda look, present: look.mask)
+    if stages is not None and stages.cams is not None:
         makers.append(ConfidentLabels(stages.cams))
-    if stages.masks is not None:
+    if stages is not None and stages.masks is not None:
         affinity = stage_configs(config, RunFolder(job.folder)).get("affinity")
         walker = None if affinity is None else _on_device(affinity, collection).eval()
         makers.append(mask_maker(config, inference, walker, affinity))
@@ -249,7 +199,7 @@ def _blocks(batch: Batch, classes: int) -> torch.Tensor:
 
 
 def time_scoring(job: Job, collection: Collection) -> float:
-    """Hours of scoring a row's columns: seconds on the first photo of each split, times the split's photos.
+    """Seconds of scoring a row's columns: seconds on the first photo of each split, times the split's photos.
 
     Scores of label files take no network and are left out, localisation and spread count as CAMs.
     """
@@ -271,9 +221,9 @@ def time_scoring(job: Job, collection: Collection) -> float:
                 config = job.config if part == "." or own is None else own
                 if part not in methods:
                     methods[part] = _on_device(config, collection)
-                config = with_settings(config, [*job.scored, *settings])
+                config = load_config(config.model_dump(mode="json"), overrides=[*job.scored, *settings])
                 seconds += _time_photo(methods[part], config, collection, given, items[0]) * len(items)
-    return seconds / 3600
+    return seconds
 
 
 def _time_photo(method: Method, config: RunConfig, collection: Collection, names: Sequence[str], item: Item) -> float:
@@ -319,8 +269,3 @@ def disk(job: Job, collection: Collection, found: dict[str, Any]) -> int:
         images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
         size += images * bytes_of_maps(run.config, found)[0]
     return size
-
-
-def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
-    """The configuration with settings of label and evaluate changed."""
-    return load_config(config.model_dump(mode="json"), overrides=settings)

@@ -16,7 +16,7 @@ from tagmask.reproduce.checks import check_needs
 from tagmask.reproduce.configure import BUDGETS, configure, scoring_settings, small_column
 from tagmask.reproduce.cost import show_plan
 from tagmask.reproduce.job import Job
-from tagmask.reproduce.lock import held, holder, sign_of_life
+from tagmask.reproduce.lock import held
 from tagmask.reproduce.render import render
 from tagmask.reproduce.table import Table, read_table
 from tagmask.training import read_json, write_json, write_text
@@ -71,7 +71,7 @@ def reproduce(
     if console is not None:
         console.print(summary["markdown"], markup=False, highlight=False, soft_wrap=True)
         for lock in sorted(others):
-            console.print(f"{lock.name}: left to {holder(lock) or 'another process'}", highlight=False)
+            console.print(f"{lock.name}: left to another process", highlight=False)
         console.print(f"table: {home / 'table.md'}", highlight=False)
     return summary
 
@@ -110,10 +110,8 @@ def make_jobs(
 def run_free(table: Table, jobs: Sequence[Job], home: Path, small: bool, console: Console | None) -> None:
     """Take jobs that no other process is at until none is left. Whoever ends last has passed all that were free.
 
-    A job that builds on another one is waited for while another process is at that one, and so is a job whose holder,
-    on another machine, gives no sign of life, until it gives one or has been silent for long enough to be dead.
+    A job that builds on another one is waited for while another process is at that one.
     """
-    signs: dict[Path, float] = {}
     told = False
     while True:
         took = waits = False
@@ -124,11 +122,7 @@ def run_free(table: Table, jobs: Sequence[Job], home: Path, small: bool, console
                 waits = True
                 continue
             with held(job.lock) as mine:
-                if not mine:
-                    sign = sign_of_life(job.lock)
-                    waits |= sign is not None and signs.setdefault(job.lock, sign) == sign
-                    continue
-                if job.done():
+                if not mine or job.done():
                     continue
                 if console is not None:
                     text = f"[{number + 1}/{len(jobs)}] {job.row.name}, seed {job.seed}"
@@ -141,13 +135,11 @@ def run_free(table: Table, jobs: Sequence[Job], home: Path, small: bool, console
                 write_table(table, home, small)
         if not took and not waits:
             return
-        if took:
-            signs.clear()  # what was a sign of life hours ago says nothing now
-            continue
-        if console is not None and not told:
-            console.print("waiting for rows that other processes are at", highlight=False)
-        told = True
-        time.sleep(PAUSE)
+        if not took:
+            if console is not None and not told:
+                console.print("waiting for rows that other processes are at", highlight=False)
+                told = True
+            time.sleep(PAUSE)
 
 
 def write_table(table: Table, home: Path, small: bool) -> dict[str, Any]:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from tagmask import comm
 from tagmask.config import RunConfig, TrainConfig
 from tagmask.data import Item, TrainLoader, TrainViews
-from tagmask.errors import ConfigError, TrainingError
+from tagmask.errors import ConfigError
 from tagmask.methods import Method
 from tagmask.training.checkpoint import load_checkpoint, save_checkpoint
 from tagmask.training.folder import RunFolder
 from tagmask.training.model_files import save_model
 from tagmask.training.progress import TrainProgress
-from tagmask.training.schedule import rate
+from tagmask.training.step import TrainStep, to_device
 from tagmask.types import Batch, Losses
 
 Evaluate = Callable[[Method, int], dict[str, float]]
@@ -107,19 +104,8 @@ def train_method(
             f"train.batch_size {train.batch_size} cannot be shared by {fabric.world_size} processes and "
             f"{train.accumulate} accumulated parts; choose a multiple of {fabric.world_size * train.accumulate}."
         )
-    if train.channels_last:
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    groups = method.param_groups(train.lr, train.head_lr, train.freeze_norm)
-    base_rates = [group["lr"] for group in groups]
-    wrapped, optimizer = fabric.setup(_Step(method), make_optimizer(groups, train))
-    ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
-
-    state: dict[str, Any] = {"method": method, "optimizer": optimizer, "step": 0, "seconds": 0.0, "waited": 0.0}
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
-    if scaler is not None:
-        state["scaler"] = scaler
-    if ema is not None:
-        state["ema"] = ema
+    stepper = TrainStep(method, config, fabric)
+    state = {**stepper.state(), "step": 0, "seconds": 0.0, "waited": 0.0}
     start = load_checkpoint(fabric, folder.checkpoints, state) if resume else 0
     loader = TrainLoader(
         items,
@@ -135,42 +121,21 @@ def train_method(
         masks=method.reads_masks,
         colour_map=colour_map,
     )
-    batches = iter(loader)
-    shown = method if ema is None else cast(Method, ema.module)
-    spent, waited = state["seconds"], state["waited"]
+    shown = stepper.shown
+    spent, batches = state["seconds"], _Feed(loader, fabric, train, state["waited"])
     log = _Log(fabric, folder, train, start, spent)
     with TrainProgress(train.steps, start, console, visible=fabric.is_global_zero) as progress:
         for step in range(start, train.steps):
             began = time.perf_counter()
-            for group, base in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = base * rate(step, train.steps, train.warmup, train.warmup_ratio, train.power)
-            # The step's own seed, not a running one: dropout is the same after a resume.
-            torch.manual_seed(comm.mix_seed(config.seed, step, fabric.global_rank))
-            wrapped.train()
-            parts: list[Losses] = []
-            for part in range(train.accumulate):
-                asked = time.perf_counter()
-                batch = _to_device(next(batches), fabric, train)
-                waited += time.perf_counter() - asked
-                last = part == train.accumulate - 1
-                with nullcontext() if last else fabric.no_backward_sync(wrapped), _memory_advice(config):
-                    losses = wrapped(lambda: batch, step)  # noqa: B023 (called at once)
-                    _check_finite(losses, batch, step, fabric)
-                    fabric.backward(losses.total / train.accumulate)
-                parts.append(losses)
-            _clip(fabric, wrapped, optimizer, train, step, batch)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            method.after_step(step)
-            if ema is not None:
-                ema.update_parameters(method)
+            parts = stepper.run(batches, step)
             done = step + 1
             spent += time.perf_counter() - began
             if done % train.log_every == 0 or done == train.steps:
-                record = log.step(done, parts, method.figures(), optimizer.param_groups[0]["lr"], spent, waited)
+                lr = stepper.optimizer.param_groups[0]["lr"]
+                record = log.step(done, parts, method.figures(), lr, spent, batches.waited)
                 progress.update(done, record)
             if done % train.checkpoint_every == 0 or done == train.steps:
-                state |= {"step": done, "seconds": spent, "waited": waited}
+                state |= {"step": done, "seconds": spent, "waited": batches.waited}
                 save_checkpoint(fabric, folder.checkpoints, state, done, train.keep)
             due = train.evaluate_every and done % train.evaluate_every == 0
             if evaluate is not None and (due or done == train.steps):
@@ -181,7 +146,7 @@ def train_method(
         save_model(folder.model, shown.eval(), config, classes, method.origin())
     log.close()
     fabric.barrier()
-    return Trained(train.steps, spent, waited / spent if spent else 0.0)
+    return Trained(train.steps, spent, batches.waited / spent if spent else 0.0)
 
 
 def _device_count(config: TrainConfig) -> int:
@@ -190,78 +155,20 @@ def _device_count(config: TrainConfig) -> int:
     return len(str(config.devices).split(",")) if "," in str(config.devices) else int(config.devices)
 
 
-class _Step(nn.Module):
-    """``Method.losses`` as the forward pass that Fabric and DDP wrap.
+class _Feed:
+    """The loader's batches on the device. waited: seconds spent waiting for them."""
 
-    The batch comes through a function: Fabric casts tensors among the arguments to the autocast type, and images
-    in bfloat16 would lose colours.
-    """
+    def __init__(self, loader: TrainLoader, fabric: Fabric, train: TrainConfig, waited: float) -> None:
+        self._batches, self._fabric, self._train, self.waited = iter(loader), fabric, train, waited
 
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
+    def __iter__(self) -> Iterator[Batch]:
+        return self
 
-    def forward(self, batch: Callable[[], Batch], step: int) -> Losses:
-        return self.method.losses(batch(), step)
-
-
-def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over parameter groups that carry their own learning rates."""
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def _to_device(batch: Batch, fabric: Fabric, train: TrainConfig) -> Batch:
-    generator = batch.generator
-    if fabric.device.type != "cpu":
-        generator = torch.Generator(device=fabric.device)
-        generator.manual_seed(batch.generator.initial_seed())
-    batch = batch.to(fabric.device, generator)
-    if train.channels_last:
-        batch.images = batch.images.contiguous(memory_format=torch.channels_last)
-    return batch
-
-
-def _check_finite(losses: Losses, batch: Batch, step: int, fabric: Fabric) -> None:
-    # Every process has to stop, or the others would wait for it for ever.
-    if comm.all_sum((~torch.isfinite(losses.total.detach())).float()) > 0:
-        terms = ", ".join(f"{name}={value.item():.4g}" for name, value in losses.terms.items())
-        raise TrainingError(
-            f"The loss at step {step} is not finite ({terms}); images {', '.join(batch.ids)}. The weights are "
-            "unharmed: lower train.lr or train.clip, or use train.precision=fp32, and go on with --resume."
-        )
-
-
-def _clip(fabric: Fabric, wrapped: Any, optimizer: Any, train: TrainConfig, step: int, batch: Batch) -> None:
-    # fp16's scaler skips a step with infinite gradients by itself; elsewhere they would wreck the weights.
-    largest = math.inf if train.clip is None else train.clip
-    try:
-        fabric.clip_gradients(wrapped, optimizer, max_norm=largest, error_if_nonfinite=train.precision != "fp16")
-    except RuntimeError as error:
-        if "non-finite" not in str(error):
-            raise
-        raise TrainingError(
-            f"A gradient at step {step} is not finite; images {', '.join(batch.ids)}. The weights are unharmed: "
-            "lower train.lr, or use train.precision=fp32, and go on with --resume."
-        ) from error
-
-
-@contextmanager
-def _memory_advice(config: RunConfig) -> Iterator[None]:
-    """Turns an out-of-memory error into one that says what to lower."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
-            raise
-        train = config.train
-        raise TrainingError(
-            f"Memory ran out with train.batch_size={train.batch_size}, views.crop={config.views.crop}, "
-            f"train.precision={train.precision}. Lower views.crop, raise train.accumulate (now {train.accumulate}; "
-            "losses that are normalised over a batch then are so over its parts), use train.precision=bf16 or "
-            "encoder.checkpointing=true."
-        ) from error
+    def __next__(self) -> Batch:
+        asked = time.perf_counter()
+        batch = to_device(next(self._batches), self._fabric, self._train)
+        self.waited += time.perf_counter() - asked
+        return batch
 
 
 class _Log:

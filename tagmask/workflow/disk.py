@@ -24,15 +24,13 @@ def disk_plan(run: Run, stages: Stages, networks: Iterable[tuple[str, Method]]) 
 
     Label PNGs are counted uncompressed, soft maps before compression, networks by their parameters: model and
     checkpoints with the optimiser's state, with the one that is being written before the oldest goes. less: settings
-    that lower it, None where there are none. networks: names and networks of the run and its stages. An image
-    stands for the mean of the data set's.
+    that lower it, None where there are none. networks: names and networks of the run and its stages that are still to
+    be trained. An image stands for the mean of the data set's.
     """
     config, found = run.config, run.fingerprint
     configs = {"classifier": config, **stages.configs}
-    trained = {
-        name: network_row(name, configs[name], run.folder.path / ("" if name == "classifier" else name), method)
-        for name, method in networks
-    }
+    places = {name: run.folder.path / ("" if name == "classifier" else name) for name in configs}
+    to_train = {name: network_row(name, configs[name], places[name], method) for name, method in networks}
     if config.stages is None:
         return []
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
@@ -41,9 +39,13 @@ def disk_plan(run: Run, stages: Stages, networks: Iterable[tuple[str, Method]]) 
     rows = []
     for name in config.stages.named():
         stage = getattr(config.stages, name)
-        if name in trained:
+        if name in to_train:
             key = "train.keep=1" if name == "classifier" else f"stages.{name}.train.keep=1"
-            rows.append(trained[name] | {"less": key if configs[name].train.keep > 1 else None})
+            rows.append(to_train[name] | {"less": key if configs[name].train.keep > 1 else None})
+            continue
+        if name in configs:
+            done = {"makes": "trained already", "where": str(places[name]), "bytes": 0, "less": None}
+            rows.append({"stage": name, **done})
             continue
         where = run.folder.path / ("seeds" if name == "cams" else "masks")
         makes = f"{images} label maps of up to {human(png)}"

@@ -16,7 +16,7 @@ from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, StagesConfig, stage_mapping
 
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
-"""Thresholds of CAM labels by encoder, found on held-out photos (docs/results.md): some have broader CAMs."""
+"""Thresholds of CAM labels by encoder, found on held-out photos (docs/notes/baseline.md): some have broader CAMs."""
 HUNDREDS = 1000
 """Steps up to which a schedule counts as a short one."""
 DESIGN = ("name", "layout")

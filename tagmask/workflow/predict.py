@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tagmask.data import Item, read_image, read_mask
-from tagmask.data.files import find_images
+from tagmask.data.find import find_images
 from tagmask.errors import DataError
 from tagmask.label import Labelled, LabelWriter, Look, go_over
 from tagmask.report import overlay as draw_overlay

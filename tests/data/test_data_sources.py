@@ -10,7 +10,7 @@ from PIL import Image
 
 from tagmask.config import DataConfig
 from tagmask.data import Collection, Item, open_data
-from tagmask.data.files import make_ids
+from tagmask.data.find import make_ids
 from tagmask.errors import DataError
 
 Writer = Callable[..., Path]
@@ -74,16 +74,16 @@ def test_separator_and_relative_tags(three: Path) -> None:
 
 
 BROKEN = {
-    "": "empty",
-    "x.jpg,cat\n": "line 1: the first line must name the columns",
+    "": "image,tags",
+    "x.jpg,cat\n": "line 1",
     "image\nx.jpg\n": "line 1",
-    "image,tags\nx,cat,dog\n": "line 2: 3 columns, the header has 2",
-    "image,tags\n,cat\n": "line 2: no image",
+    "image,tags\nx,cat,dog\n": "line 2.*data.separator",
+    "image,tags\n,cat\n": "line 2",
     "image,tags\nx,cat\nx.jpg,dog\n": "lines 2 and 3",
-    "image,tags\nq,cat\n": "no row names an image",
-    "image,cat,dog\nx,1,0\ny,1,yes\n": "line 3: column 'dog' holds 'yes'",
-    "image,tags\nx,\n": "1 photos are named there, and none has a tag",
-    "image,tags\n": "0 photos are named there, and none has a tag",
+    "image,tags\nq,cat\n": "'q'.*data.images",
+    "image,cat,dog\nx,1,0\ny,1,yes\n": "line 3.*'dog'.*'yes'",
+    "image,tags\nx,\n": "data.classes",
+    "image,tags\n": "data.classes",
 }
 
 
@@ -107,7 +107,7 @@ def test_broken_jsonl(three: Path, line: str) -> None:
 
 def test_not_utf8(three: Path) -> None:
     (three / "tags.csv").write_bytes("image,tags\nx,käse\n".encode("latin-1"))
-    with pytest.raises(DataError, match="UTF-8"):
+    with pytest.raises(DataError, match=r"tags\.csv"):
         opened(three)
 
 
@@ -117,11 +117,11 @@ def test_class_lists(three: Path) -> None:
     assert opened(three).classes == ["dog", "cat"]
     assert opened(three, classes=["cat", "dog"]).item("x").tags == (1,)
     (three / "other.txt").write_text("bird\ndogs\n")
-    with pytest.raises(DataError, match=r"line 2: 'dog' is not a class\. Did you mean 'dogs'"):
+    with pytest.raises(DataError, match="line 2.*'dog'.*'dogs'"):
         opened(three, classes=Path("other.txt"))
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(DataError, match="'dog'"):
         opened(three, classes=["dog", "dog"])
-    with pytest.raises(DataError, match="255 classes"):
+    with pytest.raises(DataError, match="255"):
         opened(three, classes=[str(i) for i in range(255)])
     with pytest.raises(DataError, match=r"absent\.txt"):
         opened(three, classes=Path("absent.txt"))
@@ -152,7 +152,7 @@ def test_names_that_collide(tmp_path: Path, picture: Writer, mask: Writer) -> No
     assert tags_of(collection) == {"a/1": ["u"], "b/1": ["v"], "b/2.jpg": ["u"], "b/2.png": None, "3.tiny": ["v"]}
     assert [i.id for i in collection.items if i.mask] == ["b/1", "3.tiny"]
     (tmp_path / "tags.csv").write_text("image,tags\n1.jpg,u\n")
-    with pytest.raises(DataError, match=r"'1\.jpg' may mean"):
+    with pytest.raises(DataError, match=r"'1\.jpg'"):
         opened(tmp_path)
     # A folder that is not there must not fall back to the image of that name in another folder.
     (tmp_path / "tags.csv").write_text("image,tags\nq/3.tiny.jpg,u\na/1,v\n")
@@ -173,7 +173,7 @@ def test_mask_folders(three: Path, mask: Writer) -> None:
     assert opened(three, masks="truth").item("x").mask == three / "truth" / "x.png"
     with pytest.raises(DataError, match=r"data\.masks"):
         opened(three, masks="absent")
-    with pytest.raises(DataError, match="folder of their own"):
+    with pytest.raises(DataError, match=r"data\.masks"):
         opened(three, masks="images")
     (three / "truth" / "x.png").rename(three / "truth" / "x_gt.png")
     with pytest.raises(DataError, match=r"x_gt\.png"):
@@ -197,14 +197,14 @@ def test_class_folders(tmp_path: Path, picture: Writer, mask: Writer) -> None:
     assert collection.source == "folders" and collection.classes == ["cat", "dog"]
     assert tags_of(collection) == {"dog/1": ["dog"], "cat/1": ["cat"], "7": ["cat"], "2": [], "3": None, "loose": None}
     assert collection.item("cat/1").mask is not None and collection.item("dog/1").mask is None
-    with pytest.raises(DataError, match="'dog'|dog: the folder"):
+    with pytest.raises(DataError, match="dog"):
         opened(tmp_path, classes=["cat", "dogs"])
 
 
 def test_split_folders_are_no_classes(tmp_path: Path, picture: Writer) -> None:
     for name in ("train/cat/1.jpg", "test/cat/2.jpg"):
         picture(tmp_path / name)
-    with pytest.raises(DataError, match=r"splits, not classes.*train"):
+    with pytest.raises(DataError, match=r"data\.root.*train"):
         opened(tmp_path)
     assert opened(tmp_path / "train").classes == ["cat"]
 
@@ -237,7 +237,7 @@ def test_voc_from_annotations(tmp_path: Path, picture: Writer, mask: Writer) -> 
     assert [i.id for i in collection.split("val")] == ["2007_3"]
     found = [(Path(p.path).name, p.what) for p in collection.problems]
     assert found[0][0] == "2007_4.xml" and found[1] == ("2007_3", "listed for train and val: does not train")
-    with pytest.raises(DataError, match="'person' is not a class|'dog' is not a class"):
+    with pytest.raises(DataError, match="'person'|'dog'"):
         open_data(DataConfig(root=tmp_path, classes=["cat"]))
 
 
@@ -252,34 +252,34 @@ def test_voc_with_other_classes_or_a_table(tmp_path: Path, picture: Writer) -> N
 
 
 def test_voc_objects_marked_difficult(tmp_path: Path) -> None:
-    from tagmask.data.voc import object_names
+    from tagmask.data.source_voc import object_names
 
     text = "<a><object><name>cat</name><difficult>1</difficult></object><object><name>dog</name></object></a>"
     (tmp_path / "a.xml").write_text(text)
     assert object_names(tmp_path / "a.xml") == ("cat", "dog")
     assert object_names(tmp_path / "a.xml", difficult=False) == ("dog",)
     (tmp_path / "a.xml").write_text("<a><object/></a>")
-    with pytest.raises(DataError, match="without a name"):
+    with pytest.raises(DataError, match=r"\.xml"):
         object_names(tmp_path / "a.xml")
 
 
 def test_voc_one_folder_too_high(tmp_path: Path, picture: Writer) -> None:
     write_voc(tmp_path / "VOC2012", picture, {"1": ["cat"]})
-    with pytest.raises(DataError, match=r"Did you mean data\.root=.*VOC2012\?"):
+    with pytest.raises(DataError, match=r"data\.root=.*VOC2012"):
         opened(tmp_path, source="voc")
 
 
 def test_roots_that_are_none(tmp_path: Path, picture: Writer) -> None:
-    with pytest.raises(DataError, match=r"set data\.root"):
+    with pytest.raises(DataError, match=r"data\.root"):
         open_data(DataConfig())
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match=r"data\.root"):
         opened(tmp_path / "absent")
     with pytest.raises(DataError, match="There are no images"):
         opened(tmp_path)
     picture(tmp_path / "images" / "x.jpg")
-    with pytest.raises(DataError, match=r"There are images, but no tags.*tags\.csv"):
+    with pytest.raises(DataError, match=r"no tags.*tags\.csv"):
         opened(tmp_path)
-    with pytest.raises(DataError, match="is a file"):
+    with pytest.raises(DataError, match=r"data\.root"):
         opened(tmp_path / "images" / "x.jpg")
 
 
@@ -301,7 +301,7 @@ def test_background_is_no_tag(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
     (tmp_path / "tags.csv").write_text("image,tags\na.png,Dog\nb.png,background\n")
-    with pytest.raises(DataError, match="leave the tags empty"):
+    with pytest.raises(DataError, match="background"):
         open_data(DataConfig(root=tmp_path))
 
 

@@ -34,7 +34,7 @@ def test_hold_out_hardly_moves_when_images_are_added() -> None:
 def test_no_share_no_val(photos: Path) -> None:
     collection = open_data(DataConfig(root=photos, val_share=0))
     assert list(collection.splits) == ["train"]
-    with pytest.raises(DataError, match="no split 'val'. There are: train, all"):
+    with pytest.raises(DataError, match="'val'.*train, all"):
         collection.split("val")
 
 
@@ -70,17 +70,17 @@ def test_the_held_out_share_is_of_the_training_images(photos: Path) -> None:
 
 
 def test_lists_that_fit_nothing(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"'absent' \(data.val\)"):
+    with pytest.raises(DataError, match=r"'absent'.*data\.val"):
         open_data(DataConfig(root=photos, val="absent"))
     (photos / "wrong.txt").write_text("q1\nq2\n")
-    with pytest.raises(DataError, match=r"wrong\.txt: no line names an image \(the first is 'q1'\)"):
+    with pytest.raises(DataError, match=r"wrong\.txt.*'q1'"):
         open_data(DataConfig(root=photos, val="wrong"))
 
 
 def test_collection_answers(photos: Path) -> None:
     collection = open_data(DataConfig(root=photos, val_share=0))
     assert collection.item("p03").tags == (0, 2)
-    with pytest.raises(DataError, match="Did you mean 'p03'"):
+    with pytest.raises(DataError, match="'p03'"):
         collection.item("p03x")
     joined = "\n".join(f"p{i:02d}" for i in range(10))
     assert collection.split_hash("train") == hashlib.sha256(joined.encode()).hexdigest()[:12]

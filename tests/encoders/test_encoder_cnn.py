@@ -11,11 +11,15 @@ from tagmask.config import EncoderConfig
 from tagmask.encoders import build_encoder
 from tagmask.encoders.timm_cnn import V1_EPS
 from tagmask.errors import ConfigError
+from tests.encoders import small_swin
+
+BOTTLENECKS = "resnet26"
+"""A ResNet-50 of two bottlenecks a stage."""
 
 
 def build(**options):
     torch.manual_seed(0)
-    return build_encoder(EncoderConfig(**{"name": "resnet50", "weights": "none", **options})).eval()
+    return build_encoder(EncoderConfig(**{"name": BOTTLENECKS, "weights": "none", **options})).eval()
 
 
 def randomise_norms(encoder: nn.Module) -> None:
@@ -33,7 +37,7 @@ def randomise_norms(encoder: nn.Module) -> None:
 
 
 def v1_by_hand(state: dict, x: torch.Tensor) -> list[torch.Tensor]:
-    """ResNet-50 of He et al., 2016, Table 1, by functional calls on its weights; stride in the first 1x1."""
+    """ResNet of He et al., 2016, Table 1, by functional calls on its weights; stride in the first 1x1."""
 
     def norm(name: str, x: torch.Tensor) -> torch.Tensor:
         mean, var, weight, bias = (
@@ -44,8 +48,8 @@ def v1_by_hand(state: dict, x: torch.Tensor) -> list[torch.Tensor]:
     x = F.relu(norm("bn1", F.conv2d(x, state["conv1.weight"], stride=2, padding=3)))
     maps = [x]
     x = F.max_pool2d(x, 3, stride=2, padding=1)
-    for stage, count in enumerate((3, 4, 6, 3), start=1):
-        for block in range(count):
+    for stage in range(1, 5):
+        for block in range(2):
             name = f"layer{stage}.{block}"
             stride = 2 if block == 0 and stage > 1 else 1
             y = F.relu(norm(f"{name}.bn1", F.conv2d(x, state[f"{name}.conv1.weight"], stride=stride)))
@@ -91,12 +95,12 @@ def test_dilation_computes_the_strided_network_and_what_lies_between(layout, str
 def test_v1_norms_and_refusals():
     norms = [m for m in build(layout="v1").modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(m.eps == V1_EPS for m in norms)
-    for name in ("resnet18", "tf_efficientnet_lite0", "test_vit", "swin_tiny_patch4_window7_224"):
-        with pytest.raises(ConfigError, match="layout"):
+    for name in ("resnet18", "test_efficientnet", "test_vit", small_swin.NAME):
+        with pytest.raises(ConfigError, match=r"encoder\.layout"):
             build(name=name, layout="v1")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
 def test_output_strides(name):
     for stride in (8, 16, 32):
         encoder = build(name=name, output_stride=stride)
@@ -106,11 +110,11 @@ def test_output_strides(name):
 
 
 def test_output_stride_refusals():
-    with pytest.raises(ConfigError, match="output_stride=32"):
+    with pytest.raises(ConfigError, match=r"'densenet121'.*encoder\.output_stride"):
         build(name="densenet121", output_stride=16)
-    with pytest.raises(ConfigError, match="use 8, 16 or 32"):
+    with pytest.raises(ConfigError, match=r"encoder\.output_stride is 4"):
         build(output_stride=4)
-    with pytest.raises(ConfigError, match="blocks"):
+    with pytest.raises(ConfigError, match=r"encoder\.blocks"):
         build(blocks=[1])
 
 
@@ -126,5 +130,5 @@ def test_norm_eval_keeps_statistics():
 
 
 def test_attention_is_refused():
-    with pytest.raises(ConfigError, match="no global self-attention"):
+    with pytest.raises(ConfigError, match="self-attention"):
         build(name="resnet18")(torch.rand(1, 3, 32, 32), attention=[-1])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tagmask.config import EncoderConfig
 from tagmask.encoders import build_encoder
 from tagmask.errors import ConfigError
+from tests.encoders import small_swin
 
 TINY = "vit_tiny_patch16_224"
 
@@ -87,25 +88,25 @@ def test_recording_changes_nothing(vit):
     assert all(not b.attn.qkv._forward_hooks for b in vit.model.blocks)
 
 
-def test_gradients_are_the_same_and_flow_through_the_record(vit):
+def test_gradients_are_the_same_and_flow_through_the_record():
     images = torch.rand(1, 3, 32, 32)
-    for block in (10, 11):
+    for block in (4, 5):
         for checkpointing in (False, True):
-            encoder = build(checkpointing=checkpointing).train()
+            encoder = build("test_vit", checkpointing=checkpointing).train()
             encoder(images, attention=[block]).attention_logits[block].square().mean().backward()
-            for index in range(12):
+            for index in range(6):
                 gradient = encoder.model.blocks[index].attn.qkv.weight.grad
                 assert (gradient is not None and gradient.abs().max() > 0) == (index <= block)
     gradients = []
-    for asked in ((), (3, 11)):
-        encoder = build().train()
+    for asked in ((), (3, 5)):
+        encoder = build("test_vit").train()
         encoder(images, attention=asked).maps[0].square().mean().backward()
         gradients.append(encoder.model.blocks[3].attn.qkv.weight.grad)
     torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize(
-    "name", [TINY, "test_vit2", "deit_tiny_distilled_patch16_224", "vit_pwee_patch16_reg1_gap_256"]
+    "name", ["test_vit", "test_vit2", "deit_tiny_distilled_patch16_224", "vit_pwee_patch16_reg1_gap_256"]
 )
 def test_final_map_is_timms(name):
     """At the native size, the last map and class token are what timm's own forward pass gives."""
@@ -140,8 +141,8 @@ def test_earlier_blocks(vit):
     for ours, theirs in zip(maps, states, strict=True):
         torch.testing.assert_close(ours, theirs)
     for wrong in ([12], [], [-13]):
-        with pytest.raises(ConfigError, match="blocks"):
-            build(blocks=wrong)
+        with pytest.raises(ConfigError, match=r"encoder\.blocks"):
+            build("test_vit", blocks=wrong)
 
 
 def test_positions_are_resized_to_the_grid():
@@ -165,12 +166,10 @@ def test_positions_are_resized_to_the_grid():
 
 
 def test_indices_out_of_range(vit):
-    with pytest.raises(ConfigError, match="12 .0 to 11."):
+    with pytest.raises(ConfigError, match=r"0 to 11.*\[12\]"):
         vit(torch.rand(1, 3, 32, 32), keys=[12])
-    with pytest.raises(ConfigError, match="no global self-attention"):
-        build_encoder(EncoderConfig(name="swin_tiny_patch4_window7_224", weights="none"))(
-            torch.rand(1, 3, 32, 32), attention=[0]
-        )
+    with pytest.raises(ConfigError, match="self-attention"):
+        build_encoder(EncoderConfig(name=small_swin.NAME, weights="none"))(torch.rand(1, 3, 32, 32), attention=[0])
 
 
 def test_recording_under_autocast(vit):

@@ -68,7 +68,7 @@ def test_queries_keys_are_those_of_a_full_pass(name: str) -> None:
             assert torch.equal(queries, whole.queries[block]) and torch.equal(keys, whole.keys[block])
         after = encoder(images)
     assert torch.equal(after.maps[-1], whole.maps[-1]), "no hook is left behind"
-    with pytest.raises(ConfigError, match="were asked for"):
+    with pytest.raises(ConfigError, match=r"0 to \d+.*\[\d+\]"):
         encoder.queries_keys(images, encoder.depth)
 
 
@@ -154,7 +154,7 @@ def test_cnn_features_are_standardised_over_the_photo() -> None:
 
 def test_noise_knows_nothing_of_the_image_and_connects_a_place_with_itself() -> None:
     which = guide("resnet18", graph="noise", cue="none")
-    size = (2, 3, 256, 256)
+    size = (2, 3, 128, 128)
     one, same = look(which, torch.zeros(size)), look(which, torch.rand(size))
     other = look(which, torch.zeros(size), seed=1)
     assert torch.equal(one.keys, same.keys) and not torch.equal(one.keys, other.keys)
@@ -208,16 +208,13 @@ def test_half_precision_changes_cosines_little() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("resnet18", {}, r"'resnet18' has none.*method\.guide\.cue=none"),
-        ("vit_base_patch16_siglip_224", {}, r"siglip.* has none"),
+        ("resnet18", {}, r"'resnet18'.*method\.guide\.cue=none"),
+        ("vit_pwee_patch16_reg1_gap_256", {}, r"method\.guide\.cue.*'vit_pwee_patch16_reg1_gap_256'"),
         (VIT, {"block": 6}, "has blocks 0 to 5"),
         (VIT, {"scales": [0.0]}, "above 0"),
     ],
 )
-def test_what_the_guide_lacks_is_refused(
-    name: str, settings: dict, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda x, *_, **__: x)  # weights do not matter here
+def test_what_the_guide_lacks_is_refused(name: str, settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         guide(name, **settings).build(torch.device("cpu"))
 
@@ -252,7 +249,8 @@ def test_dino_checkpoints_fit_the_guide(layout: str, tmp_path: Path) -> None:
 
 def test_published_dino_names_fit_timms_networks() -> None:
     """The keys of facebookresearch's vit.py are those of timm's: nothing is renamed on the way."""
-    model = timm.create_model("vit_small_patch8_224.dino", pretrained=False, num_classes=0)
+    with torch.device("meta"):
+        model = timm.create_model("vit_small_patch8_224.dino", pretrained=False, num_classes=0)
     state = model.state_dict()
     block = {
         f"{layer}.{kind}"

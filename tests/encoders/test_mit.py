@@ -159,7 +159,7 @@ def test_strides():
     assert build().strides == [4, 8, 16, 16]
     assert build(output_stride=32).strides == build(output_stride=None).strides == [4, 8, 16, 32]
     assert build(output_stride=8).strides == [4, 8, 8, 8]
-    with pytest.raises(ConfigError, match="output_stride is 4; 'mit_b0' has 8, 16 or 32"):
+    with pytest.raises(ConfigError, match="output_stride is 4; 'mit_b0'"):
         build(output_stride=4)
 
 
@@ -197,7 +197,7 @@ def test_recording(file):
         logits = encoder(images, attention=[6]).attention_logits[6]
     torch.testing.assert_close(features.queries[6] @ features.keys[6].mT, logits)
     assert features.prefix == 0 and features.class_token is None
-    with pytest.raises(ConfigError, match=r"8 \(0 to 7\)"):
+    with pytest.raises(ConfigError, match=r"0 to 7.*\[8\]"):
         encoder(images, attention=[8])
 
 

@@ -309,7 +309,7 @@ def test_refusals():
     ]:
         with pytest.raises(ConfigError, match=fault):
             build(**options)
-    with pytest.raises(ConfigError, match="no global self-attention"):
+    with pytest.raises(ConfigError, match="self-attention"):
         build()(torch.rand(1, 3, 32, 32), attention=[0])
 
 

@@ -13,7 +13,10 @@ from tagmask.errors import ConfigError
 from tagmask.heads import ASPP, Classifier, LargeFOV, SegFormer, UPerNet
 from tagmask.registry import HEADS
 from tagmask.types import Features
-from tests.methods.contract import ENCODERS
+from tests.encoders import small_swin
+
+SMALL = {"largefov": {"hidden": 16}, "aspp": {}, "segformer": {"embed": 16}, "upernet": {"embed": 16}}
+"""Options under which a head is cheap; a new head joins here."""
 
 CHANNELS, STRIDES = [6, 8, 10, 12, 14], [2, 4, 8, 16, 16]
 
@@ -130,7 +133,7 @@ def pooled_loop(x, bins):
 
 def test_upernet_matches_loops():
     head = randomise(UPerNet(CHANNELS, STRIDES, 3, embed=16, bins=(1, 3))).double().eval()
-    given = features(batch=1, size=64, dtype=torch.float64)
+    given = features(batch=1, size=32, dtype=torch.float64)
 
     def layer_loop(part, x):
         x = conv_loop(x, part[0].weight, None)
@@ -140,7 +143,7 @@ def test_upernet_matches_loops():
         maps = [m[0] for m in given.maps[1:]]
         parts = [maps[-1]]
         for bins, project in zip((1, 3), head.pooled):
-            parts.append(bilinear_loop(layer_loop(project, pooled_loop(maps[-1], bins)), 4, 4))
+            parts.append(bilinear_loop(layer_loop(project, pooled_loop(maps[-1], bins)), 2, 2))
         level = layer_loop(head.context, torch.cat(parts))
         joined = {3: level}
         for i in (2, 1, 0):
@@ -181,7 +184,7 @@ def test_classifier_details():
     assert [n for n, _ in Classifier(4, 2).named_parameters()] == ["conv.weight"]
     torch.manual_seed(0)
     assert abs(Classifier(1000, 100).conv.weight.std().item() - 0.01) < 1e-3
-    with pytest.raises(ConfigError, match="use max or avg"):
+    with pytest.raises(ConfigError, match="median"):
         Classifier(4, 2, "median")
 
 
@@ -206,7 +209,7 @@ def test_contract(name, count):
 
 @pytest.mark.parametrize("name", HEADS.names())
 def test_an_image_does_not_depend_on_its_batch(name):
-    head = HEADS.get(name)(CHANNELS, STRIDES, 3, dropout=0.0).train()
+    head = HEADS.get(name)(CHANNELS, STRIDES, 3, dropout=0.0, **SMALL[name]).train()
     both = features(2)
     alone = Features(maps=[m[:1] for m in both.maps])
     torch.testing.assert_close(head(both)[:1], head(alone), rtol=1e-4, atol=1e-5)
@@ -214,7 +217,7 @@ def test_an_image_does_not_depend_on_its_batch(name):
 
 @pytest.mark.parametrize("name", HEADS.names())
 def test_channels_last_and_autocast(name):
-    head = HEADS.get(name)(CHANNELS, STRIDES, 3).eval()
+    head = HEADS.get(name)(CHANNELS, STRIDES, 3, **SMALL[name]).eval()
     plain = features()
     last = Features(maps=[m.contiguous(memory_format=torch.channels_last) for m in plain.maps])
     with torch.no_grad():
@@ -223,20 +226,20 @@ def test_channels_last_and_autocast(name):
             assert head(plain).isfinite().all()
 
 
-@pytest.mark.parametrize("encoder", ENCODERS.values())
+@pytest.mark.parametrize("encoder", ["test_resnet", "test_vit", small_swin.NAME, "mit_b0"])
 def test_every_head_on_any_encoder(encoder):
     built = build_encoder(EncoderConfig(name=encoder, weights="none"), image_size=64).eval()
     images = torch.rand(1, 3, 65, 49)
     with torch.no_grad():
         given = built(images)
         for name in HEADS.names():
-            logits = HEADS.get(name)(built.channels, built.strides, 4).eval()(given)
+            logits = HEADS.get(name)(built.channels, built.strides, 4, **SMALL[name]).eval()(given)
             grid = given.maps[-1] if name in ("largefov", "aspp") else given.maps[-4:][0]
             assert logits.shape == (1, 4, *grid.shape[-2:]) and logits.isfinite().all(), name
 
 
 def test_dropout_is_active_in_training_only():
     for name in HEADS.names():
-        head = HEADS.get(name)(CHANNELS, STRIDES, 3, dropout=0.5)
+        head = HEADS.get(name)(CHANNELS, STRIDES, 3, dropout=0.5, **SMALL[name])
         assert not torch.equal(head.train()(features()), head(features()))
         assert torch.equal(head.eval()(features()), head(features()))

@@ -32,7 +32,7 @@ def loop_loss(affinity: torch.Tensor, labels: torch.Tensor) -> float:
     return 0.5 * attraction / positive + 0.5 * repulsion / negative
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 3),
     st.integers(1, 5),

@@ -52,7 +52,7 @@ def test_log_probabilities_give_the_same_value_and_gradient() -> None:
         assert loss.item() == pytest.approx(cam_to_seg_loops(logits, labels, doubt), rel=1e-12)
         gradients.append(torch.autograd.grad(loss, leaf)[0])
     torch.testing.assert_close(*gradients)
-    with pytest.raises(TagmaskError, match="before their log_softmax"):
+    with pytest.raises(TagmaskError, match="log_softmax"):
         cam_to_seg(logits[..., :2].log_softmax(1), labels, log_probs=True)
 
 
@@ -105,5 +105,5 @@ def test_logits_are_resized_to_the_labels() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TagmaskError, match="logits are"):
         cam_to_seg(torch.zeros(2, 3, 4, 4), torch.zeros(1, 4, 4).long())
-    with pytest.raises(TagmaskError, match="perplexity has the labels' shape"):
+    with pytest.raises(TagmaskError, match="perplexity"):
         cam_to_seg(torch.zeros(1, 3, 4, 4), torch.zeros(1, 8, 8).long(), torch.ones(1, 4, 4))

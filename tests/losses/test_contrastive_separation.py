@@ -40,7 +40,9 @@ def test_gradient(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
     monkeypatch.setattr(MODULE, "CPU_PAIRS", pairs)
     cams, labels, doubt = example()
     cams.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: contrastive_separation(x, labels, doubt, 1.0, 0.5), (cams,))
+    assert torch.autograd.gradcheck(
+        lambda x: contrastive_separation(x, labels, doubt, 1.0, 0.5), (cams,), fast_mode=pairs == 25
+    )
     contrastive_separation(cams, labels, doubt).backward()
     assert cams.grad is not None
     grad = cams.grad.permute(0, 2, 3, 1)
@@ -48,9 +50,9 @@ def test_gradient(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
 
 
 def test_no_matrix_of_all_pairs_is_made_or_kept() -> None:
-    """On a grid of 56 x 56, 9.8 million pairs an image: strips of 2^18 on the way, and none of them afterwards."""
+    """On a grid of 32 x 32, a million pairs an image: strips of 2^18 on the way, and none of them afterwards."""
     generator = torch.Generator().manual_seed(0)
-    side, images = 56, 2
+    side, images = 32, 2
     cams = torch.randn(images, 20, side, side, generator=generator).requires_grad_()
     labels = torch.randint(0, 3, (images, side, side), generator=generator)
     sizes: list[int] = []

@@ -12,7 +12,7 @@ from tagmask.losses import perplexity
 from tests.cosa_loops import perplexity_loops
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.floats(0.05, 0.95), st.floats(0.1, 3.0), st.floats(0.3, 3.0), st.integers(0, 1000))
 def test_equals_equation_4(xi: float, alpha: float, beta: float, seed: int) -> None:
     nu = torch.rand(3, 17, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -56,5 +56,5 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.0, 1.0), (-1.1, 1.0), (0.8, 0.0), (float("nan"), 1.0)])
 def test_settings_out_of_range_are_refused(alpha: float, beta: float) -> None:
-    with pytest.raises(TagmaskError, match="alpha and beta are above 0"):
+    with pytest.raises(TagmaskError, match="alpha and beta"):
         perplexity(torch.rand(2), 0.5, alpha, beta)

@@ -118,7 +118,7 @@ def test_zero_beta_counts_every_edge() -> None:
     torch.testing.assert_close(result, torch.tensor([[[3.0, 3.0]]]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 7),
     st.integers(1, 7),
@@ -307,7 +307,7 @@ def test_path_affinity_gradients() -> None:
     # Values far enough apart that no small step changes which one is the maximum.
     order = torch.randperm(40, generator=seeded()).view(2, 4, 5)
     boundary = ((order.double() + 0.5) / 40).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: path_affinity(x, 4)[1], (boundary,))
+    assert torch.autograd.gradcheck(lambda x: path_affinity(x, 4)[1], (boundary,), fast_mode=True)
     for kind in (boundary, (order % 2).double().requires_grad_()):  # the second is full of ties
         edges, affinity = path_affinity(kind, 4)
         weights = torch.rand(affinity.shape, generator=seeded(1), dtype=torch.float64)

@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tagmask.reproduce import lock
 from tests.reproduce.tiny_table import TABLE
-
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other machine is at these folders, and none is waited for."""
-    monkeypatch.setattr(lock, "SETTLE", 0.0)
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ from tagmask.errors import DataError, WeightsError
 from tagmask.reproduce import reproduce
 from tests.reproduce.tiny_table import TABLE
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 
 def test_weights_of_the_last_stage(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = "stages={classifier: {}, masks: {}, segmenter: {encoder: {weights: /none/such.pth}}}"

@@ -19,7 +19,6 @@ from tagmask.reproduce.configure import configure
 from tagmask.workflow.stage_labels import ConfidentLabels
 from tests.reproduce.tiny_table import TABLE
 
-pytestmark = pytest.mark.usefixtures("alone")
 TIME = 0.4
 """Seconds that a slowed part takes."""
 

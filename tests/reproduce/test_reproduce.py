@@ -19,8 +19,6 @@ from tagmask.training import RunFolder
 from tests.reproduce.tiny_table import TABLE
 from tests.workflow.test_localize import write_birds
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 
 def test_runs_resumes_and_renders(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = tmp_path / "scenes", tmp_path / "out"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tagmask.workflow.train_run import check_schedule
 
 from tagmask.data import write_demo
 from tagmask.methods import build_method
@@ -15,10 +16,7 @@ from tagmask.reproduce.cost import bare
 from tagmask.reproduce.runner import look_at
 from tagmask.training import RunFolder
 from tagmask.workflow.stages import check_stages
-from tagmask.workflow.train_run import check_schedule
 from tests.reproduce.tiny_table import TABLE
-
-pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_a_small_budget_keeps_what_makes_a_row(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ rows:
 """
 
 
-@pytest.mark.usefixtures("alone")
 def test_a_run_is_scored_in_another_use(tmp_path: Path) -> None:
     path = tmp_path / "use.yaml"
     path.write_text(TABLE, encoding="utf-8")

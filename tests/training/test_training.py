@@ -102,7 +102,7 @@ def test_accumulation_averages_its_parts_and_sees_as_many_images(tmp_path: Path)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size 4.*multiple of 3"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size 4"):
         run(configure(tmp_path, accumulate=3), tmp_path / "run")
 
 
@@ -114,15 +114,14 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fail", ["nan", "gradient"])
 def test_non_finite_stops_with_the_ids_and_leaves_the_weights_alone(tmp_path: Path, fail: str) -> None:
     config = configure(tmp_path, {"fail": fail, "at": 3}, steps=5)
-    with pytest.raises(TrainingError, match="step 3 is not finite.*images scene") as caught:
+    with pytest.raises(TrainingError, match=r"step 3 .*scene.*train\.lr"):
         run(config, tmp_path / "run")
-    assert "--resume" in str(caught.value)
     saved = torch.load(checkpoints(tmp_path / "run" / "checkpoints")[-1], weights_only=True)
     assert saved["step"] == 2 and torch.isfinite(saved["method"]["weight"])
 
 
 def test_gradients_are_checked_without_clipping_too(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="gradient at step 0 is not finite"):
+    with pytest.raises(TrainingError, match=r"step 0 .*train\.lr"):
         run(configure(tmp_path, {"fail": "gradient"}, clip=None), tmp_path / "run")
 
 
@@ -164,7 +163,7 @@ def test_a_training_has_its_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_half_precision_is_refused_on_a_cpu(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+    with pytest.raises(ConfigError, match=r"train\.precision"):
         run(configure(tmp_path, precision="fp16"), tmp_path / "run")
 
 
@@ -172,12 +171,12 @@ def test_half_precision_is_refused_on_a_cpu(tmp_path: Path) -> None:
 def test_a_warm_up_as_long_as_the_training_is_refused(tmp_path: Path, section: str) -> None:
     config = tiny({"name": "baseline", "warmup": 2}, train={"steps": 4})
     getattr(config, section).warmup = 4
-    with pytest.raises(ConfigError, match=f"{section}.warmup is 4.*only 4 steps"):
+    with pytest.raises(ConfigError, match=rf"{section}\.warmup"):
         workflow.train(config, tmp_path / "run")
 
 
 def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="batch_size=4.*views.crop=64.*accumulate.*over its parts"):
+    with pytest.raises(TrainingError, match=r"train\.batch_size=4.*views\.crop=64.*train\.accumulate"):
         run(configure(tmp_path, {"fail": "memory"}), tmp_path / "run")
 
 

@@ -1,0 +1,93 @@
+"""Source 'cub': Caltech-UCSD Birds-200-2011 in its own layout, for localisation: one class and one box a photo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tagmask.config import DataConfig
+from tagmask.data.benchmarks import missing
+from tagmask.data.collection import Box, Collection, Item, Problem
+from tagmask.data.find import check_classes, data_root, image_folder, make_ids, read_lines
+from tagmask.errors import DataError
+from tagmask.registry import SOURCES
+
+BENCHMARK = "cub200_2011"
+FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt")
+
+
+def is_cub(root: Path) -> bool:
+    """Whether the folder is laid out as CUB-200-2011."""
+    return (root / FILES[0]).is_file() and any((root / name).is_file() for name in FILES[1:4])
+
+
+@SOURCES.register("cub")
+def cub(config: DataConfig, seed: int = 0) -> Collection:
+    """``images/`` with images.txt, image_class_labels.txt, train_test_split.txt, bounding_boxes.txt, classes.txt.
+
+    One tag an image, 'train' and 'test' as published, and each photo's box. There are no label maps: the set's own
+    ``segmentations`` say how many annotators marked a pixel, not which class it is. Photos that are
+    listed and not there are problems. Raises DataError naming the file and line that is wrong, and the archive where
+    one is missing.
+    """
+    root = data_root(config)
+    for name in FILES:
+        if not (root / name).is_file():
+            raise DataError(f"{root / name}: no such file.{missing(BENCHMARK, 'train')}")
+    base = image_folder(config, root)
+    numbers = _table(root / "classes.txt", 2)
+    classes = check_classes([fields[0] for fields in numbers.values()], str(root / "classes.txt"))
+    order = {number: i for i, number in enumerate(numbers)}
+    names = _table(root / "images.txt", 2)
+    labels = _same(_table(root / "image_class_labels.txt", 2), names, root / "image_class_labels.txt")
+    halves = _same(_table(root / "train_test_split.txt", 2), names, root / "train_test_split.txt")
+    boxes = _same(_table(root / "bounding_boxes.txt", 5), names, root / "bounding_boxes.txt")
+    there = [number for number, (name,) in names.items() if (base / name).is_file()]
+    if not there:
+        raise DataError(f"{base}: none of the photos of {root / FILES[0]} is there.{missing(BENCHMARK, 'train')}")
+    paths = [base / names[number][0] for number in there]
+    items: list[Item] = []
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    for number, path, id in zip(there, paths, make_ids(paths, base)):
+        label, half = labels[number][0], halves[number][0]
+        if label not in order:
+            raise DataError(f"{root / 'image_class_labels.txt'}: image {number} has class {label}, which is unknown.")
+        if half not in ("0", "1"):
+            raise DataError(f"{root / 'train_test_split.txt'}: image {number} has '{half}'; 1 trains, 0 is for test.")
+        box = _box(boxes[number], f"{root / 'bounding_boxes.txt'}, image {number}")
+        items.append(Item(id, path, (order[label],), None, (box,)))
+        lists["train" if half == "1" else "test"].append(id)
+    absent = [base / names[number][0] for number in names.keys() - set(there)]
+    gone = [Problem(str(path), "listed in images.txt, but not there") for path in sorted(absent)]
+    return Collection("cub", root, classes, items, dict(lists), gone, None, BENCHMARK, lists)
+
+
+def _table(path: Path, columns: int) -> dict[str, list[str]]:
+    """Fields after the first by the first, which is a number and unique."""
+    rows: dict[str, list[str]] = {}
+    for line, text in read_lines(path, "table"):
+        # A photo's name is the last field of its line and may hold blanks.
+        fields = text.split(None, columns - 1)
+        if len(fields) != columns or not fields[0].isdigit():
+            raise DataError(f"{path}, line {line}: expected a number and {columns - 1} more fields, found '{text}'.")
+        if fields[0] in rows:
+            raise DataError(f"{path}, line {line}: number {fields[0]} is there twice.")
+        rows[fields[0]] = fields[1:]
+    return rows
+
+
+def _same(rows: dict[str, list[str]], images: dict[str, list[str]], path: Path) -> dict[str, list[str]]:
+    wrong = next((n for n in images if n not in rows), None) or next((n for n in rows if n not in images), None)
+    if wrong is not None:
+        where = "has no line for" if wrong in images else "has a line for the unknown"
+        raise DataError(f"{path}: {where} image {wrong}; its images are those of images.txt. Unpack the archive again.")
+    return rows
+
+
+def _box(fields: list[str], where: str) -> Box:
+    try:
+        x, y, width, height = map(float, fields)
+    except ValueError as error:
+        raise DataError(f"{where}: a box is four numbers, x y width height, found '{' '.join(fields)}'.") from error
+    if width <= 0 or height <= 0:
+        raise DataError(f"{where}: a box of {width:g}x{height:g} pixels is empty.")
+    return (x, y, x + width, y + height)

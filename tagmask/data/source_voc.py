@@ -1,0 +1,172 @@
+"""Source 'voc': the folder layout of Pascal VOC; tags from a table or from the XML annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tagmask.config import DataConfig
+from tagmask.data.benchmarks import BENCHMARKS, missing
+from tagmask.data.collection import Collection, Item, Problem
+from tagmask.data.find import check_classes, data_root, find_images, given_classes, read_lines, resolve
+from tagmask.data.source_table import assemble, match_rows, read_table, table_path
+from tagmask.data.splits import find_list, read_list
+from tagmask.errors import DataError, nearest
+from tagmask.registry import SOURCES
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+BENCHMARK = "voc2012"
+AUGMENTED = "SegmentationClassAug"
+SBD_FOLDERS = ("benchmark_RELEASE/dataset", "SBD/dataset", "SBD")
+"""Where SBD may lie, in the root or one or two folders above it; a folder with 'cls', train.txt and val.txt."""
+
+
+def is_voc(root: Path) -> bool:
+    """Whether the folder is laid out as VOC: JPEGImages, and lists or annotations."""
+    marks = (root / "ImageSets" / "Segmentation", root / "Annotations")
+    return (root / "JPEGImages").is_dir() and any(mark.is_dir() for mark in marks)
+
+
+@SOURCES.register("voc")
+def voc(config: DataConfig, seed: int = 0) -> Collection:
+    """``JPEGImages``, ``SegmentationClass`` and ``ImageSets/Segmentation`` as in VOC.
+
+    Tags come from ``data.tags`` or tags.csv/tags.jsonl in the root, or else from ``Annotations/*.xml``. Classes are
+    ``data.classes``, or else ``classes.txt``, or else VOC's twenty in its order when all names are among them, or
+    else the names sorted. With VOC's twenty classes photos that have no mask in ``SegmentationClass`` take that of
+    ``SegmentationClassAug``, or else that of SBD's ``cls/*.mat``, whose list is then known as 'train_aug', too.
+    Raises DataError when neither tags nor annotations are there, or a name is no class.
+    """
+    root = data_root(config)
+    base = resolve(config.images, root, "images") if config.images is not None else root / "JPEGImages"
+    if not base.is_dir():
+        inner = sorted(root.glob("**/JPEGImages"))
+        hint = f" Did you mean data.root={inner[0].parent}?" if inner else missing(BENCHMARK, "train")
+        raise DataError(f"{base}: no such folder.{hint}")
+    images = find_images(base)
+    if not images:
+        raise DataError(f"{base}: no images there.")
+    classes = given_classes(config, root)
+    path, annotations = table_path(config, root), root / "Annotations"
+    if path is not None:
+        rows, columns = read_table(path, config.separator)
+        classes = classes or order_classes({t for row in rows for t in row.tags}, columns, str(path))
+        tags, problems = match_rows(rows, images, [base, root], classes, path)
+    elif annotations.is_dir():
+        names, problems = read_annotations(images, annotations)
+        classes = classes or order_classes({n for found in names if found for n in found}, None, str(annotations))
+        tags = [_indices(found, classes, annotations / f"{p.stem}.xml") for found, p in zip(names, images)]
+    else:
+        raise DataError(f"{root}: neither Annotations nor tags.csv is there. Set data.tags to a table of tags.")
+    collection = assemble("voc", config, root, base, images, tags, classes, problems)
+    return _as_published(collection, config) if tuple(classes) == VOC_CLASSES else collection
+
+
+def _as_published(collection: Collection, config: DataConfig) -> Collection:
+    """The collection with VOC 2012's own lists, and SBD's masks for photos without one."""
+    root, items = collection.root, collection.items
+    sbd = find_sbd(root)
+    lists, problems = {}, list(collection.problems)
+    for name in BENCHMARKS[BENCHMARK]:
+        path = find_list(root, name)
+        if path is not None:
+            lists[name], unknown = read_list(path, items, [root / "JPEGImages", root])
+            # The lists of train, val and test were read before, with the same problems.
+            problems += unknown if name not in collection.splits else []
+    if "train_aug" not in lists and sbd is not None and {"train", "val"} <= lists.keys():
+        there = {item.id for item in items}
+        ids = augmented_list(lists["train"], lists["val"], sbd)
+        lists["train_aug"] = [id for id in ids if id in there]
+        problems += [Problem(id, f"in {sbd}, but no such image") for id in ids if id not in there]
+    if config.masks is None:
+        folders = [(root / AUGMENTED, ".png"), *([(sbd / "cls", ".mat")] if sbd is not None else [])]
+        items = _fill_masks(items, folders)
+    return replace(collection, items=items, lists=lists, problems=problems, benchmark=BENCHMARK)
+
+
+def _fill_masks(items: Sequence[Item], folders: Sequence[tuple[Path, str]]) -> list[Item]:
+    for folder, suffix in folders:
+        names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        items = [
+            replace(item, mask=folder / f"{item.image.stem}{suffix}")
+            if item.mask is None and f"{item.image.stem}{suffix}" in names
+            else item
+            for item in items
+        ]
+    return list(items)
+
+
+def find_sbd(root: Path) -> Path | None:
+    """SBD's folder of cls, train.txt and val.txt, in a VOC root or up to two folders above; None where it is not."""
+    absolute = root.absolute()
+    for parent in (absolute, absolute.parent, absolute.parent.parent):
+        for name in SBD_FOLDERS:
+            if is_sbd(parent / name):
+                return parent / name
+    return None
+
+
+def is_sbd(folder: Path) -> bool:
+    """Whether a folder has SBD's cls, train.txt and val.txt."""
+    return (folder / "cls").is_dir() and all((folder / f"{part}.txt").is_file() for part in ("train", "val"))
+
+
+def augmented_list(train: Sequence[str], val: Sequence[str], sbd: Path) -> list[str]:
+    """'train_aug', sorted: VOC's train and all of SBD, without VOC's val (10,582 of the published lists)."""
+    both = {line for part in ("train", "val") for _, line in read_lines(sbd / f"{part}.txt", "list of images")}
+    return sorted((both | set(train)) - set(val))
+
+
+def order_classes(names: set[str], columns: list[str] | None, where: str) -> list[str]:
+    """All twenty VOC classes if ``names`` are among them, since its masks count so; else ``columns``, or sorted."""
+    if names and names.issubset(VOC_CLASSES) and not (columns and not set(columns).issubset(VOC_CLASSES)):
+        return list(VOC_CLASSES)
+    return check_classes(columns or sorted(names), where)
+
+
+def read_annotations(images: list[Path], folder: Path) -> tuple[list[tuple[str, ...] | None], list[Problem]]:
+    """Object names of each image from ``<stem>.xml``; None where there is no file or it is broken (a problem)."""
+    result: list[tuple[str, ...] | None] = []
+    problems = []
+    for image in images:
+        path = folder / f"{image.stem}.xml"
+        try:
+            result.append(object_names(path) if path.is_file() else None)
+        except DataError as error:
+            result.append(None)
+            problems.append(Problem(str(path), str(error)))
+    return result, problems
+
+
+def object_names(path: Path, difficult: bool = True) -> tuple[str, ...]:
+    """Names of the objects in one VOC annotation, sorted, each once; those marked difficult count unless told not to.
+
+    Raises DataError when the file is not valid XML or an object has no name.
+    """
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object")
+    except (ElementTree.ParseError, OSError) as error:
+        raise DataError(f"{path}: not a readable annotation ({error}).") from error
+    names = set()
+    for entry in objects:
+        name = (entry.findtext("name") or "").strip()
+        if not name:
+            raise DataError(f"{path}: an object without a name.")
+        if difficult or (entry.findtext("difficult") or "0").strip() != "1":
+            names.add(name)
+    return tuple(sorted(names))
+
+
+def _indices(names: tuple[str, ...] | None, classes: list[str], path: Path) -> tuple[int, ...] | None:
+    if names is None:
+        return None
+    for name in names:
+        if name not in classes:
+            raise DataError(f"{path}: '{name}' is not a class.{nearest(name, classes)}")
+    return tuple(sorted(classes.index(name) for name in names))

@@ -1,0 +1,156 @@
+"""One training step: losses and gradients of its parts, clipping, optimiser, running averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tagmask import comm
+from tagmask.config import RunConfig, TrainConfig
+from tagmask.errors import TrainingError
+from tagmask.methods import Method
+from tagmask.training.schedule import rate
+from tagmask.types import Batch, Losses
+
+OTHER_SETTINGS = "Train again, into another folder, with a lower train.lr or train.clip, or with train.precision=fp32."
+
+
+class TrainStep:
+    """A method with all that a training step needs: ``run`` makes one. Fabric has to be launched.
+
+    optimizer: its parameter groups carry their learning rates of the step before. shown: the method that is scored and
+    saved, with ``train.ema`` the running average.
+    """
+
+    def __init__(self, method: Method, config: RunConfig, fabric: Fabric) -> None:
+        train = config.train
+        self.method, self.config, self.fabric = method, config, fabric
+        if train.channels_last:
+            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        groups = method.param_groups(train.lr, train.head_lr, train.freeze_norm)
+        self._base_rates = [group["lr"] for group in groups]
+        self._wrapped, self.optimizer = fabric.setup(_Forward(method), make_optimizer(groups, train))
+        self._ema: AveragedModel | None = None
+        if train.ema:
+            self._ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)
+        self.shown = method if self._ema is None else cast(Method, self._ema.module)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold of it."""
+        state: dict[str, Any] = {"method": self.method, "optimizer": self.optimizer}
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None:
+            state["scaler"] = scaler
+        if self._ema is not None:
+            state["ema"] = self._ema
+        return state
+
+    def run(self, batches: Iterator[Batch], step: int) -> list[Losses]:
+        """Make step number ``step`` with the next ``train.accumulate`` batches; their losses.
+
+        Raises TrainingError on a loss or gradient that is not finite (with the ids of the batch), before the weights
+        change, and when memory runs out.
+        """
+        train = self.config.train
+        for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = base * rate(step, train.steps, train.warmup, train.warmup_ratio, train.power)
+        # The step's own seed, not a running one: dropout is the same after a resume.
+        torch.manual_seed(comm.mix_seed(self.config.seed, step, self.fabric.global_rank))
+        self._wrapped.train()
+        parts: list[Losses] = []
+        for part in range(train.accumulate):
+            batch = next(batches)
+            last = part == train.accumulate - 1
+            with nullcontext() if last else self.fabric.no_backward_sync(self._wrapped), _memory_advice(self.config):
+                losses = self._wrapped(lambda: batch, step)  # noqa: B023 (called at once)
+                _check_finite(losses, batch, step)
+                self.fabric.backward(losses.total / train.accumulate)
+            parts.append(losses)
+        self._clip(batch, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(step)
+        if self._ema is not None:
+            self._ema.update_parameters(self.method)
+        return parts
+
+    def _clip(self, batch: Batch, step: int) -> None:
+        train = self.config.train
+        largest = math.inf if train.clip is None else train.clip
+        # fp16's scaler skips a step with infinite gradients by itself; elsewhere they would wreck the weights.
+        strict = train.precision != "fp16"
+        try:
+            self.fabric.clip_gradients(self._wrapped, self.optimizer, max_norm=largest, error_if_nonfinite=strict)
+        except RuntimeError as error:
+            if "non-finite" not in str(error):
+                raise
+            raise TrainingError(
+                f"A gradient at step {step} is not finite; images {', '.join(batch.ids)}. {OTHER_SETTINGS}"
+            ) from error
+
+
+class _Forward(nn.Module):
+    """``Method.losses`` as the forward pass that Fabric and DDP wrap.
+
+    The batch comes through a function: Fabric casts tensors among the arguments to the autocast type, and images
+    in bfloat16 would lose colours.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Callable[[], Batch], step: int) -> Losses:
+        return self.method.losses(batch(), step)
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over parameter groups that carry their own learning rates."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def to_device(batch: Batch, fabric: Fabric, train: TrainConfig) -> Batch:
+    """The batch on Fabric's device, its generator there with the same seed."""
+    generator = batch.generator
+    if fabric.device.type != "cpu":
+        generator = torch.Generator(device=fabric.device)
+        generator.manual_seed(batch.generator.initial_seed())
+    batch = batch.to(fabric.device, generator)
+    if train.channels_last:
+        batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+    return batch
+
+
+def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
+    # Every process has to stop, or the others would wait for it for ever.
+    if comm.all_sum((~torch.isfinite(losses.total.detach())).float()) > 0:
+        terms = ", ".join(f"{name}={value.item():.4g}" for name, value in losses.terms.items())
+        raise TrainingError(
+            f"The loss at step {step} is not finite ({terms}); images {', '.join(batch.ids)}. {OTHER_SETTINGS}"
+        )
+
+
+@contextmanager
+def _memory_advice(config: RunConfig) -> Iterator[None]:
+    """Turns an out-of-memory error into one that says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        train = config.train
+        raise TrainingError(
+            f"Memory ran out with train.batch_size={train.batch_size}, views.crop={config.views.crop}, "
+            f"train.precision={train.precision}. Lower views.crop, raise train.accumulate (now {train.accumulate}; "
+            "losses that are normalised over a batch then are so over its parts), use train.precision=bf16 or "
+            "encoder.checkpointing=true."
+        ) from error
