@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tagmask.config import RunConfig, load_config
 from tagmask.errors import ConfigError
-from tagmask.methods import Method
+from tagmask.methods import Method, build_method
 from tagmask.training import RunFolder
 from tagmask.workflow import Run, run
 from tagmask.workflow.disk import PNG_EXTRA, disk_plan, print_disk_plan
@@ -25,8 +25,10 @@ Networks = list[tuple[str, Method]]
 
 @pytest.fixture(scope="module")
 def networks(config: RunConfig, staged: Path) -> Networks:
-    """Names and networks of the staged run."""
-    return list(Stages(Run(staged, config)).networks())
+    """Names and networks of the staged run, as before it was trained."""
+    opened = Run(staged, config)
+    configs = {"classifier": config, **Stages(opened).configs}
+    return [(name, build_method(own, len(opened.collection.classes))) for name, own in configs.items()]
 
 
 def planned(
@@ -68,6 +70,11 @@ def test_the_plan_goes_by_the_mean_photo_and_the_checkpoint_that_is_being_writte
     assert "up to 2 checkpoints" in few["makes"] and "up to 3 checkpoints" in many["makes"]
     checkpoint = next((staged / "checkpoints").glob("*.ckpt")).stat().st_size
     assert many["bytes"] - few["bytes"] == pytest.approx(checkpoint, rel=0.02)
+
+
+def test_networks_that_are_trained_take_nothing_more(config: RunConfig, staged: Path) -> None:
+    rows = {row["stage"]: row["bytes"] for row in planned(config, staged, list(Stages(Run(staged, config)).networks()))}
+    assert {name for name, size in rows.items() if not size} == {"classifier", "affinity", "segmenter"}
 
 
 def test_soft_maps_are_announced(config: RunConfig, staged: Path, networks: Networks) -> None:
