@@ -264,7 +264,7 @@ class RunConfig(Strict):
     data: DataConfig = DataConfig()
     views: ViewConfig = ViewConfig()
     encoder: EncoderConfig = EncoderConfig()
-    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: method_config({"name": "baseline"}))
+    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: method_config({}))
     train: TrainConfig = TrainConfig()
     label: LabelConfig = LabelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -285,7 +285,14 @@ class RunConfig(Strict):
 
 def method_config(values: Mapping[str, Any]) -> MethodConfig:
     """The configuration object of the method that ``values['name']`` names."""
-    return METHODS.get(str(values.get("name", "baseline"))).config_class.model_validate(dict(values))
+    return _method_class(values).model_validate(dict(values))
+
+
+def _method_class(section: Mapping[str, Any]) -> type[MethodConfig]:
+    """The configuration class of the method that a section names; without a name that of the default method."""
+    from tagmask.methods import default_method  # which imports this file
+
+    return METHODS.get(str(section.get("name") or default_method("classifier"))).config_class
 
 
 def merge(base: dict, over: Mapping) -> dict:
@@ -323,8 +330,7 @@ def _without_preset(base: dict, over: Mapping) -> dict:
         return base
     if new["variant"] == old.get("variant"):
         return base
-    kind = METHODS.get(str(new.get("name", old.get("name", "baseline")))).config_class
-    preset = kind.presets.get(str(new["variant"]), {})
+    preset = _method_class({"name": new.get("name", old.get("name"))}).presets.get(str(new["variant"]), {})
     return base | {"method": _prune(old, preset)}
 
 
@@ -425,8 +431,7 @@ def _known_keys(path: list[str], values: Mapping) -> list[str]:
     model: Any = RunConfig
     for part in path:
         if part == "method":
-            section = values.get("method", {})
-            model = METHODS.get(str(section.get("name", "baseline"))).config_class
+            model = _method_class(values.get("method", {}))
         else:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
             # Of 'Model | None', the model.
