@@ -83,7 +83,6 @@ class EncoderConfig(Strict):
     mean: tuple[float, float, float] | None = Field(None, description="default: the weights' own")
     std: tuple[float, float, float] | None = Field(None, description="default: the weights' own")
     blocks: list[int] | None = Field(None, description="ViT: blocks to return; default: the last one")
-    image_size: int | None = Field(None, description="nominal size for encoders that need one; default: crop")
     drop_path: float = Field(0.0, ge=0, lt=1)
     freeze: bool = Field(False, description="train the heads only")
     norm_eval: bool = Field(True, description="CNN: batch norm uses its stored statistics in training")

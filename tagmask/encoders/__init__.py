@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from functools import lru_cache
 
 import timm
+import torch
 
 from tagmask.config import EncoderConfig
 from tagmask.encoders.base import ENCODERS, Encoder, EncoderFactory, norm_parameters
@@ -51,24 +51,21 @@ FAMILIES: dict[str, EncoderFactory] = {
 """Adapters by timm's model file."""
 
 
-def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Encoder:
+def build_encoder(config: EncoderConfig) -> Encoder:
     """The encoder that ``config`` describes, with its weights.
 
-    image_size: side of the training crops in pixels, for encoders that need a nominal size; ``config.image_size``
-    overrides it. Raises ConfigError for an unknown name or an option that the network lacks, WeightsError if pretrained
-    weights are not found or do not fit.
+    Raises ConfigError for an unknown name and for a setting that the network does not have or support, WeightsError if
+    pretrained weights are not found or do not fit.
     """
-    if config.name in ENCODERS.names():
-        factory = ENCODERS.get(config.name)
-    else:
-        factory = _timm_factory(config.name)
+    own = config.name in ENCODERS.names()
+    factory = ENCODERS.get(config.name) if own else _timm_factory(config.name)
     trained = trained_encoder(config)
-    own = config.model_copy(update={"weights": "none"}) if trained else config
-    encoder = factory(own, config.image_size or image_size)
+    encoder = factory(config.model_copy(update={"weights": "none"}) if trained else config)
     if trained is not None:
-        load_trained(encoder, trained)
-        encoder.normalise_by(config.mean, config.std)
-        encoder.weights_origin = trained.origin
+        encoder.weights_origin = load_trained(encoder, trained)
+    for buffer, values in ((encoder.mean, config.mean), (encoder.std, config.std)):
+        if values is not None:
+            buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
     if config.freeze:
         encoder.freeze()
     return encoder
@@ -79,14 +76,9 @@ def list_encoders(pattern: str = "*") -> list[str]:
 
     timm names weights by a tag after a dot; a pattern with a dot ('vit_*.dino') lists those.
     """
-    names = [*ENCODERS.names(), *_timm_names("." in pattern)]
-    return sorted(set(fnmatch.filter(names, pattern)))
-
-
-@lru_cache
-def _timm_names(tagged: bool) -> tuple[str, ...]:
-    found = (name for family in FAMILIES for name in timm.list_models(module=family, pretrained=tagged))
-    return tuple(found)
+    tagged = "." in pattern
+    names = {name for family in FAMILIES for name in timm.list_models(module=family, pretrained=tagged)}
+    return sorted(fnmatch.filter(names.union(ENCODERS.names()), pattern))
 
 
 def _timm_factory(name: str) -> EncoderFactory:

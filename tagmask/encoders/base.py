@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, kind: str, mean: Iterable[float], std: Iterable[float]) -> None:
+    def __init__(self, kind: str, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.kind = kind
         self.channels: list[int] = []
@@ -39,15 +39,8 @@ class Encoder(nn.Module):
         self.weights_origin = "none (random)"
         self.norm_eval = False
         self.frozen = False
-        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1))
-
-    def normalise_by(self, mean: Iterable[float] | None, std: Iterable[float] | None) -> None:
-        """Set the mean and standard deviation that images are normalised by; None changes nothing."""
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None:
-                buffer: Tensor = getattr(self, name)
-                buffer.copy_(torch.tensor(list(values)).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(
         self,
@@ -62,7 +55,7 @@ class Encoder(nn.Module):
         the result's dictionaries are non-negative. Recording changes no other output. Raises ConfigError when the
         encoder has no such blocks.
         """
-        asked = [self._resolve(indices) for indices in (attention, queries, keys)]
+        asked = [self.resolve(indices) for indices in (attention, queries, keys)]
         return self.extract((images - self.mean) / self.std, *asked)
 
     def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
@@ -83,7 +76,8 @@ class Encoder(nn.Module):
                     module.eval()
         return self
 
-    def _resolve(self, indices: Sequence[int]) -> set[int]:
+    def resolve(self, indices: Sequence[int]) -> set[int]:
+        """Blocks to record as non-negative indices. Raises ConfigError when the encoder has no such blocks."""
         if not indices:
             return set()
         if not self.has_attention:
@@ -98,17 +92,31 @@ class Encoder(nn.Module):
 
 
 def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters of all normalisation layers in ``module`` (batch, layer, group and instance norm), each once."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    """Parameters of all normalisation layers in ``module``, each once: of modules with "norm" in their class's name."""
     found: dict[int, nn.Parameter] = {}
     for part in module.modules():
-        # timm has norms of its own (RmsNorm, LayerNorm2d, ...); all have "Norm" in their class's name.
-        if isinstance(part, kinds) or "norm" in type(part).__name__.lower():
+        if "norm" in type(part).__name__.lower():
             found.update((id(p), p) for p in part.parameters(recurse=False))
     return list(found.values())
 
 
-EncoderFactory = Callable[[EncoderConfig, "int | None"], Encoder]
+def refuse(config: EncoderConfig, *settings: str) -> None:
+    """Raise ConfigError where one of these settings, which the network does not have, is not at its default."""
+    for name in settings:
+        default = EncoderConfig.model_fields[name].default
+        if getattr(config, name) != default:
+            raise ConfigError(f"encoder.{name} is not for '{config.name}'; leave it at its default ({default}).")
+
+
+def output_stride(config: EncoderConfig, default: int) -> int:
+    """The configured output stride. Raises ConfigError for another than 8, 16 and 32."""
+    stride = default if config.output_stride is None else config.output_stride
+    if stride not in (8, 16, 32):
+        raise ConfigError(f"encoder.output_stride is {stride}; '{config.name}' has 8, 16 or 32.")
+    return stride
+
+
+EncoderFactory = Callable[[EncoderConfig], Encoder]
 
 ENCODERS: Registry[EncoderFactory] = Registry("encoder", "tagmask.encoders")
-"""tagmask's own encoders by name. A constructor takes (config, image_size) and loads its weights."""
+"""tagmask's own encoders by name. A constructor takes the configuration and loads its weights."""

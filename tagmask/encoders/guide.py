@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import timm
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from tagmask.config import EncoderConfig, Strict
 from tagmask.encoders import build_encoder
 from tagmask.encoders.base import Encoder
-from tagmask.encoders.guide_cache import FORMAT, GuideCache, content_key, weights_key
+from tagmask.encoders.guide_cache import FORMAT, GuideCache, content_key
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.types import Batch, View, inside
@@ -29,7 +28,9 @@ class GuideConfig(Strict):
 
     encoder: EncoderConfig = EncoderConfig(name=DINO)
     block: int = Field(-1, description="ViT: block whose queries and keys are taken; -1 is the last")
-    scales: list[float] = Field([1.0], min_length=1, description="of the images; keys and queries are summed over them")
+    scales: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0], min_length=1, description="of the images; keys and queries are summed over them"
+    )
     cue: Literal["minmax", "binary", "none"] = Field(
         "minmax", description="foreground cue; none where the guide has no class token"
     )
@@ -68,10 +69,9 @@ class Guide:
     """Keys of a frozen encoder, and the query of its class token, for batches of images.
 
     For a ViT these are the keys of one block, heads concatenated; nothing after that block's projection is computed.
-    Other encoders (tagmask's addition; the paper has ViTs only) give their last map, each channel standardised over
-    the photo, so that cosines are spread around 0 as those of keys are. They have no cue.
-
-    A ViT's images are first resized to whole patches, so that its grid covers exactly the image.
+    Its images are first resized to whole patches, so that its grid covers exactly the image. Other encoders (tagmask's
+    addition; the paper has ViTs only) give their last map, each channel standardised over the photo, so that cosines
+    are spread around 0 as those of keys are. They have no cue.
 
     ``view: photo`` (tagmask's addition): the guide gets the batch's view 'photo', the whole photo at a fixed size. Its
     keys, normalised to length 1, are sampled at the crop's positions (bilinear). With ``cache`` a photo needs a single
@@ -84,8 +84,6 @@ class Guide:
     """
 
     def __init__(self, config: GuideConfig) -> None:
-        if min(config.scales) <= 0:
-            raise ConfigError(f"method.guide.scales={config.scales}: scales are numbers above 0.")
         self.config = config
         self._encoder: Encoder | None = None
         self._identity = ""
@@ -99,22 +97,37 @@ class Guide:
         """The frozen encoder on ``device``. Raises what ``build_encoder`` does, and ConfigError if the encoder lacks
         the features that ``config`` names."""
         if self._encoder is None:
-            # Training draws from the global generators, and its numbers must not depend on when the guide is built:
-            # only the CPU's generator is seeded, and it is restored.
-            with torch.random.fork_rng(devices=[]), _named_as_guide():
-                torch.default_generator.manual_seed(0)
-                encoder = build_encoder(self.config.encoder, image_size=self.config.encoder.image_size)
-            encoder.freeze()
-            self._check(encoder)
+            encoder = self._built()
             if self.cache is not None:
                 said = self.config.model_dump_json(
                     include={"encoder", "block", "scales"}, exclude={"encoder": {"weights", "weights_dir"}}
                 )
-                self._identity = content_key(f"{FORMAT} {timm.__version__}", said, weights_key(encoder))
+                weights = (part for named in encoder.state_dict().items() for part in named)
+                self._identity = content_key(f"{FORMAT} {timm.__version__}", said, *weights)
             self._encoder = encoder
         if self._encoder.mean.device != device:
             self._encoder.to(device)
         return self._encoder
+
+    def _built(self) -> Encoder:
+        cfg = self.config
+        try:
+            # Training draws from the global generators, and its numbers must not depend on when the guide is built:
+            # only the CPU's generator is seeded, and it is restored.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                encoder = build_encoder(cfg.encoder)
+            if isinstance(encoder, TimmViT):
+                encoder.resolve([cfg.block])
+        except (ConfigError, WeightsError) as error:
+            raise type(error)(f"The guide (for 'encoder.' read 'method.guide.encoder.'): {error}") from error
+        if cfg.cue != "none" and not (isinstance(encoder, TimmViT) and encoder.has_class_token):
+            raise ConfigError(
+                f"method.guide.cue={cfg.cue} needs a class token, and guide '{cfg.encoder.name}' has none; set "
+                f"method.guide.cue=none, or method.guide.encoder.name to a ViT such as {DINO}."
+            )
+        encoder.freeze()
+        return encoder
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Guidance:
@@ -185,19 +198,16 @@ class Guide:
         encoder = self.build(images.device)
         height, width = images.shape[-2:]
         patch = encoder.patch if isinstance(encoder, TimmViT) else 1
-        keys: Tensor | None = None
-        query: Tensor | None = None
+        looks = []
         for scale in self.config.scales:
             size = tuple(max(1, round(n * scale / patch)) * patch for n in (height, width))
             scaled = images if size == (height, width) else F.interpolate(images, size=size, mode="bilinear")
             with self._precision(images.device):
-                more_keys, more_query = self._look(encoder, scaled, boxes, (height, width))
-            if keys is None:
-                keys, query = more_keys, more_query
-            else:
-                keys = keys + F.interpolate(more_keys, size=keys.shape[-2:], mode="bilinear")
-                query = None if query is None or more_query is None else query + more_query
-        assert keys is not None
+                looks.append(self._look(encoder, scaled, boxes, (height, width)))
+        keys, query = looks[0]
+        for more_keys, more_query in looks[1:]:
+            keys = keys + F.interpolate(more_keys, size=keys.shape[-2:], mode="bilinear")
+            query = None if query is None or more_query is None else query + more_query
         return keys, query
 
     def _look(
@@ -211,40 +221,11 @@ class Guide:
         patches = keys[:, :, encoder.model.num_prefix_tokens :].float().transpose(2, 3).flatten(1, 2)
         return patches.unflatten(2, (images.shape[-2] // encoder.patch, -1)), queries[:, :, 0].float().flatten(1)
 
-    def _check(self, encoder: Encoder) -> None:
-        cfg = self.config
-        if cfg.cue != "none" and (not isinstance(encoder, TimmViT) or encoder.model.cls_token is None):
-            raise ConfigError(
-                f"method.guide.cue={cfg.cue} needs a class token, and guide '{cfg.encoder.name}' has none; set "
-                f"method.guide.cue=none, or method.guide.encoder.name to a ViT such as {DINO}."
-            )
-        if isinstance(encoder, TimmViT):
-            if not encoder.has_attention:
-                raise ConfigError(
-                    f"Guide '{cfg.encoder.name}' is a ViT whose keys cannot be recorded; set "
-                    f"method.guide.encoder.name to a plain ViT such as {DINO}."
-                )
-            if not -encoder.depth <= cfg.block < encoder.depth:
-                raise ConfigError(f"method.guide.block={cfg.block}: the guide has blocks 0 to {encoder.depth - 1}.")
-
-    @contextmanager
-    def _precision(self, device: torch.device) -> Iterator[None]:
-        wanted = self.config.precision
-        if wanted == "train":
-            yield
-            return
+    def _precision(self, device: torch.device) -> AbstractContextManager:
+        if self.config.precision == "train":
+            return nullcontext()
         dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-        with torch.autocast(device.type, dtype=dtype, enabled=wanted == "half"):
-            yield
-
-
-@contextmanager
-def _named_as_guide() -> Iterator[None]:
-    """Errors of building an encoder name 'encoder.…'; add that the guide's section is meant."""
-    try:
-        yield
-    except (ConfigError, WeightsError) as error:
-        raise type(error)(f"The guide (for 'encoder.' read 'method.guide.encoder.'): {error}") from error
+        return torch.autocast(device.type, dtype=dtype, enabled=self.config.precision == "half")
 
 
 def _shuffle(keys: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagmask.errors import TagmaskError
 
@@ -19,8 +18,6 @@ FORMAT = 1
 """Version of the entries; raise it with each change of an entry's content or of its computation."""
 RECOUNT = 32
 """Calls of ``put`` after which a process counts the folder's bytes again."""
-STALE = 3600.0
-"""Age in seconds at which a temporary file is taken as left behind by a process that was killed."""
 
 
 class GuideCache:
@@ -55,11 +52,17 @@ class GuideCache:
         size = sum(x.numel() * x.element_size() for x in tensors.values()) + 512  # with the file's header
         try:
             if self._brought % RECOUNT == 0:
-                self._bytes = self._count()
+                self._bytes = sum(entry.stat().st_size for entry in self.folder.glob("??/*.safetensors"))
             self._brought += 1
             replaced = path.stat().st_size if path.exists() else 0  # an entry that could not be read
             if self._bytes + size - replaced > self.limit:
-                self._tell()
+                if not self._told:
+                    warnings.warn(
+                        f"{self.folder}: the guide's cache is full ({self._bytes / 1e9:.1f} of {self.limit / 1e9:.1f} "
+                        "GB); further photos are computed in each step. Raise method.guide.cache_gb to keep more.",
+                        stacklevel=2,
+                    )
+                    self._told = True
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, beside)
@@ -73,29 +76,8 @@ class GuideCache:
                 "another folder as method.guide.cache, or leave that out."
             ) from error
 
-    def _count(self) -> int:
-        """Bytes of the folder's entries; deletes temporary files of processes that were killed."""
-        total = 0
-        for path in self.folder.glob("??/*"):
-            with suppress(FileNotFoundError):  # another process renamed or deleted it meanwhile
-                about = path.stat()
-                if path.name.startswith(".") and time.time() - about.st_mtime > STALE:
-                    path.unlink()
-                else:
-                    total += about.st_size
-        return total
-
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
-
-    def _tell(self) -> None:
-        if not self._told:
-            warnings.warn(
-                f"{self.folder}: the guide's cache is full ({self._bytes / 1e9:.1f} of {self.limit / 1e9:.1f} GB); "
-                "further photos are computed in each step. Raise method.guide.cache_gb to keep more.",
-                stacklevel=3,
-            )
-            self._told = True
 
 
 def content_key(*parts: str | Tensor) -> str:
@@ -108,8 +90,3 @@ def content_key(*parts: str | Tensor) -> str:
         else:
             digest.update(f"{len(part)} {part}\n".encode())
     return digest.hexdigest()
-
-
-def weights_key(network: nn.Module) -> str:
-    """A hash of the names and values of a network's parameters and buffers."""
-    return content_key(*(part for name, value in network.state_dict().items() for part in (name, value)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from typing import Any
@@ -16,28 +14,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tagmask.config import EncoderConfig
-from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
-from tagmask.encoders.weights import State, find_weights, load_weights
-from tagmask.errors import ConfigError
+from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder, output_stride, refuse
+from tagmask.encoders.weights import State, load_pretrained, renamed
 from tagmask.types import Features
 
-
-@dataclass(frozen=True)
-class Variant:
-    """What B0 to B5 differ in (Table 6 of the paper): channels and blocks of the four stages."""
-
-    channels: tuple[int, int, int, int]
-    depths: tuple[int, int, int, int]
-
-
 VARIANTS = {
-    "mit_b0": Variant((32, 64, 160, 256), (2, 2, 2, 2)),
-    "mit_b1": Variant((64, 128, 320, 512), (2, 2, 2, 2)),
-    "mit_b2": Variant((64, 128, 320, 512), (3, 4, 6, 3)),
-    "mit_b3": Variant((64, 128, 320, 512), (3, 4, 18, 3)),
-    "mit_b4": Variant((64, 128, 320, 512), (3, 8, 27, 3)),
-    "mit_b5": Variant((64, 128, 320, 512), (3, 6, 40, 3)),
+    "mit_b0": ((32, 64, 160, 256), (2, 2, 2, 2)),
+    "mit_b1": ((64, 128, 320, 512), (2, 2, 2, 2)),
+    "mit_b2": ((64, 128, 320, 512), (3, 4, 6, 3)),
+    "mit_b3": ((64, 128, 320, 512), (3, 4, 18, 3)),
+    "mit_b4": ((64, 128, 320, 512), (3, 8, 27, 3)),
+    "mit_b5": ((64, 128, 320, 512), (3, 6, 40, 3)),
 }
+"""Channels and blocks of the four stages (Table 6 of the paper)."""
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 KERNELS = (7, 3, 3, 3)
@@ -63,29 +52,25 @@ class MiT(Encoder):
     Norms have the eps of the network that the weights come from: 1e-5 for weights in the layout of the transformers
     library, for all others 1e-6 in blocks and after stages. The buffer ``uniform_eps`` keeps this with the weights.
     A stage smaller than its reduction is zero-padded for its keys; the published networks fail there.
-    Raises ConfigError for settings of other families or another output stride, WeightsError if pretrained weights are
-    not found or do not fit.
     """
 
     uniform_eps: Tensor
 
-    def __init__(self, config: EncoderConfig, image_size: int | None = None) -> None:
-        strides = _strides(config)
-        super().__init__("mit", config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD)
-        variant = VARIANTS[config.name]
-        self.model = MixTransformer(variant, strides, config.drop_path)
-        weights = find_weights(config)
-        uniform = weights.state is not None and is_transformers(weights.state)
-        if weights.state is not None:
-            weights.state = from_published(weights.state)
-        load_weights(self.model, weights, lambda: ())
+    def __init__(self, config: EncoderConfig) -> None:
+        refuse(config, "layout", "blocks")
+        super().__init__("mit", IMAGENET_MEAN, IMAGENET_STD)
+        channels, depths = VARIANTS[config.name]
+        strides = STRIDES[output_stride(config, 32)]
+        self.model = MixTransformer(channels, depths, strides, config.drop_path)
+        weights = load_pretrained(self.model, config, from_published)
+        uniform = any("encoder.patch_embeddings." in name for name in weights.state or ())
         self.register_buffer("uniform_eps", torch.tensor(uniform))
-        _set_eps(self, uniform)
-        self.register_load_state_dict_post_hook(_loaded_eps)
-        self.channels = list(variant.channels)
+        self.register_load_state_dict_post_hook(_set_eps)
+        _set_eps(self)
+        self.channels = list(channels)
         self.strides = list(accumulate(strides, mul))
-        self.depth = sum(variant.depths)
-        self.heads = [heads for heads, depth in zip(HEADS, variant.depths) for _ in range(depth)]
+        self.depth = sum(depths)
+        self.heads = [heads for heads, depth in zip(HEADS, depths) for _ in range(depth)]
         self.has_attention = True
         self.weights_origin = weights.origin
         self.checkpointing = config.checkpointing
@@ -121,16 +106,18 @@ for _name in VARIANTS:
 class MixTransformer(nn.Module):
     """Weights of the four stages; ``MiT`` runs them."""
 
-    def __init__(self, variant: Variant, strides: Sequence[int], drop_path: float) -> None:
+    def __init__(
+        self, channels: Sequence[int], depths: Sequence[int], strides: Sequence[int], drop_path: float
+    ) -> None:
         super().__init__()
-        total = sum(variant.depths)
+        total = sum(depths)
         rates = [drop_path * i / (total - 1) for i in range(total)]
         self.stages = nn.ModuleList()
         inputs = 3
-        for i, (channels, depth) in enumerate(zip(variant.channels, variant.depths)):
+        for i, (outputs, depth) in enumerate(zip(channels, depths)):
             own, rates = rates[:depth], rates[depth:]
-            self.stages.append(Stage(inputs, channels, KERNELS[i], strides[i], HEADS[i], REDUCTIONS[i], own))
-            inputs = channels
+            self.stages.append(Stage(inputs, outputs, KERNELS[i], strides[i], HEADS[i], REDUCTIONS[i], own))
+            inputs = outputs
         self.apply(_initialise)
 
 
@@ -236,22 +223,11 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 TRANSFORMERS = [
-    (r"^(?:segformer\.)?encoder\.patch_embeddings\.(\d)\.layer_norm\.", r"stages.\1.embed.norm."),
-    (r"^(?:segformer\.)?encoder\.patch_embeddings\.(\d)\.", r"stages.\1.embed."),
-    (r"^(?:segformer\.)?encoder\.block\.(\d)\.", r"stages.\1.blocks."),
-    (r"^(?:segformer\.)?encoder\.layer_norm\.(\d)\.", r"stages.\1.norm."),
-    (r"^(?:segformer\.)?stages\.(\d)\.patch_embeddings\.layer_norm\.", r"stages.\1.embed.norm."),
-    (r"^(?:segformer\.)?stages\.(\d)\.patch_embeddings\.", r"stages.\1.embed."),
-    (r"^(?:segformer\.)?stages\.(\d)\.layer_norm\.", r"stages.\1.norm."),
-    (r"^segformer\.stages\.", "stages."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.attention\.q_proj\.", ".attn.q."),
-    (r"\.attention\.k_proj\.", ".attention.self.key."),
-    (r"\.attention\.v_proj\.", ".attention.self.value."),
-    (r"\.attention\.o_proj\.", ".attn.proj."),
-    (r"\.attention\.sequence_reduction\.sequence_reduction\.", ".attn.sr."),
-    (r"\.attention\.sequence_reduction\.layer_norm\.", ".attn.norm."),
+    (r"^(?:segformer\.)?encoder\.", ""),
+    (r"^patch_embeddings\.(\d)\.", r"stages.\1.embed."),
+    (r"^block\.(\d)\.", r"stages.\1.blocks."),
+    (r"^layer_norm\.(\d)\.", r"stages.\1.norm."),
+    (r"\.embed\.layer_norm\.", ".embed.norm."),
     (r"\.layer_norm_([12])\.", r".norm\1."),
     (r"\.attention\.self\.query\.", ".attn.q."),
     (r"\.attention\.self\.sr\.", ".attn.sr."),
@@ -260,23 +236,14 @@ TRANSFORMERS = [
     (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
     (r"\.dwconv\.dwconv\.", ".dwconv."),
 ]
-"""Names in the transformers library (SegformerModel, SegformerForImageClassification) → names here.
-
-Those with 'encoder.block' are what it saves, those with 'stages' what its version 5 has in memory. Of both, keys and
-values go through the older name, from where they are joined.
-"""
+"""Names in files of the transformers library (SegformerModel, SegformerForImageClassification) to names here."""
 
 ORIGINAL = [
-    (r"^patch_embed(\d)\.", "embed."),
-    (r"^block(\d)\.", "blocks."),
-    (r"^norm(\d)\.", "norm."),
+    (rf"^{theirs}{stage + 1}\.", f"stages.{stage}.{own}.")
+    for stage in range(4)
+    for theirs, own in (("patch_embed", "embed"), ("block", "blocks"), ("norm", "norm"))
 ]
-"""Names in the authors' files, whose stages are counted from 1, → names within a stage here."""
-
-
-def is_transformers(state: State) -> bool:
-    """Whether weights are in one of the transformers library's layouts: as saved, or as in memory."""
-    return any(re.match(r"(?:segformer\.)?(?:encoder|stages\.\d)\.patch_embeddings\.", name) for name in state)
+"""Names in the authors' files, which count stages from 1, to names here."""
 
 
 def from_published(state: State) -> State:
@@ -284,8 +251,8 @@ def from_published(state: State) -> State:
 
     Names of neither layout stay as they are, so that loading refuses them.
     """
-    result = {_renamed(name): value for name, value in state.items()}
-    for name in [n for n in result if n.endswith(("attention.self.key.weight", "attention.self.key.bias"))]:
+    result = renamed(state, ORIGINAL + TRANSFORMERS)
+    for name in [n for n in result if ".attention.self.key." in n]:
         other = name.replace(".self.key.", ".self.value.")
         if other in result:  # else both names stay, and loading reports them
             joint = name.replace(".attention.self.key.", ".attn.kv.")
@@ -293,36 +260,12 @@ def from_published(state: State) -> State:
     return result
 
 
-def _renamed(name: str) -> str:
-    for pattern, own in ORIGINAL:
-        if match := re.match(pattern, name):
-            rest = name[match.end() :].replace("dwconv.dwconv.", "dwconv.")
-            return f"stages.{int(match[1]) - 1}.{own}{rest}"
-    for pattern, own in TRANSFORMERS:
-        name = re.sub(pattern, own, name)
-    return name
-
-
-def _set_eps(encoder: Any, uniform: bool) -> None:
-    """Give the norms in blocks and behind stages the eps that all norms have, or their own."""
-    eps = UNIFORM_EPS if uniform else BLOCK_EPS
+def _set_eps(encoder: Any, _: Any = None) -> None:
+    """Give the norms in blocks and behind stages the eps that the weights, found or loaded, were trained with."""
+    eps = UNIFORM_EPS if encoder.uniform_eps else BLOCK_EPS
     for stage in encoder.model.stages:
         for norm in (stage.norm, *(n for block in stage.blocks for n in (block.norm1, block.norm2))):
             norm.eps = eps
-
-
-def _loaded_eps(encoder: Any, _: Any) -> None:
-    """Set the eps that the loaded weights were trained with."""
-    _set_eps(encoder, bool(encoder.uniform_eps))
-
-
-def _strides(config: EncoderConfig) -> tuple[int, int, int, int]:
-    if config.layout != "default" or config.blocks is not None:
-        raise ConfigError(f"encoder.layout and encoder.blocks are not for '{config.name}'; leave them out.")
-    stride = 32 if config.output_stride is None else config.output_stride
-    if stride not in STRIDES:
-        raise ConfigError(f"encoder.output_stride is {stride}; '{config.name}' has 8, 16 or 32.")
-    return STRIDES[stride]
 
 
 def _initialise(module: nn.Module) -> None:

@@ -14,7 +14,6 @@ FILE_MAGIC = 0x112
 V1_MAGIC = 0xF993FAC8
 V2_MAGIC = 0xF993FAC9
 TYPES = {0: "<f4", 1: "<f8", 2: "<f2"}
-MOST_DIMENSIONS = 8
 
 
 def read_params(path: Path) -> dict[str, Tensor]:
@@ -43,13 +42,11 @@ def read_params(path: Path) -> dict[str, Tensor]:
             size = "q"
         else:  # the oldest files have no magic number, and 32-bit sizes
             dimensions, size = magic, "I"
-        if not 1 <= dimensions <= MOST_DIMENSIONS:
-            raise ValueError(f"an array of {dimensions} dimensions: not a .params file of MXNet 0.x or 1.x")
         shape = take(f"{dimensions}{size}")
         _, _, kind = take("3i")
         if kind not in TYPES:
             raise ValueError(f"holds an array of MXNet's type {kind}; only float16, float32 and float64 are read")
-        if min(shape) < 1:
+        if min(shape, default=0) < 1:
             raise ValueError(f"holds an array of shape {shape}")
         values = np.frombuffer(data, np.dtype(TYPES[kind]), prod(shape), at)
         at += values.nbytes

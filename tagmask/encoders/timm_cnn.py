@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.config import EncoderConfig
-from tagmask.encoders.base import IMAGENET_STD, Encoder
-from tagmask.encoders.weights import Weights, find_weights, load_weights
+from tagmask.encoders.base import IMAGENET_STD, Encoder, output_stride, refuse
+from tagmask.encoders.weights import State, load_pretrained
 from tagmask.errors import ConfigError
 from tagmask.types import Features
 
@@ -30,20 +30,17 @@ class TimmCNN(Encoder):
     bottom and right, and maps are cropped to the size above.
     ``layout: v1`` is the ResNet of He et al., 2016 (arXiv 1512.03385): a bottleneck has its stride in the first 1x1
     convolution, where current ResNets have it in the 3x3; batch norm's eps is 1.001e-5.
-    Raises ConfigError if the network does not support the output stride, drop path, layout or checkpointing, and
-    WeightsError if pretrained weights are not found.
     """
 
-    def __init__(self, config: EncoderConfig, image_size: int | None = None) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
+        refuse(config, "blocks")
         body = _create(config)
+        mean, std = body.default_cfg["mean"], body.default_cfg["std"]
         if config.layout == "v1":
             to_v1(body)
-        weights = find_weights(config)
-        if weights.state is not None:
-            weights.state = {_flat_key(k, body): v for k, v in weights.state.items()}
-        load_weights(body, weights, lambda: [_flat_key(k, body) for k in timm.create_model(config.name).state_dict()])
-        mean, std = _normalisation(config, weights, body.default_cfg)
-        super().__init__("cnn", mean, std)
+            mean, std = V1_MEAN, IMAGENET_STD
+        weights = load_pretrained(body, config, lambda state: _flat(state, body), config.name)
+        super().__init__("cnn", weights.mean or mean, weights.std or std)
         self.body = body
         self.channels = list(body.feature_info.channels())
         self.strides = list(body.feature_info.reduction())
@@ -92,14 +89,11 @@ def to_v1(network: nn.Module) -> None:
 
 def _create(config: EncoderConfig) -> Any:
     options: dict[str, Any] = {}
-    if config.output_stride not in (None, 8, 16, 32):
-        raise ConfigError(f"encoder.output_stride is {config.output_stride}; use 8, 16 or 32.")
-    if config.output_stride not in (None, 32):
-        options["output_stride"] = config.output_stride
+    stride = output_stride(config, 32)
+    if stride < 32:
+        options["output_stride"] = stride
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
-    if config.blocks is not None:
-        raise ConfigError(f"encoder.blocks is for ViTs; '{config.name}' returns all its stages. Leave it out.")
     try:
         body: Any = timm.create_model(config.name, pretrained=False, features_only=True, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
@@ -108,24 +102,22 @@ def _create(config: EncoderConfig) -> Any:
             f"Encoder '{config.name}' cannot be built with {given or 'its stages returned'}: it does not support that. "
             "Set encoder.output_stride=32 and encoder.drop_path=0, or pick another encoder such as resnet50."
         ) from error
-    if config.output_stride is not None and max(body.feature_info.reduction()) != config.output_stride:
+    found = max(body.feature_info.reduction())
+    if config.output_stride not in (None, found):
         raise ConfigError(
-            f"Encoder '{config.name}' has output stride {max(body.feature_info.reduction())}; "
+            f"Encoder '{config.name}' has output stride {found}; "
             "set encoder.output_stride to that, or to none for the network's own."
         )
     return body
 
 
-def _flat_key(key: str, body: nn.Module) -> str:
-    """'stages.0.x' as 'stages_0.x' if timm's feature extractor has flattened the stages so."""
-    parts = key.split(".", 2)
-    flat = "_".join(parts[:2])
-    return ".".join([flat, *parts[2:]]) if len(parts) > 2 and flat in dict(body.named_children()) else key
-
-
-def _normalisation(config: EncoderConfig, weights: Weights, default: dict) -> tuple:
-    v1 = (V1_MEAN, IMAGENET_STD) if config.layout == "v1" else (None, None)
-    return (
-        config.mean or weights.mean or v1[0] or default["mean"],
-        config.std or weights.std or v1[1] or default["std"],
-    )
+def _flat(state: State, body: nn.Module) -> State:
+    """Weights under the names of timm's feature extractor, which makes 'stages_0' of 'stages.0' where it flattens."""
+    result = {}
+    stages = dict(body.named_children())
+    for name, value in state.items():
+        first, _, rest = name.partition(".")
+        second, dot, last = rest.partition(".")
+        flat = f"{first}_{second}"
+        result[f"{flat}.{last}" if dot and flat in stages else name] = value
+    return result

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.config import EncoderConfig
-from tagmask.encoders.base import Encoder
-from tagmask.encoders.weights import find_weights, load_weights
-from tagmask.errors import ConfigError
+from tagmask.encoders.base import Encoder, refuse
+from tagmask.encoders.weights import load_pretrained
 from tagmask.types import Features
 
 
@@ -23,20 +22,13 @@ class TimmSwin(Encoder):
     normalisation) at the bottom and right to whole patches. Attention is within windows and is not recorded.
     """
 
-    def __init__(self, config: EncoderConfig, image_size: int | None = None) -> None:
-        if config.layout != "default" or config.blocks is not None:
-            raise ConfigError(f"encoder.layout and encoder.blocks are not for Swin ('{config.name}'); leave them out.")
+    def __init__(self, config: EncoderConfig) -> None:
+        refuse(config, "layout", "blocks")
         model: Any = timm.create_model(
             config.name, pretrained=False, num_classes=0, drop_path_rate=config.drop_path, strict_img_size=False
         )
-        weights = find_weights(config)
-        if weights.state is not None:
-            weights.state = checkpoint_filter_fn(weights.state, model)
-        load_weights(model, weights, lambda: timm.create_model(config.name).state_dict())
-        default = model.pretrained_cfg
-        super().__init__(
-            "swin", config.mean or weights.mean or default["mean"], config.std or weights.std or default["std"]
-        )
+        weights = load_pretrained(model, config, lambda state: checkpoint_filter_fn(state, model), config.name)
+        super().__init__("swin", model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
         self.model = model
         self.patch = int(model.patch_embed.patch_size[0])
         self.depth = sum(len(stage.blocks) for stage in model.layers)

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tagmask.config import EncoderConfig
-from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
-from tagmask.encoders.weights import find_weights, load_weights
+from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder, refuse
+from tagmask.encoders.weights import load_pretrained
 from tagmask.errors import ConfigError
 from tagmask.types import Features
 
-
-class Variant(NamedTuple):
-    """A network of timm with other options and another normalisation of images."""
-
-    name: str
-    options: dict[str, Any]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-VARIANTS = {
+NORMALISED = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # Twice the heads of timm's ViT-S: weights would load there, but give wrong features.
-    "mocov3_vit_small": Variant("vit_small_patch16_224", {"num_heads": 12}, IMAGENET_MEAN, IMAGENET_STD),
-    "mocov3_vit_base": Variant("vit_base_patch16_224", {}, IMAGENET_MEAN, IMAGENET_STD),
+    "mocov3_vit_small": ("vit_small_patch16_224", {"num_heads": 12, "pretrained_cfg_overlay": NORMALISED}),
+    "mocov3_vit_base": ("vit_base_patch16_224", {"pretrained_cfg_overlay": NORMALISED}),
 }
-"""Encoders of MoCo v3 (Chen et al., ICCV 2021)."""
+"""Encoders of MoCo v3 (Chen et al., ICCV 2021): a network of timm and what differs from it."""
 
 
 class TimmViT(Encoder):
@@ -44,15 +35,21 @@ class TimmViT(Encoder):
     them; attention logits are their products before the 1/sqrt(d) scale. Gradients flow through all of them.
     """
 
-    def __init__(self, config: EncoderConfig, image_size: int | None = None) -> None:
-        model = _create(config)
-        weights = find_weights(config)
-        if weights.state is not None:
-            weights.state = checkpoint_filter_fn(weights.state, model)
-        variant = VARIANTS.get(config.name)
-        load_weights(model, weights, lambda: timm.create_model(variant.name if variant else config.name).state_dict())
-        mean, std = variant[2:] if variant else (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
-        super().__init__("vit", config.mean or weights.mean or mean, config.std or weights.std or std)
+    def __init__(self, config: EncoderConfig) -> None:
+        refuse(config, "layout")
+        name, options = VARIANTS.get(config.name, (config.name, {}))
+        model: Any = timm.create_model(
+            name,
+            pretrained=False,
+            num_classes=0,
+            drop_path_rate=config.drop_path,
+            dynamic_img_size=True,
+            dynamic_img_pad=True,
+            **options,
+        )
+        model.reset_classifier(0, "")  # also removes attention pooling, which maps do not use
+        weights = load_pretrained(model, config, lambda state: checkpoint_filter_fn(state, model), name)
+        super().__init__("vit", model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
         self.model = model
         self.depth = len(model.blocks)
         self.has_attention = all(_recordable(block) for block in model.blocks)
@@ -67,7 +64,13 @@ class TimmViT(Encoder):
 
     def return_blocks(self, blocks: list[int] | None) -> None:
         """From now on return the maps of these blocks; ``blocks`` as in ``config.blocks``. Raises ConfigError."""
-        self.blocks = self._chosen(blocks)
+        if blocks is None:
+            blocks = [-1]
+        if not blocks or any(not -self.depth <= b < self.depth for b in blocks):
+            raise ConfigError(
+                f"encoder.blocks={blocks}: give one or more of the {self.depth} blocks, 0 to {self.depth - 1}."
+            )
+        self.blocks = sorted({b % self.depth for b in blocks})
         self.channels = [self.model.embed_dim] * len(self.blocks)
         self.strides = [self.patch] * len(self.blocks)
 
@@ -91,11 +94,11 @@ class TimmViT(Encoder):
         images: as in ``forward``. Neither the block's own attention nor any later block is computed.
         Raises ConfigError when the encoder has no such block.
         """
-        (index,) = self._resolve([block])
+        (index,) = self.resolve([block])
         x = self._embed((images - self.mean) / self.std)[0]
         for earlier in self.model.blocks[:index]:
             x = earlier(x)
-        return _project(self.model.blocks[index], x)
+        return _recorded(self.model.blocks[index], x, stop=True)[1:]
 
     def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
         model = self.model
@@ -107,7 +110,7 @@ class TimmViT(Encoder):
         for index in range(self.depth):
             block = model.blocks[index % single]
             if index in attention | queries | keys:
-                x, query, key = _run_recorded(block, x)
+                x, query, key = _recorded(block, x)
                 if index in attention:
                     result.attention_logits[index] = query @ key.transpose(-2, -1)
                 if index in queries:
@@ -137,83 +140,41 @@ class TimmViT(Encoder):
         """The final norm; average-pooled networks have it after their pooling (``fc_norm``)."""
         return self.model.fc_norm(self.model.norm(tokens))
 
-    def _chosen(self, blocks: list[int] | None) -> list[int]:
-        if blocks is None:
-            return [self.depth - 1]
-        wrong = [b for b in blocks if not -self.depth <= b < self.depth]
-        if wrong or not blocks:
-            raise ConfigError(
-                f"encoder.blocks={blocks}: give one or more of the {self.depth} blocks, 0 to {self.depth - 1}."
-            )
-        return sorted({b % self.depth for b in blocks})
-
-
-def _create(config: EncoderConfig) -> Any:
-    if config.layout != "default":
-        raise ConfigError(f"encoder.layout={config.layout} is for ResNets; '{config.name}' is a ViT.")
-    name, options, *_ = VARIANTS.get(config.name) or (config.name, {})
-    model = timm.create_model(
-        name,
-        pretrained=False,
-        num_classes=0,
-        drop_path_rate=config.drop_path,
-        dynamic_img_size=True,
-        dynamic_img_pad=True,
-        **options,
-    )
-    if not isinstance(model, VisionTransformer):
-        raise ConfigError(f"Encoder '{config.name}' is a {type(model).__name__}, not a plain ViT.")
-    model.reset_classifier(0, "")  # also removes attention pooling, which maps do not use
-    return model
-
 
 def _recordable(block: Any) -> bool:
     attention = getattr(block, "attn", None)
     return all(hasattr(attention, name) for name in ("qkv", "num_heads", "q_norm", "k_norm"))
 
 
-def _run_recorded(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The block's own output and its queries and keys (B, heads, N, d).
+class _Enough(Exception):
+    """Ends a block's forward pass."""
 
-    A hook reads the output of the joint projection. The block itself runs unchanged, fused attention included, so
-    that recording cannot change its output.
+
+def _recorded(block: Any, x: Tensor, stop: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The block's output for tokens ``x``, its queries and its keys (B, heads, N, d). stop: ``x`` for the output.
+
+    A hook reads the joint projection of queries, keys and values. The block itself runs unchanged, fused attention
+    included, so that recording cannot change its output. With ``stop`` it runs up to the projection only: families
+    differ in what comes before it (norm before or after attention).
     """
     caught: list[Tensor] = []
-    handle = block.attn.qkv.register_forward_hook(lambda module, inputs, output: caught.append(output))
+
+    def catch(module: Any, inputs: Any, output: Tensor) -> None:
+        caught.append(output)
+        if stop:
+            raise _Enough
+
+    attention = block.attn
+    handle = attention.qkv.register_forward_hook(catch)
     try:
         x = block(x)
+    except _Enough:
+        pass
     finally:
         handle.remove()
-    return x, *_split(block.attn, caught[0])
-
-
-class _Enough(Exception):
-    """Carries a block's joint projection out of its forward pass."""
-
-
-def _project(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The block's queries and keys (B, heads, N, d); an exception ends its forward pass after their projection.
-
-    Families differ in what comes before it (norm before or after attention), so the block's own code runs up to it.
-    """
-
-    def stop(module: Any, inputs: Any, output: Tensor) -> None:
-        raise _Enough(output)
-
-    handle = block.attn.qkv.register_forward_hook(stop)
-    try:
-        block(x)
-    except _Enough as enough:
-        return _split(block.attn, enough.args[0])
-    finally:
-        handle.remove()
-    raise AssertionError("the block does not run its own projection")
-
-
-def _split(attention: Any, projected: Tensor) -> tuple[Tensor, Tensor]:
-    batch, tokens, _ = projected.shape
-    query, key, _ = projected.reshape(batch, tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    return attention.q_norm(query), attention.k_norm(key)
+    batch, tokens, _ = caught[0].shape
+    query, key, _ = caught[0].reshape(batch, tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return x, attention.q_norm(query), attention.k_norm(key)
 
 
 for _name in VARIANTS:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -49,6 +49,12 @@ LITE0_STD = (128 / 255,) * 3
 HUB_IDS = {f"mit_b{i}": f"nvidia/mit-b{i}" for i in range(6)}
 """Model hub repositories of encoders that timm does not have."""
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+AUTHORS_FILES = {
+    "wide_resnet38": "for MXNet: ilsvrc-cls_rna-a1_cls1000_ep-0001.params",
+    "mocov3_vit_small": "vit-s-300ep.pth.tar",
+    "mocov3_vit_base": "vit-b-300ep.pth.tar",
+}
+"""Weights that their authors publish, and the hub does not have."""
 
 KNOWN_LAYOUTS = {"e8b3c74fd6e4add6": "v1"}
 """Layouts of published ResNet files by ``fingerprint``."""
@@ -74,15 +80,11 @@ def find_weights(config: EncoderConfig) -> Weights:
     """
     if config.weights == "none":
         return Weights(None, "none (random)")
-    if config.weights == "package":
-        found = _from_package(config)
-        if isinstance(found, Weights):
-            return found
-        raise WeightsError(f"encoder.weights=package: {found}")
-    if config.weights != "auto":
+    ways = {"auto": [_from_directory, _from_package, _from_hub], "package": [_from_package]}
+    if config.weights not in ways:
         return _from_file(Path(config.weights).expanduser(), config)
     tried = []
-    for way in (_from_directory, _from_package, _from_hub):
+    for way in ways[config.weights]:
         found = way(config)
         if isinstance(found, Weights):
             return found
@@ -96,18 +98,10 @@ def find_weights(config: EncoderConfig) -> Weights:
     )
 
 
-class TrainedEncoder(NamedTuple):
-    """The encoder of a model that tagmask trained: its folder, its tensors' prefix there, and its origin in words."""
+def trained_encoder(config: EncoderConfig) -> Path | None:
+    """The folder of the trained model that ``config.weights`` names, itself or by its run; None if it names neither.
 
-    folder: Path
-    prefix: str
-    origin: str
-
-
-def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
-    """The encoder of the model or run folder that ``config.weights`` names; None if it names neither.
-
-    Raises WeightsError if that encoder is another network than the configured one.
+    Raises WeightsError if the model's encoder is another network than the configured one.
     """
     if config.weights in ("auto", "none", "package"):
         return None
@@ -115,46 +109,52 @@ def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
     found = next((p for p in (folder, folder / "model") if all((p / name).is_file() for name in TRAINED)), None)
     if found is None:
         return None
-    saved, about = read_yaml(found / "config.yaml"), json.loads((found / "classes.json").read_text("utf-8"))
-    name, layout = saved["encoder"]["name"], saved["encoder"].get("layout", "default")
-    if (name, layout) != (config.name, config.layout):
+    saved = read_yaml(found / "config.yaml")["encoder"]
+    if (saved["name"], saved["layout"]) != (config.name, config.layout):
         raise WeightsError(
-            f"{found}: its encoder is '{name}' of layout '{layout}', not '{config.name}' of layout '{config.layout}'. "
-            "Set encoder.name and encoder.layout to those, or encoder.weights to another model."
+            f"{found}: its encoder is '{saved['name']}' of layout '{saved['layout']}', not '{config.name}' of layout "
+            f"'{config.layout}'. Set encoder.name and encoder.layout to those, or encoder.weights to another model."
         )
-    taught = f" from {about['supervision']}" if "supervision" in about else ""
-    origin = f"encoder of {saved['method']['name']} {about['digest']}{taught} ({about['weights_origin']})"
-    return TrainedEncoder(found, about.get("encoder", "encoder") + ".", origin)
+    return found
 
 
-def load_trained(encoder: nn.Module, trained: TrainedEncoder) -> None:
-    """Copy a trained encoder, normalisation included, into ``encoder``. Raises WeightsError if it does not fit."""
-    prefix = trained.prefix
+def load_trained(encoder: nn.Module, folder: Path) -> str:
+    """Copy the encoder of a trained model, normalisation included, into ``encoder``, and return its origin in words.
+
+    Raises WeightsError if it does not fit.
+    """
+    about = json.loads((folder / "classes.json").read_text("utf-8"))
+    prefix = about["encoder"] + "."
     try:
-        content = load_file(trained.folder / "weights.safetensors")
+        content = load_file(folder / "weights.safetensors")
         encoder.load_state_dict({k[len(prefix) :]: v for k, v in content.items() if k.startswith(prefix)})
     except (RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{trained.folder}: its encoder does not fit the configured one ({error}).") from error
+        raise WeightsError(f"{folder}: its encoder does not fit the configured one ({error}).") from error
+    method = read_yaml(folder / "config.yaml")["method"]["name"]
+    return f"encoder of {method} {about['digest']} from {about['supervision']} ({about['weights_origin']})"
 
 
-def load_weights(model: nn.Module, weights: Weights, known: Callable[[], Iterable[str]]) -> None:
-    """Copy ``weights.state`` into ``model``; does nothing for random weights.
+def load_pretrained(
+    model: nn.Module, config: EncoderConfig, rename: Callable[[State], State], whole: str | None = None
+) -> Weights:
+    """Copy the weights that ``config`` asks for into ``model``; return them as they were found.
 
-    The state must have all keys of ``model``. Its further keys must be a classifier's or the whole network's, and are
-    dropped; ``known`` gives the whole network's keys (called only if needed). Raises WeightsError that names missing,
-    unexpected and misshapen tensors.
+    rename: takes weights to the names of ``model``, all of which they must have. What else they hold must belong to a
+    classifier, or to the network that timm calls ``whole``, and is dropped. Random weights change nothing. Raises
+    WeightsError where weights are not found, and one that names missing, unexpected and misshapen tensors.
     """
+    weights = find_weights(config)
     if weights.state is None:
-        return
-    own = model.state_dict()
-    extra = [k for k in weights.state if k not in own and not k.startswith(CLASSIFIERS)]
-    if extra:
-        whole = set(known())
-        extra = [k for k in extra if k not in whole]
-    missing = [k for k in own if k not in weights.state and not k.endswith("num_batches_tracked")]
+        return weights
+    state, own = rename(weights.state), model.state_dict()
+    extra = [k for k in state if k not in own and not k.startswith(CLASSIFIERS)]
+    if extra and whole:
+        known = rename(timm.create_model(whole).state_dict())
+        extra = [k for k in extra if k not in known]
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     shapes = [
         f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
-        for k, v in weights.state.items()
+        for k, v in state.items()
         if k in own and v.shape != own[k].shape
     ]
     faults = {"missing": missing, "unexpected": extra, "of another shape": shapes}
@@ -167,7 +167,18 @@ def load_weights(model: nn.Module, weights: Weights, known: Callable[[], Iterabl
             "Set encoder.name to the network that the weights were trained in, or encoder.weights to another file."
         )
     # Copying casts files in half precision to the parameters' float32.
-    model.load_state_dict({k: v for k, v in weights.state.items() if k in own}, strict=False)
+    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    return weights
+
+
+def renamed(state: State, patterns: Iterable[tuple[str, str]]) -> State:
+    """Weights under other names: each pair, a pattern and what replaces it, is applied to each name in turn."""
+    result = {}
+    for name, value in state.items():
+        for pattern, replacement in patterns:
+            name = re.sub(pattern, replacement, name)
+        result[name] = value
+    return result
 
 
 def read_state(path: Path, name: str = "") -> State:
@@ -288,43 +299,31 @@ def _from_package(config: EncoderConfig) -> Weights | str:
 def _from_hub(config: EncoderConfig) -> Weights | str:
     if config.layout != "default":
         return f"model hub: its ResNets are of layout 'default', encoder.layout is '{config.layout}'"
-    if config.name == "wide_resnet38":
-        return (
-            "model hub: has none for wide_resnet38; its authors' ImageNet weights are a file for MXNet "
-            "(ilsvrc-cls_rna-a1_cls1000_ep-0001.params), which encoder.weights takes as it is"
-        )
-    if config.name.startswith("mocov3_"):
+    if config.name in AUTHORS_FILES:
         return (
             f"model hub: has none for {config.name}; encoder.weights takes its authors' file "
-            "(vit-s-300ep.pth.tar, vit-b-300ep.pth.tar) as it is"
+            f"({AUTHORS_FILES[config.name]}) as it is"
         )
-    if config.name in HUB_IDS:
-        return _from_hub_files(HUB_IDS[config.name])
+    repository = HUB_IDS.get(config.name)
     try:
         with _hub_offline_if_unreachable():
+            if repository is not None:
+                return _from_hub_files(repository)
             model: Any = timm.create_model(config.name, pretrained=True)
     except Exception as error:  # network, cache, file or weights missing: the hub's errors have no common base
-        return _hub_failure(error)
+        reason = str(error).splitlines()[0] if str(error) else "no message"
+        return f"model hub: {repository or config.name}: {type(error).__name__}: {reason}"
     return Weights(model.state_dict(), f"hub {config.name} ({model.pretrained_cfg.get('hf_hub_id') or 'timm'})")
 
 
-def _from_hub_files(repository: str) -> Weights | str:
+def _from_hub_files(repository: str) -> Weights:
     """Weights of a repository that timm does not know, from the first of ``HUB_FILES`` that it has."""
-    for name in HUB_FILES:
-        try:
-            with _hub_offline_if_unreachable():
-                path = Path(hf_hub_download(repository, name))
-        except EntryNotFoundError as error:
-            failure = _hub_failure(error, f"{repository}: ")
-        except Exception as error:  # network, cache, access: the hub's errors have no common base
-            return _hub_failure(error, f"{repository}: ")
-        else:
-            return Weights(read_state(path), f"hub {repository} ({name})")
-    return failure
-
-
-def _hub_failure(error: Exception, where: str = "") -> str:
-    return f"model hub: {where}{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    first, second = HUB_FILES
+    try:
+        name, path = first, hf_hub_download(repository, first)
+    except EntryNotFoundError:
+        name, path = second, hf_hub_download(repository, second)
+    return Weights(read_state(Path(path)), f"hub {repository} ({name})")
 
 
 @contextmanager

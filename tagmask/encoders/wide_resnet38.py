@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tagmask.config import EncoderConfig
-from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
-from tagmask.encoders.weights import State, find_weights, load_weights
-from tagmask.errors import ConfigError
+from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder, output_stride, refuse
+from tagmask.encoders.weights import State, load_pretrained, renamed
 from tagmask.types import Features
 
 CLASSIFIERS = ("linear1000", "fc8.")
@@ -28,20 +25,16 @@ class WideResNet38(Encoder):
     ``config.output_stride`` 8, which None stands for; at 16 and 32 (as on ImageNet) B5, then also B6 stride instead
     of dilating. ``config.norm_eval`` keeps batch norm at its stored statistics in training. Dropout of whole channels
     in B6 (0.3) and B7 (0.5) is active in training.
-    image_size: not used. width: channels of the first convolution, of which all others are multiples; 64 is the
-    network, smaller ones serve trials.
-    Raises ConfigError for settings of other families or another output stride, WeightsError where pretrained weights
-    cannot be had or do not fit.
+    width: channels of the first convolution, of which all others are multiples; 64 is the network, smaller ones serve
+    trials.
     """
 
-    def __init__(self, config: EncoderConfig, image_size: int | None = None, width: int = 64) -> None:
-        stride = _check(config)
-        super().__init__("cnn", config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD)
+    def __init__(self, config: EncoderConfig, width: int = 64) -> None:
+        refuse(config, "layout", "blocks", "drop_path")
+        stride = output_stride(config, 8)
+        super().__init__("cnn", IMAGENET_MEAN, IMAGENET_STD)
         self.body = ResNet38(width, stride)
-        weights = find_weights(config)
-        if weights.state is not None:
-            weights.state = from_published(weights.state)
-        load_weights(self.body, weights, lambda: ())
+        weights = load_pretrained(self.body, config, from_published)
         self.channels = [width * factor for factor in (2, 4, 8, 16, 64)]
         self.strides = [2, 4, 8, min(stride, 16), stride]
         self.weights_origin = weights.origin
@@ -139,56 +132,27 @@ class Bottleneck(nn.Module):
         return self.conv_branch1(activated) + self.conv_branch2b2(self.dropout(inner)), activated
 
 
-MXNET_NAME = re.compile(
-    r"(?:arg:|aux:)?(?:(?P<conv1a>conv1a)|(?P<bn7>bn7)|"
-    r"(?P<kind>res|bn)(?P<stage>[2-7])(?:a|b(?P<block>\d))_(?P<branch>branch\w+?))"
-    r"_(?P<last>weight|gamma|beta|moving_mean|moving_var)"
-)
-MXNET_LAST = {
-    "weight": "weight",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_var": "running_var",
-}
+MXNET = [
+    (r"^(?:arg|aux):", ""),
+    (r"^res(\d)a_", r"b\1.conv_"),
+    (r"^res(\d)b(\d)_", r"b\1_\2.conv_"),
+    (r"^bn(\d)a_", r"b\1.bn_"),
+    (r"^bn(\d)b(\d)_", r"b\1_\2.bn_"),
+    (r"_(?:weight|gamma)$", ".weight"),
+    (r"_beta$", ".bias"),
+    (r"_moving_(mean|var)$", r".running_\1"),
+]
+"""The authors' names, as 'arg:res2b1_branch2a_weight' and 'aux:bn7_moving_mean', to names here."""
 
 
 def from_published(state: State) -> State:
     """Weights under this module's names, without classifiers, from files of either published layout.
 
-    The authors' MXNet names ('arg:res2b1_branch2a_weight', 'aux:bn7_moving_mean') are translated; those of the PyTorch
-    conversions that AffinityNet and its successors share ('b2_1.conv_branch2a.weight') are this module's own. Other
-    names stay as they are, so that loading refuses them.
+    The authors' MXNet names are translated; those of the PyTorch conversions that AffinityNet and its successors share
+    ('b2_1.conv_branch2a.weight') are this module's own.
     """
-    result = {}
-    for name, value in state.items():
-        if name.removeprefix("arg:").startswith(CLASSIFIERS):
-            continue
-        match = MXNET_NAME.fullmatch(name)
-        result[_own_name(match) if match else name] = value
-    return result
-
-
-def _own_name(match: re.Match[str]) -> str:
-    last = MXNET_LAST[match["last"]]
-    if match["conv1a"] or match["bn7"]:
-        return f"{match['conv1a'] or match['bn7']}.{last}"
-    block = f"b{match['stage']}" + (f"_{match['block']}" if match["block"] else "")
-    kind = "conv" if match["kind"] == "res" else "bn"
-    return f"{block}.{kind}_{match['branch']}.{last}"
+    return {k: v for k, v in renamed(state, MXNET).items() if not k.startswith(CLASSIFIERS)}
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int, dilation: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
-
-
-def _check(config: EncoderConfig) -> int:
-    """The output stride. Raises ConfigError for settings that this network does not support."""
-    if config.layout != "default" or config.blocks is not None:
-        raise ConfigError("encoder.layout and encoder.blocks are not for 'wide_resnet38'; leave them out.")
-    if config.drop_path:
-        raise ConfigError("encoder.drop_path is not for 'wide_resnet38', which has dropout instead; set it to 0.")
-    stride = 8 if config.output_stride is None else config.output_stride
-    if stride not in (8, 16, 32):
-        raise ConfigError(f"encoder.output_stride is {stride}; 'wide_resnet38' has 8 (its papers'), 16 or 32.")
-    return stride

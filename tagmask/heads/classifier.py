@@ -6,23 +6,19 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tagmask.errors import ConfigError
-
 
 class Classifier(nn.Module):
     """A 1x1 convolution without bias to one map of logits a class, pooled to scores.
 
     With 'avg' pooling a score is the mean of its map, and the map is the class activation map of Zhou et al., 2016
     (arXiv 1512.04150); with 'max' it is the maximum. Initial weights are normal with standard deviation 0.01, so that
-    scores start near 0. Raises ConfigError for another pooling.
+    scores start near 0.
 
     >>> scores = Classifier(512, 20)(torch.rand(2, 512, 14, 14))  # (2, 20)
     """
 
     def __init__(self, channels: int, classes: int, pooling: Literal["max", "avg"] = "max") -> None:
         super().__init__()
-        if pooling not in ("max", "avg"):
-            raise ConfigError(f"Classifier pooling is '{pooling}'; use max or avg.")
         self.pooling = pooling
         self.conv = nn.Conv2d(channels, classes, 1, bias=False)
         nn.init.normal_(self.conv.weight, std=0.01)

@@ -19,8 +19,8 @@ class SegFormer(nn.Module):
     """Xie et al., 2021 (arXiv 2105.15203), Eq. 4: project, resize, concatenate, fuse, predict.
 
     Maps the encoder's last four maps (all if there are fewer), each (B,channels[i],h_i,w_i), to logits
-    (B,num_outputs,h,w) on the finest of their grids (bilinear, align_corners=False). Options: embed, the number of
-    channels, and dropout before the prediction. Group norm replaces batch norm, so that the result depends neither on
+    (B,num_outputs,h,w) on the finest of their grids. Options: embed, the number of channels, and dropout before the
+    prediction. Group norm replaces batch norm, so that the result depends neither on
     the batch nor on the number of processes. Initial weights: He et al.'s in the hidden layers, normal with standard
     deviation 0.01 in the last; biases 0.
     """
@@ -36,21 +36,21 @@ class SegFormer(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.out = nn.Conv2d(embed, num_outputs, 1)
         for conv in [*self.project, self.fuse]:
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if conv is not self.fuse else "relu")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu" if conv is self.fuse else "linear")
+        for conv in [*self.project, self.out]:
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.out.weight, std=0.01)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Features) -> Tensor:
         """Logits (B,num_outputs,h,w) on the grid of the finest map used."""
         maps = features.maps[-MAPS:]
-        size = maps[0].shape[-2:]
-        parts = []
-        for project, x in zip(self.project, maps):
-            x = project(x)
-            if x.shape[-2:] != size:
-                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            parts.append(x)
+        parts = [resized(project(x), maps[0]) for project, x in zip(self.project, maps)]
         x = self.norm(self.fuse(torch.cat(parts, dim=1))).relu()
         return self.out(self.dropout(x))
+
+
+def resized(x: Tensor, like: Tensor) -> Tensor:
+    """``x`` on the grid of ``like``, bilinear."""
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

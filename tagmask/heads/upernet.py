@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.errors import ConfigError
+from tagmask.heads.segformer import MAPS, resized
 from tagmask.registry import HEADS
 from tagmask.types import Features
-
-MAPS = 4
 
 
 @HEADS.register("upernet")
@@ -23,8 +22,7 @@ class UPerNet(nn.Module):
     Pyramid pooling: for each n in ``bins`` the last map is averaged over n x n cells, projected and resized back; all
     are fused with the map. Feature pyramid: each finer map is projected and the resized coarser level added. All
     levels are concatenated on the finest grid and fused. Maps the encoder's last four maps (all if there are fewer),
-    each (B,channels[i],h_i,w_i), to logits (B,num_outputs,h,w) on the finest of their grids (bilinear,
-    align_corners=False).
+    each (B,channels[i],h_i,w_i), to logits (B,num_outputs,h,w) on the finest of their grids.
 
     Options: embed, the number of channels; bins; dropout before the prediction. Group norm replaces the paper's batch
     norm, as in ``SegFormer``. Initial weights: He et al.'s in the hidden layers, normal with standard deviation 0.01 in
@@ -78,10 +76,3 @@ def layer(inputs: int, outputs: int, size: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return nn.Sequential(conv, nn.GroupNorm(groups, outputs), nn.ReLU())
-
-
-def resized(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` on the grid of ``like``, bilinear."""
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -280,7 +280,7 @@ def build_method(config: RunConfig, classes: int) -> Method:
     """Encoder and method of a configuration for ``classes`` foreground classes. Raises ConfigError, WeightsError."""
     if classes < 1:
         raise ConfigError("There are no classes: no image has a tag. Check the tags file and its separator.")
-    encoder = build_encoder(config.encoder, image_size=config.encoder.image_size or config.views.crop)
+    encoder = build_encoder(config.encoder)
     method: Method = METHODS.get(config.method.name)(config.method, encoder, classes)
     method.set_views(config.views)
     return method

@@ -1,9 +1,9 @@
-"""Training: the loop, schedule, checkpoints, the run folder and the model files."""
+"""Training: the loop, its steps, checkpoints, the run folder and the model files."""
 
 from tagmask.training.folder import RunFolder, environment, read_json, write_json, write_text
 from tagmask.training.loop import Trained, make_fabric, readers, train_method
 from tagmask.training.model_files import load_model, save_model, supervision
-from tagmask.training.schedule import rate
+from tagmask.training.step import rate
 
 __all__ = [
     "RunFolder",

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from tagmask.errors import TrainingError
 
 
-def save_checkpoint(fabric: Fabric, folder: Path, state: dict[str, Any], step: int, keep: int) -> Path:
+def save_checkpoint(fabric: Fabric, folder: Path, state: dict[str, Any], step: int, keep: int) -> None:
     """Save ``state`` as step_XXXXXXX.ckpt and delete all but the ``keep`` newest."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:07d}.ckpt"
@@ -21,7 +21,6 @@ def save_checkpoint(fabric: Fabric, folder: Path, state: dict[str, Any], step: i
         for old in checkpoints(folder)[:-keep]:
             old.unlink()
     fabric.barrier()
-    return path
 
 
 def checkpoints(folder: Path) -> list[Path]:

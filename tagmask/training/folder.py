@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,8 @@ class RunFolder:
         """The records of ``log.jsonl``, oldest first; a line cut short by a crash is left out."""
         if not self.log_file.is_file():
             return []
-        records = []
-        for line in self.log_file.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}"):
-                records.append(json.loads(line))
-        return records
+        lines = self.log_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
     def metrics(self) -> dict[str, Any]:
         """The scores written so far: ``{"scores": [...], "classification": {...}}``."""
@@ -75,45 +73,34 @@ class RunFolder:
         write_json(self.metrics_file, metrics)
 
     def add_score(self, score: dict[str, Any]) -> None:
-        """Enter a score; an older one of the same name that was made alike is replaced."""
+        """Enter a score; it replaces one of the same name and way to score, of whichever photos and version."""
         metrics = self.metrics()
-        kept = [s for s in metrics["scores"] if s["name"] != score["name"] or not alike(s["stamp"], score["stamp"])]
-        metrics["scores"] = [*kept, score]
+
+        def other(old: dict[str, Any]) -> bool:
+            differs = difference(old["stamp"], score["stamp"], but=("version", "ids", "images"))
+            return old["name"] != score["name"] or bool(differs)
+
+        metrics["scores"] = [*filter(other, metrics["scores"]), score]
         write_json(self.metrics_file, metrics)
-
-
-def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two stamps are of one way to score, whichever photos and version of tagmask."""
-    return not difference(one, other, but=("version", "ids", "images"))
 
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
     names = ["tagmask", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "pydantic"]
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "gpus": gpus,
-        "versions": versions,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {name: version(name) for name in names},
     }
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    found = re.search(r"^model name\s*:(.*)", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1].strip() if found else platform.processor()
 
 
 def write_text(path: Path, text: str) -> None:

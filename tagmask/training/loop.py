@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,9 +23,9 @@ from tagmask.methods import Method
 from tagmask.training.checkpoint import load_checkpoint, save_checkpoint
 from tagmask.training.folder import RunFolder
 from tagmask.training.model_files import save_model
-from tagmask.training.progress import TrainProgress
-from tagmask.training.step import TrainStep, to_device
-from tagmask.types import Batch, Losses
+from tagmask.training.progress import shown_progress
+from tagmask.training.step import TrainStep
+from tagmask.types import Losses
 
 Evaluate = Callable[[Method, int], dict[str, float]]
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -64,9 +64,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
 def readers(train: TrainConfig, device: torch.device, processes: int = 1) -> int:
     """How many processes read photos for each of ``processes`` on this machine, as ``train.workers`` says.
 
-    'auto' is two; where a GPU does the training, half of the cores that this process may use, shared by the processes,
-    two at least and eight at most. Other runs on the machine, and a container's quota of processor time, are not known
-    here: share the cores by ``train.workers``.
+    'auto' is two; where a GPU trains, half of the cores that this process may use, shared by the processes, from two to
+    eight. Other runs on the machine, and a container's quota of processor time, are not known here.
     """
     if train.workers != "auto":
         return train.workers
@@ -121,10 +120,10 @@ def train_method(
         masks=method.reads_masks,
         colour_map=colour_map,
     )
-    shown = stepper.shown
-    spent, batches = state["seconds"], _Feed(loader, fabric, train, state["waited"])
+    spent, stepper.waited, shown = state["seconds"], state["waited"], stepper.shown
+    batches = iter(loader)
     log = _Log(fabric, folder, train, start, spent)
-    with TrainProgress(train.steps, start, console, visible=fabric.is_global_zero) as progress:
+    with shown_progress(train.steps, start, console, visible=fabric.is_global_zero) as show:
         for step in range(start, train.steps):
             began = time.perf_counter()
             parts = stepper.run(batches, step)
@@ -132,10 +131,9 @@ def train_method(
             spent += time.perf_counter() - began
             if done % train.log_every == 0 or done == train.steps:
                 lr = stepper.optimizer.param_groups[0]["lr"]
-                record = log.step(done, parts, method.figures(), lr, spent, batches.waited)
-                progress.update(done, record)
+                show(log.step(done, parts, method.figures(), lr, spent, stepper.waited))
             if done % train.checkpoint_every == 0 or done == train.steps:
-                state |= {"step": done, "seconds": spent, "waited": batches.waited}
+                state |= {"step": done, "seconds": spent, "waited": stepper.waited}
                 save_checkpoint(fabric, folder.checkpoints, state, done, train.keep)
             due = train.evaluate_every and done % train.evaluate_every == 0
             if evaluate is not None and (due or done == train.steps):
@@ -146,7 +144,7 @@ def train_method(
         save_model(folder.model, shown.eval(), config, classes, method.origin())
     log.close()
     fabric.barrier()
-    return Trained(train.steps, spent, batches.waited / spent if spent else 0.0)
+    return Trained(train.steps, spent, stepper.waited / spent if spent else 0.0)
 
 
 def _device_count(config: TrainConfig) -> int:
@@ -155,43 +153,27 @@ def _device_count(config: TrainConfig) -> int:
     return len(str(config.devices).split(",")) if "," in str(config.devices) else int(config.devices)
 
 
-class _Feed:
-    """The loader's batches on the device. waited: seconds spent waiting for them."""
-
-    def __init__(self, loader: TrainLoader, fabric: Fabric, train: TrainConfig, waited: float) -> None:
-        self._batches, self._fabric, self._train, self.waited = iter(loader), fabric, train, waited
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        asked = time.perf_counter()
-        batch = to_device(next(self._batches), self._fabric, self._train)
-        self.waited += time.perf_counter() - asked
-        return batch
-
-
 class _Log:
     """Writes log.jsonl and, where asked, TensorBoard, from the main process. Losses are means over processes."""
 
     def __init__(self, fabric: Fabric, folder: RunFolder, train: TrainConfig, start: int, spent: float) -> None:
-        self.main = fabric.is_global_zero
-        self.train = train
+        self.batch_size = train.batch_size
         self.last = (start, spent)
         self.board: Any = None
         self.file: Any = None
-        if self.main:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            kept = [r for r in folder.log() if r.get("step", 0) <= start] if start else []
-            self.file = folder.log_file.open("w", encoding="utf-8")
-            for record in kept:
-                self._write(record)
-            if train.tensorboard:
-                try:
-                    from torch.utils.tensorboard import SummaryWriter
-                except ImportError as error:
-                    raise ConfigError("train.tensorboard needs: pip install 'tagmask[tensorboard]'.") from error
-                self.board = SummaryWriter(str(folder.path / "tensorboard"))
+        if not fabric.is_global_zero:
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
+        kept = [r for r in folder.log() if r["step"] <= start] if start else []
+        self.file = folder.log_file.open("w", encoding="utf-8")
+        for record in kept:
+            self._write(record)
+        if train.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ConfigError("train.tensorboard needs: pip install 'tagmask[tensorboard]'.") from error
+            self.board = SummaryWriter(str(folder.path / "tensorboard"))
 
     def step(
         self, step: int, parts: list[Losses], figures: dict[str, float], lr: float, spent: float, waited: float
@@ -199,7 +181,7 @@ class _Log:
         names = parts[-1].terms
         losses = {n: _mean([p.terms[n] for p in parts]) for n in names} | {"total": _mean([p.total for p in parts])}
         before, then = self.last
-        images = (step - before) * self.train.batch_size / max(spent - then, 1e-9)
+        images = (step - before) * self.batch_size / max(spent - then, 1e-9)
         self.last = (step, spent)
         record = {
             "step": step,
@@ -211,30 +193,26 @@ class _Log:
             "data_share": round(waited / max(spent, 1e-9), 4),
         }
         self._write(record)
-        if self.board is not None:
-            for name, value in losses.items():
-                self.board.add_scalar(f"loss/{name}", value, step)
-            for name, value in figures.items():
-                self.board.add_scalar(f"figure/{name}", value, step)
-            self.board.add_scalar("lr", lr, step)
         return record
 
     def scores(self, step: int, scores: dict[str, float]) -> None:
         self._write({"step": step, "scores": scores})
-        if self.board is not None:
-            for name, value in scores.items():
-                self.board.add_scalar(f"score/{name}", value, step)
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self.main:
+        if self.file is not None:
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()
+        if self.board is not None:
+            scalars = {"lr": record["lr"]} if "lr" in record else {}
+            for part, title in (("losses", "loss"), ("figures", "figure"), ("scores", "score")):
+                scalars |= {f"{title}/{name}": value for name, value in record.get(part, {}).items()}
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.board is not None:
-            self.board.close()
+        for writer in (self.file, self.board):
+            if writer is not None:
+                writer.close()
 
 
 def _mean(values: list[Tensor]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -16,22 +17,20 @@ from tagmask import comm
 from tagmask.config import RunConfig, TrainConfig
 from tagmask.errors import TrainingError
 from tagmask.methods import Method
-from tagmask.training.schedule import rate
 from tagmask.types import Batch, Losses
-
-OTHER_SETTINGS = "Train again, into another folder, with a lower train.lr or train.clip, or with train.precision=fp32."
 
 
 class TrainStep:
     """A method with all that a training step needs: ``run`` makes one. Fabric has to be launched.
 
     optimizer: its parameter groups carry their learning rates of the step before. shown: the method that is scored and
-    saved, with ``train.ema`` the running average.
+    saved, with ``train.ema`` the running average. waited: seconds that ``run`` waited for batches.
     """
 
     def __init__(self, method: Method, config: RunConfig, fabric: Fabric) -> None:
         train = config.train
         self.method, self.config, self.fabric = method, config, fabric
+        self.waited = 0.0
         if train.channels_last:
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = method.param_groups(train.lr, train.head_lr, train.freeze_norm)
@@ -66,7 +65,9 @@ class TrainStep:
         self._wrapped.train()
         parts: list[Losses] = []
         for part in range(train.accumulate):
-            batch = next(batches)
+            asked = time.perf_counter()
+            batch = to_device(next(batches), self.fabric, train)
+            self.waited += time.perf_counter() - asked
             last = part == train.accumulate - 1
             with nullcontext() if last else self.fabric.no_backward_sync(self._wrapped), _memory_advice(self.config):
                 losses = self._wrapped(lambda: batch, step)  # noqa: B023 (called at once)
@@ -91,9 +92,7 @@ class TrainStep:
         except RuntimeError as error:
             if "non-finite" not in str(error):
                 raise
-            raise TrainingError(
-                f"A gradient at step {step} is not finite; images {', '.join(batch.ids)}. {OTHER_SETTINGS}"
-            ) from error
+            raise _not_finite("A gradient", batch, step) from error
 
 
 class _Forward(nn.Module):
@@ -109,6 +108,16 @@ class _Forward(nn.Module):
 
     def forward(self, batch: Callable[[], Batch], step: int) -> Losses:
         return self.method.losses(batch(), step)
+
+
+def rate(step: int, steps: int, warmup: int, warmup_ratio: float, power: float) -> float:
+    """Factor on the base learning rate at ``step`` of ``steps``, in (0, 1]: warm-up, then DeepLab's "poly" decay.
+
+    Up to ``warmup`` it rises linearly from ``warmup_ratio`` to 1; then it is (1 − step/steps)^power.
+    """
+    if step < warmup:
+        return warmup_ratio + (1 - warmup_ratio) * step / warmup
+    return (1 - step / steps) ** power
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
@@ -134,9 +143,14 @@ def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
     # Every process has to stop, or the others would wait for it for ever.
     if comm.all_sum((~torch.isfinite(losses.total.detach())).float()) > 0:
         terms = ", ".join(f"{name}={value.item():.4g}" for name, value in losses.terms.items())
-        raise TrainingError(
-            f"The loss at step {step} is not finite ({terms}); images {', '.join(batch.ids)}. {OTHER_SETTINGS}"
-        )
+        raise _not_finite(f"The loss ({terms})", batch, step)
+
+
+def _not_finite(what: str, batch: Batch, step: int) -> TrainingError:
+    return TrainingError(
+        f"{what} at step {step} is not finite; images {', '.join(batch.ids)}. Train again, into another folder, with a "
+        "lower train.lr or train.clip, or with train.precision=fp32."
+    )
 
 
 @contextmanager

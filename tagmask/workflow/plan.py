@@ -113,7 +113,7 @@ def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> li
     if settings.get("head", "largefov") != "largefov":
         plan.pop("method.head_options", None)
     left_open = "affinity" in kind.model_fields and "affinity" not in settings
-    if left_open and not _has_attention(own["encoder"], schedule.crop):
+    if left_open and not _has_attention(own["encoder"]):
         plan = {key: value for key, value in plan.items() if not key.startswith("method.affinity_")}
         plan["method.affinity"] = ("none", "the encoder has no self-attention to learn affinities from")
     return [Choice(key, value, why) for key, (value, why) in plan.items()]
@@ -166,11 +166,10 @@ def _affinity(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedu
     return choices
 
 
-def _has_attention(settings: Mapping[str, Any], crop: int) -> bool:
+def _has_attention(settings: Mapping[str, Any]) -> bool:
     """Whether the encoder has attention that can be read: found by building it, without its weights and numbers."""
-    config = EncoderConfig.model_validate({**settings, "weights": "none"})
     with torch.device("meta"):
-        return build_encoder(config, image_size=config.image_size or crop).has_attention
+        return build_encoder(EncoderConfig.model_validate({**settings, "weights": "none"})).has_attention
 
 
 def _is_set(given: Mapping[str, Any], key: str) -> bool:

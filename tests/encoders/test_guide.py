@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tagmask.config import EncoderConfig
 from tagmask.encoders import build_encoder
 from tagmask.encoders.guide import Guide, GuideConfig
-from tagmask.encoders.timm_vit import _project, _run_recorded
+from tagmask.encoders.timm_vit import _recorded
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.types import Batch, View
 
@@ -75,8 +75,8 @@ def test_queries_keys_are_those_of_a_full_pass(name: str) -> None:
 def test_blocks_that_norm_behind_their_attention_are_read_right() -> None:
     block = ResPostBlock(32, num_heads=2, qkv_bias=True).eval()
     x = torch.randn(2, 5, 32)
-    _, *recorded = _run_recorded(block, x)
-    assert all(torch.equal(a, b) for a, b in zip(_project(block, x), recorded, strict=True))
+    whole, stopped = _recorded(block, x), _recorded(block, x, stop=True)
+    assert stopped[0] is x and all(torch.equal(a, b) for a, b in zip(stopped[1:], whole[1:], strict=True))
 
 
 def test_nothing_behind_the_projection_is_computed() -> None:
@@ -209,9 +209,8 @@ def test_half_precision_changes_cosines_little() -> None:
     ("name", "settings", "message"),
     [
         ("resnet18", {}, r"'resnet18'.*method\.guide\.cue=none"),
-        ("vit_pwee_patch16_reg1_gap_256", {}, r"method\.guide\.cue.*'vit_pwee_patch16_reg1_gap_256'"),
+        ("vit_pwee_patch16_reg1_gap_256", {}, r"read 'method\.guide\.encoder\.'.*encoder\.name"),
         (VIT, {"block": 6}, "has blocks 0 to 5"),
-        (VIT, {"scales": [0.0]}, "above 0"),
     ],
 )
 def test_what_the_guide_lacks_is_refused(name: str, settings: dict, message: str) -> None:

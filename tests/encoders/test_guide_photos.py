@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -184,32 +183,19 @@ def test_a_full_cache_is_not_counted_at_every_photo_and_replaces_what_is_broken(
 ) -> None:
     entry = {"keys": torch.zeros(1000, dtype=torch.half)}
     counts = []
-    count = GuideCache._count
-    monkeypatch.setattr(GuideCache, "_count", lambda self: counts.append(1) or count(self))
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: counts.append(1) or glob(self, pattern))
     cache = GuideCache(tmp_path, 10_000)
     with pytest.warns(UserWarning, match="is full"):
         for i in range(100):
             cache.put(content_key(str(i)), entry)
     assert len(counts) == 4, "32 entries apart"
+    monkeypatch.undo()
     broken = next(tmp_path.glob("??/*"))
     broken.write_bytes(bytes(broken.stat().st_size))
     for _ in range(2):
         cache.put(broken.stem, entry)
     assert cache.get(broken.stem) is not None
-
-
-def test_files_that_others_move_or_leave_behind_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = {"keys": torch.zeros(1000, dtype=torch.half)}
-    GuideCache(tmp_path, 10**6).put(content_key("a"), entry)
-    kept = next(tmp_path.glob("??/*"))
-    left, fresh, gone = (kept.with_name(f".{name}") for name in ("left", "fresh", "gone"))
-    for path in (left, fresh):
-        path.write_bytes(b"0" * 5000)
-    os.utime(left, (0, 0))
-    glob = Path.glob
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*glob(self, pattern), gone])
-    GuideCache(tmp_path, 10**6).put(content_key("b"), entry)
-    assert not left.exists() and fresh.exists() and GuideCache(tmp_path, 10**6).get(content_key("b")) is not None
 
 
 def test_unreadable_entries_are_made_anew_and_unwritable_folders_are_named(tmp_path: Path) -> None:
@@ -227,6 +213,9 @@ def test_unreadable_entries_are_made_anew_and_unwritable_folders_are_named(tmp_p
         GuideCache(tmp_path / "file", 10**6).put(content_key("a"), {"keys": torch.zeros(2)})
 
 
-def test_a_cache_of_crops_is_refused() -> None:
-    with pytest.raises(ConfigError, match="view: photo"):
-        load_config({"method": {"name": "eca", "guide": {"cache": "kept"}}})
+@pytest.mark.parametrize(
+    ("settings", "fault"), [({"cache": "kept"}, "view: photo"), ({"scales": [0.0]}, r"method\.guide\.scales")]
+)
+def test_settings_of_no_use_are_refused(settings: dict, fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        load_config({"method": {"name": "eca", "guide": settings}})

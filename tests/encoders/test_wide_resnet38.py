@@ -247,7 +247,7 @@ def test_broken_params_are_named(tmp_path, state):
         (b"something else, longer than a header", "not a .params file"),
         (sparse, "sparse"),
         (integers, "MXNet's type 4"),
-        (whole[:24] + struct.pack("<I", 0), "0 dimensions"),
+        (whole[:24] + struct.pack("<I3i", 0, 1, 0, 0), r"shape \(\)"),
         (whole[:24] + struct.pack("<IIq3i", 0xF993FAC8, 1, -1, 1, 0, 0), "shape"),
         (unnamed, "0 arrays, but 1 names"),
     ]:
