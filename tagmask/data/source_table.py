@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,14 +115,11 @@ def match_rows(
     lines: dict[int, int] = {}
     problems = []
     for row in rows:
-        unknown = [t for t in row.tags if t not in position]
-        if unknown:
-            raise DataError(f"{path}, line {row.line}: '{unknown[0]}' is not a class.{nearest(unknown[0], classes)}")
+        tags = tag_indices(row.tags, position, f"{path}, line {row.line}")
         where = index.find(row.name)
         if where is None:
             problems.append(Problem(row.name, f"{path.name}, line {row.line}: no such image"))
             continue
-        tags = tuple(sorted({position[t] for t in row.tags}))
         if where in lines:
             if tags != result[where]:
                 raise DataError(
@@ -135,6 +132,14 @@ def match_rows(
         name = rows[0].name if rows else "(no rows)"
         raise DataError(f"{path}: no row names an image below {bases[0]} (the first is '{name}'). Set data.images.")
     return result, problems
+
+
+def tag_indices(tags: Iterable[str], position: Mapping[str, int], where: str) -> tuple[int, ...]:
+    """Indices of tags, ascending. position: index by class. Raises DataError on a tag that is no class."""
+    for tag in tags:
+        if tag not in position:
+            raise DataError(f"{where}: '{tag}' is not a class.{nearest(tag, position)}")
+    return tuple(sorted({position[tag] for tag in tags}))
 
 
 def read_table(path: Path, separator: str) -> tuple[list[Row], list[str] | None]:
