@@ -287,27 +287,34 @@ def test_voc_submission(voc: Path, tmp_path: Path) -> None:
     with Image.open(got) as opened:
         assert opened.mode == "P" and opened.getpalette() == palette().ravel().tolist()
     assert "comp5_test_cls" in str(
-        next((voc_submission(tmp_path / "masks", tmp_path / "o5", ["t"], None, "comp5")).parent.rglob("*.png"))
+        next(
+            (voc_submission(tmp_path / "masks", tmp_path / "o5", ["t"], voc / "JPEGImages", "comp5")).parent.rglob(
+                "*.png"
+            )
+        )
     )
 
 
 def test_voc_submission_refuses(voc: Path, tmp_path: Path) -> None:
-    masks, out = tmp_path / "masks", tmp_path / "out"
+    masks, out, photos = tmp_path / "masks", tmp_path / "out", voc / "JPEGImages"
     with pytest.raises(DataError, match="masks"):
-        voc_submission(masks, out, ["t"])
+        voc_submission(masks, out, ["t"], photos)
     write_mask(masks / "t.png", np.pad(np.full((SIZE[0], 1), 255), ((0, 0), (0, SIZE[1] - 1))))
     with pytest.raises(DataError, match=r"t\.png: 6\.2%.*label\.unsure=0"):
-        voc_submission(masks, out, ["t"])
+        voc_submission(masks, out, ["t"], photos)
     write_mask(masks / "t.png", np.full(SIZE, 21))
     with pytest.raises(DataError, match="value 21"):
-        voc_submission(masks, out, ["t"])
+        voc_submission(masks, out, ["t"], photos)
     write_mask(masks / "t.png", np.zeros(SIZE[::-1], int))
     with pytest.raises(DataError, match="12x16 pixels, its photo .* has 16x12"):
-        voc_submission(masks, out, ["t"], voc / "JPEGImages")
+        voc_submission(masks, out, ["t"], photos)
     with pytest.raises(DataError, match="comp7"):
-        voc_submission(masks, out, ["t"], None, "comp7")
+        voc_submission(masks, out, ["t"], photos, "comp7")
     with pytest.raises(DataError, match="masks"):
-        voc_submission(masks, out, [])
+        voc_submission(masks, out, [], photos)
+    write_mask(masks / "u.png", np.zeros(SIZE, int))
+    with pytest.raises(DataError, match="JPEGImages.*'u'"):
+        voc_submission(masks, out, ["u"], photos)
     assert not (out / "results.tgz").exists()
 
 

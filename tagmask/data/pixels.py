@@ -7,7 +7,6 @@ they are, because they were drawn on the photo as shown. Transparent pixels are 
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from scipy.io import loadmat
 from torch import Tensor
 
 from tagmask.data.collection import ColourMap
+from tagmask.data.find import read_lines
 from tagmask.errors import DataError, nearest
 from tagmask.types import IGNORE
 
@@ -135,6 +135,16 @@ def read_mask(path: str | Path, classes: int, colour_map: ColourMap | None = Non
     return torch.from_numpy(values.astype(np.uint8))
 
 
+def check_size(path: Path, mask: Tensor, photo: Path, image: Tensor) -> None:
+    """Raise DataError when a mask is not of its photo's size; names a turned photo as the likely cause."""
+    (height, width), shape = mask.shape, image.shape[-2:]
+    if (height, width) != shape:
+        turned = (
+            " The photo is shown turned (EXIF); save the mask turned the same way." if shape == (width, height) else ""
+        )
+        raise DataError(f"{path}: {width}x{height} pixels, its photo {photo} has {shape[1]}x{shape[0]}.{turned}")
+
+
 def read_colour_map(path: str | Path, classes: list[str]) -> ColourMap:
     """Labels by colour from a file of lines ``r g b name``; '#' starts a comment.
 
@@ -143,17 +153,13 @@ def read_colour_map(path: str | Path, classes: list[str]) -> ColourMap:
     """
     known = {"background": 0, "ignore": IGNORE, "void": IGNORE} | {name: i + 1 for i, name in enumerate(classes)}
     result: ColourMap = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read the colour map ({error}).") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in read_lines(Path(path), "colour map"):
         parts = line.split("#")[0].split(None, 3)
         if not parts:
             continue
         if len(parts) != 4 or not all(p.isdigit() and int(p) < 256 for p in parts[:3]):
-            raise DataError(f"{path}, line {number}: expected 'r g b name' with 0 to 255 each, found '{line.strip()}'.")
-        name = parts[3].strip()
+            raise DataError(f"{path}, line {number}: expected 'r g b name' with 0 to 255 each, found '{line}'.")
+        name = parts[3].strip()  # a comment may have followed
         if name not in known:
             raise DataError(f"{path}, line {number}: unknown class '{name}'.{nearest(name, known)}")
         colour = (int(parts[0]), int(parts[1]), int(parts[2]))
@@ -188,12 +194,9 @@ def write_mask(path: str | Path, labels: Tensor | np.ndarray) -> None:
     image.putpalette(palette().tobytes())
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG")
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        image.save(partial, format="PNG")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
