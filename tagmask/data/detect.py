@@ -24,7 +24,7 @@ def open_data(config: DataConfig, seed: int = 0) -> Collection:
     there first. ``seed`` decides which share is held out where there is no val list. Raises DataError.
     """
     source = detect(config, data_root(config)) if config.source == "auto" else config.source
-    collection = SOURCES.get(source)(config, seed)
+    collection = SOURCES.get(source)(config)
     bases = [image_folder(config, collection.root), collection.root]
     return assign_splits(collection, config, seed, bases)
 

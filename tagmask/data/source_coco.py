@@ -47,7 +47,7 @@ def coco_lists(root: Path) -> dict[str, Path]:
 
 
 @SOURCES.register("coco")
-def coco(config: DataConfig, seed: int = 0) -> Collection:
+def coco(config: DataConfig) -> Collection:
     """``annotations/instances_{train,val}{2014,2017}.json`` and photos in ``train2014/`` and so on, or in ``images/``.
 
     Tags are the categories of a photo's annotations, those of crowds included; the lists leave out photos without an

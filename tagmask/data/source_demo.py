@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def _write(folder: Path, parameters: dict) -> None:
 
 
 @SOURCES.register("demo")
-def demo(config: DataConfig, seed: int = 0) -> Collection:
+def demo(config: DataConfig) -> Collection:
     """The demo data in ``data.root``, or else in the user's cache folder, drawn if it is not there yet.
 
     The scenes do not depend on the run's seed, so that runs of several seeds can be compared.
@@ -101,7 +102,4 @@ def demo(config: DataConfig, seed: int = 0) -> Collection:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(cache) / "tagmask" / f"demo-{VERSION}-{config.demo_images}"
     write_demo(folder, config.demo_images)
-    own = DataConfig(root=folder, source="table")
-    collection = table(own, seed)
-    collection.source = "demo"
-    return collection
+    return replace(table(DataConfig(root=folder)), source="demo")

@@ -44,7 +44,7 @@ class Row:
 
 
 @SOURCES.register("table")
-def table(config: DataConfig, seed: int = 0) -> Collection:
+def table(config: DataConfig) -> Collection:
     """Photos tagged by a CSV or JSONL file (see ``read_table``).
 
     Images without a row are unlabelled, rows without an image are listed as problems. Classes are ``data.classes``,
@@ -66,7 +66,7 @@ def table(config: DataConfig, seed: int = 0) -> Collection:
             )
         classes = check_classes(names, str(path))
     base, masks = image_folder(config, root), mask_folder(config, root)
-    images = find_images(base, [masks] if masks is not None else [])
+    images = find_images(base, masks)
     if not images:
         raise DataError(
             f"{base}: no images there. Set data.images to the folder that the names in {path} are relative to."
