@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
@@ -201,7 +201,10 @@ def coco_results(
     with partial.open("w", encoding="utf-8") as file:
         file.write("[")
         for done, (path, number) in enumerate(zip(paths, numbers), 1):
-            for label, runs in _runs(read_mask(path, len(categories)).numpy(), tools):
+            labels = read_mask(path, len(categories)).numpy()
+            for label in np.unique(labels[(labels > 0) & (labels != IGNORE)]).tolist():
+                packed = tools.encode(np.asfortranarray(labels == label, dtype=np.uint8))
+                runs = {"size": list(labels.shape), "counts": packed["counts"].decode("ascii")}
                 entry = {"image_id": number, "category_id": categories[label - 1], "segmentation": runs, "score": 1.0}
                 file.write((",\n" if entries else "\n") + json.dumps(entry, separators=(",", ":")))
                 entries += 1
@@ -216,10 +219,3 @@ def _image_number(path: Path) -> int:
     if not (digits.isascii() and digits.isdigit()):
         raise DataError(f"{path}: the name does not end in an image's number, as COCO_val2014_000000000042.png does.")
     return int(digits)
-
-
-def _runs(labels: np.ndarray, tools: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    for label in np.unique(labels).tolist():
-        if label not in (0, IGNORE):
-            packed = tools.encode(np.asfortranarray(labels == label, dtype=np.uint8))
-            yield label, {"size": list(labels.shape), "counts": packed["counts"].decode("ascii")}

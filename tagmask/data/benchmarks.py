@@ -99,19 +99,17 @@ def check_archives(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def count_lists(
-    benchmark: str, lists: Mapping[str, Sequence[str]], masked: Collection[str] | None = None
-) -> list[dict[str, Any]]:
+def count_lists(benchmark: str, lists: Mapping[str, Sequence[str]], masked: Collection[str]) -> list[dict[str, Any]]:
     """Every published list with keys list, expected, found (None: the list is not there), masks and what (what to do).
 
-    masked: ids of the photos that have a mask; None where nobody looked. masks: how many of a list have one; None for
-    lists whose truth is no label map.
+    masked: ids of the photos that have a mask. masks: how many of a list have one; None for lists whose truth is no
+    label map.
     """
     rows = []
     for name, listed in BENCHMARKS[benchmark].items():
         found = len(lists[name]) if name in lists else None
-        counted = masked is not None and found is not None and not {name, benchmark}.intersection(WITHOUT_MASKS)
-        masks = len(set(lists[name]).intersection(masked or ())) if counted else None
+        counted = found is not None and not {name, benchmark}.intersection(WITHOUT_MASKS)
+        masks = len(set(lists[name]).intersection(masked)) if counted else None
         what = ""
         if found is None:
             what = f"not there.{listed.describe()}"

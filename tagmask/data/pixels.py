@@ -36,10 +36,6 @@ def read_image(path: str | Path) -> Tensor:
                 return image_tensor(opened, path)
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such image.") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too large to open safely ({error}). Cut it into parts.") from error
     except Exception as error:  # Pillow raises nearly any type on broken files
         raise _undecodable(path, "an image", error) from error
 
@@ -81,8 +77,6 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
         with Image.open(path) as opened:
             opened.load()
             mode, values = opened.mode, np.array(opened)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such mask.") from error
     except Exception as error:
         raise _undecodable(path, "a mask", error) from error
     if mode in ("1", "P", "L") or mode.startswith("I"):
@@ -107,8 +101,6 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
 
 def sbd_mask(path: str | Path) -> np.ndarray:
     """The label map (H,W), int64, of a file of SBD (Hariharan et al. 2011), ``cls/<id>.mat``. Raises DataError."""
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such mask.")
     try:
         record = loadmat(path, squeeze_me=True, struct_as_record=False)
     except Exception as error:  # SciPy raises many types on broken files

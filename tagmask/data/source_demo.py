@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -40,22 +39,17 @@ def write_demo(folder: str | Path, images: int = 160, size: tuple[int, int] = (1
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Drawn beside its place and moved there whole, so that an interrupted run leaves no half data set.
-        drawn = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot write the demo data ({error}). Set data.root to another folder.") from error
-    try:
-        _write(drawn, parameters)
-        drawn.chmod(0o755)
-        try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+            drawn = Path(beside, folder.name)
+            drawn.mkdir()
+            _write(drawn, parameters)
             if folder.is_dir():
                 folder.rmdir()
             drawn.rename(folder)
-        except OSError as error:
-            # Another process may have been quicker.
-            if not _is_there(folder, parameters):
-                raise DataError(f"{folder}: cannot write the demo data ({error}). Set data.root.") from error
-    finally:
-        shutil.rmtree(drawn, ignore_errors=True)
+    except OSError as error:
+        # Another process may have been quicker.
+        if not _is_there(folder, parameters):
+            raise DataError(f"{folder}: cannot write the demo data ({error}). Set data.root to another one.") from error
     return folder
 
 

@@ -60,17 +60,12 @@ def table(config: DataConfig) -> Collection:
     if classes is None:
         names = columns or sorted({t for r in rows for t in r.tags})
         if not names:
-            raise DataError(
-                f"{path}: {len(rows)} photos are named there, and none has a tag. Name what is in them, or the classes "
-                "in data.classes."
-            )
+            raise DataError(f"{path}: no photo there has a tag. Name what is in them, or the classes in data.classes.")
         classes = check_classes(names, str(path))
     base, masks = image_folder(config, root), mask_folder(config, root)
     images = find_images(base, masks)
     if not images:
-        raise DataError(
-            f"{base}: no images there. Set data.images to the folder that the names in {path} are relative to."
-        )
+        raise DataError(f"{base}: no images there. Set data.images to the folder that {path} names them from.")
     tags, problems = match_rows(rows, images, [base, root], classes, path)
     return assemble("table", config, root, base, images, tags, classes, problems)
 
@@ -167,9 +162,7 @@ def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[st
         table = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(c.strip() for c in row)]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
-    if not table:
-        raise DataError(f"{path}: the table is empty; its first line names the columns, as in 'image,tags'.")
-    header = table[0][1]
+    header, rows = (table[0][1] if table else []), table[1:]
     lower = [name.lower() for name in header]
     image = next((lower.index(name) for name in IMAGE_COLUMNS if name in lower), None)
     if image is None or len(header) < 2:
@@ -177,7 +170,7 @@ def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[st
             f"{path}, line 1: the first line must name the columns, one of them {', '.join(IMAGE_COLUMNS)}, as in "
             f"'image,tags'; found '{first.strip()}'."
         )
-    for line, cells in table[1:]:
+    for line, cells in rows:
         if len(cells) != len(header):
             raise DataError(
                 f"{path}, line {line}: {len(cells)} columns, the header has {len(header)}. Put cells that hold "
@@ -186,29 +179,22 @@ def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[st
         if not cells[image]:
             raise DataError(f"{path}, line {line}: no image is named.")
     others = [i for i in range(len(header)) if i != image]
-    tags = next((lower.index(name) for name in TAG_COLUMNS if name in lower and lower.index(name) != image), None)
-    if tags is None and len(others) == 1 and any(cells[others[0]] not in NUMBERS for _, cells in table[1:]):
+    one_hot = all(cells[i] in NUMBERS for _, cells in rows for i in others)
+    tags = next((lower.index(name) for name in TAG_COLUMNS if name in lower), None)
+    if tags is None and len(others) == 1 and not one_hot:
         tags = others[0]
-    if tags is not None and not _one_hot(header, table, others):
-        return [Row(line, cells[image], split_tags(cells[tags], separator)) for line, cells in table[1:]], None
-    return [_one_hot_row(path, line, cells, header, image, others) for line, cells in table[1:]], [
-        header[i] for i in others
-    ]
-
-
-def _one_hot(header: list[str], table: list[tuple[int, list[str]]], others: list[int]) -> bool:
     # A class may be called 'label' or 'tag': several columns that hold nothing but 0 and 1 are one-hot all the same.
-    return len(others) > 1 and all(cells[i] in NUMBERS for _, cells in table[1:] for i in others)
-
-
-def _one_hot_row(path: Path, line: int, cells: list[str], header: list[str], image: int, others: list[int]) -> Row:
-    for i in others:
-        if cells[i] not in NUMBERS:
-            raise DataError(
-                f"{path}, line {line}: column '{header[i]}' holds '{cells[i]}'. Without a column called 'tags' each "
-                "further column is a class and holds 0 or 1."
-            )
-    return Row(line, cells[image], tuple(header[i] for i in others if NUMBERS[cells[i]]))
+    if tags is not None and not (one_hot and len(others) > 1):
+        return [Row(line, cells[image], split_tags(cells[tags], separator)) for line, cells in rows], None
+    for line, cells in rows:
+        for i in others:
+            if cells[i] not in NUMBERS:
+                raise DataError(
+                    f"{path}, line {line}: column '{header[i]}' holds '{cells[i]}'. Without a column called 'tags' "
+                    "each further column is a class and holds 0 or 1."
+                )
+    found = [Row(line, cells[image], tuple(header[i] for i in others if NUMBERS[cells[i]])) for line, cells in rows]
+    return found, [header[i] for i in others]
 
 
 def _read_jsonl(path: Path, text: str, separator: str) -> list[Row]:

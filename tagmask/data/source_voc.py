@@ -104,11 +104,8 @@ def _fill_masks(items: Sequence[Item], folders: Sequence[tuple[Path, str]]) -> l
 def find_sbd(root: Path) -> Path | None:
     """SBD's folder of cls, train.txt and val.txt, in a VOC root or up to two folders above; None where it is not."""
     absolute = root.absolute()
-    for parent in (absolute, absolute.parent, absolute.parent.parent):
-        for name in SBD_FOLDERS:
-            if is_sbd(parent / name):
-                return parent / name
-    return None
+    parents = (absolute, absolute.parent, absolute.parent.parent)
+    return next((parent / name for parent in parents for name in SBD_FOLDERS if is_sbd(parent / name)), None)
 
 
 def is_sbd(folder: Path) -> bool:
