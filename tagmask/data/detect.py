@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
-from tagmask.data.find import data_root, find_images, image_folder, mask_folder, resolve
+from tagmask.data.find import data_root, find_images, image_folder
 from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
-from tagmask.data.source_folders import NO_CLASS, NO_TAGS, class_folders
+from tagmask.data.source_folders import class_folders
 from tagmask.data.source_table import TABLE_NAMES, table_path
 from tagmask.data.source_voc import is_voc
 from tagmask.data.splits import assign_splits
@@ -39,9 +39,7 @@ def detect(config: DataConfig, root: Path) -> str:
         return "cub"
     if table_path(config, root) is not None:
         return "table"
-    base = resolve(config.images, root, "images") if config.images is not None else root
-    masks = mask_folder(config, root)
-    if base.is_dir() and set(class_folders(base, masks)) - {NO_CLASS, NO_TAGS, "images"}:
+    if class_folders(config, root)[1]:
         return "folders"
     have = "There are images, but no tags" if find_images(root) else "There are no images"
     raise DataError(

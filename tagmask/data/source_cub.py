@@ -25,9 +25,8 @@ def cub(config: DataConfig) -> Collection:
     """``images/`` with images.txt, image_class_labels.txt, train_test_split.txt, bounding_boxes.txt, classes.txt.
 
     One tag an image, 'train' and 'test' as published, and each photo's box. There are no label maps: the set's own
-    ``segmentations`` say how many annotators marked a pixel, not which class it is. Photos that are
-    listed and not there are problems. Raises DataError naming the file and line that is wrong, and the archive where
-    one is missing.
+    ``segmentations`` say how many annotators marked a pixel, not which class it is. Photos that are listed and not
+    there are problems. Raises DataError naming the file and line that is wrong, and the archive where one is missing.
     """
     root = data_root(config)
     for name in FILES:
