@@ -149,15 +149,11 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # One pass is a whole run, so the workers live as long as it does and end with it.
-        error = None
         for step, parts in enumerate(self._loader, self.start_step):
-            error = parts.get("error")
-            if error is not None:
-                break
+            if "error" in parts:
+                raise DataError(parts["error"])
             views = {name: View(**tensors) for name, tensors in parts.pop("views").items()}
             yield Batch(views=views, generator=seeded("method", self.seed, step, self.rank), **parts)
-        if error is not None:
-            raise DataError(error)
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Tensor | DataError]]:

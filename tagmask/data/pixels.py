@@ -49,24 +49,16 @@ def _undecodable(path: str | Path, what: str, error: Exception, advice: str = "R
 
 def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
     """An opened picture as uint8 RGB (3,H,W), upright, by the rules of ``read_image``. name: for errors."""
-    rgb = _to_rgb(ImageOps.exif_transpose(image), name)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
-
-
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise DataError(f"{path}: 32-bit values have no known range. Save it with 8 or 16 bits.")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DataError(f"{path}: floating-point values have no known range. Save it with 8 or 16 bits.")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise DataError(f"{name}: values of 32 bits have no known range. Save it with 8 or 16 bits.")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarray:

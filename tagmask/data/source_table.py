@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def assemble(
     if config.colour_map is not None:
         colours = read_colour_map(resolve(config.colour_map, root, "colour_map"), classes)
     splits, unknown = own_splits(root, items, [base, root])
-    found = [*problems, *orphans, *unknown, *_twins(classes), *_joined(classes, config.separator)]
+    found = [*problems, *orphans, *unknown, *_suspicious(classes, config.separator)]
     return Collection(source, root, classes, items, splits, found, colours)
 
 
@@ -211,10 +211,9 @@ def _read_jsonl(path: Path, text: str, separator: str) -> list[Row]:
         tags = next((entry[k] for k in TAG_COLUMNS if k in entry), None)
         if isinstance(tags, str):
             tags = list(split_tags(tags, separator))
-        if not isinstance(name, str) or not name.strip() or not isinstance(tags, list):
+        named = isinstance(name, str) and name.strip()
+        if not named or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
             raise DataError(f'{path}, line {line}: expected {{"image": "a.jpg", "tags": ["cat", "dog"]}}.')
-        if not all(isinstance(tag, str) for tag in tags):
-            raise DataError(f"{path}, line {line}: tags are strings, found {tags}.")
         rows.append(Row(line, name, tuple(tag.strip() for tag in tags if tag.strip())))
     return rows
 
@@ -225,20 +224,14 @@ def split_tags(cell: str, separator: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def _joined(classes: list[str], separator: str) -> list[Problem]:
-    """Classes that look like several tags which were not taken apart."""
-    return [
-        Problem(name, f"class '{name}' holds a '{sign}'; if these are several tags, set data.separator='{sign}'")
-        for name in classes
-        for sign in ";,|"
-        if sign in name and sign != separator
-    ]
-
-
-def _twins(classes: list[str]) -> list[Problem]:
+def _suspicious(classes: list[str], separator: str) -> Iterator[Problem]:
+    """Classes that differ in case only, and those that look like several tags which were not taken apart."""
     seen: dict[str, str] = {}
-    return [
-        Problem(name, f"class '{name}' differs from '{seen[name.lower()]}' in upper and lower case only")
-        for name in classes
-        if seen.setdefault(name.lower(), name) != name
-    ]
+    for name in classes:
+        twin = seen.setdefault(name.lower(), name)
+        if twin != name:
+            yield Problem(name, f"class '{name}' differs from '{twin}' in upper and lower case only")
+        for sign in ";,|":
+            if sign in name and sign != separator:
+                what = f"class '{name}' holds a '{sign}'; if these are several tags, set data.separator='{sign}'"
+                yield Problem(name, what)

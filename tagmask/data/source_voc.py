@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import BENCHMARKS, missing
-from tagmask.data.collection import Collection, Item, Problem
+from tagmask.data.collection import Collection, Problem
 from tagmask.data.find import check_classes, data_root, find_images, given_classes, read_lines, resolve
 from tagmask.data.source_table import assemble, match_rows, read_table, table_path, tag_indices
 from tagmask.data.splits import find_list, read_list
@@ -60,12 +60,10 @@ def voc(config: DataConfig) -> Collection:
         tags, problems = match_rows(rows, images, [base, root], classes, path)
     elif annotations.is_dir():
         named, problems = read_annotations(images, annotations)
-        classes = classes or order_classes({name for names in named for name in names or ()}, None, str(annotations))
+        classes = classes or order_classes({n for names in named.values() for n in names}, None, str(annotations))
         position = {name: i for i, name in enumerate(classes)}
-        tags = [
-            None if names is None else tag_indices(names, position, str(annotations / f"{image.stem}.xml"))
-            for names, image in zip(named, images)
-        ]
+        where = {image: str(annotations / f"{image.stem}.xml") for image in named}
+        tags = [tag_indices(named[i], position, where[i]) if i in named else None for i in images]
     else:
         raise DataError(f"{root}: neither Annotations nor tags.csv is there. Set data.tags to a table of tags.")
     collection = assemble("voc", config, root, base, images, tags, classes, problems)
@@ -89,16 +87,10 @@ def _as_published(collection: Collection, config: DataConfig) -> Collection:
         lists["train_aug"] = [id for id in ids if id in there]
         problems += [Problem(id, f"in {sbd}, but no such image") for id in ids if id not in there]
     if config.masks is None:
-        folders = [(root / AUGMENTED, ".png"), *([(sbd / "cls", ".mat")] if sbd is not None else [])]
-        items = _fill_masks(items, folders)
-    return replace(collection, items=items, lists=lists, problems=problems, benchmark=BENCHMARK)
-
-
-def _fill_masks(items: Sequence[Item], folders: Sequence[tuple[Path, str]]) -> list[Item]:
-    for folder, suffix in folders:
-        masks = {path.stem: path for path in folder.glob(f"*{suffix}")}
+        masks = {path.stem: path for path in (sbd / "cls").glob("*.mat")} if sbd is not None else {}
+        masks |= {path.stem: path for path in (root / AUGMENTED).glob("*.png")}
         items = [replace(item, mask=item.mask or masks.get(item.image.stem)) for item in items]
-    return list(items)
+    return replace(collection, items=items, lists=lists, problems=problems, benchmark=BENCHMARK)
 
 
 def find_sbd(root: Path) -> Path | None:
@@ -126,16 +118,15 @@ def order_classes(names: set[str], columns: list[str] | None, where: str) -> lis
     return check_classes(columns or sorted(names), where)
 
 
-def read_annotations(images: list[Path], folder: Path) -> tuple[list[tuple[str, ...] | None], list[Problem]]:
-    """Object names of each image from ``<stem>.xml``; None where there is no file or it is broken (a problem)."""
-    result: list[tuple[str, ...] | None] = []
-    problems = []
+def read_annotations(images: list[Path], folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Problem]]:
+    """Object names by image, from ``<stem>.xml``; images without a file are left out, those of a broken one, too."""
+    result, problems = {}, []
     for image in images:
         path = folder / f"{image.stem}.xml"
         try:
-            result.append(object_names(path) if path.is_file() else None)
+            if path.is_file():
+                result[image] = object_names(path)
         except DataError as error:
-            result.append(None)
             problems.append(Problem(str(path), str(error)))
     return result, problems
 

@@ -117,10 +117,8 @@ class TrainViews:
 
     def _local(self, canvas: Tensor, box: list[int], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         size = self.config.local.size
-        starts = []
-        for i in (0, 1):
-            first, last = local_starts(box[i], box[i + 2], size, self.config.crop)
-            starts.append(first + _integer(generator, last - first + 1))
+        bounds = (local_starts(box[i], box[i + 2], size, self.config.crop) for i in (0, 1))
+        starts = [first + _integer(generator, last - first + 1) for first, last in bounds]
         return local_crop(canvas, box, starts, size, self.config.flip, generator)
 
 
