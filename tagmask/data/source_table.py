@@ -21,6 +21,7 @@ from tagmask.data.find import (
     make_ids,
     mask_folder,
     pair_masks,
+    read_lines,
     resolve,
 )
 from tagmask.data.pixels import read_colour_map
@@ -145,12 +146,12 @@ def read_table(path: Path, separator: str) -> tuple[list[Row], list[str] | None]
     one column a class with 0 or 1. JSONL: ``{"image": "a.jpg", "tags": ["cat"]}`` a line; a string of tags is
     split at ``separator``. Raises DataError with the line's number.
     """
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _read_jsonl(path, separator), None
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Save it as UTF-8.") from error
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return _read_jsonl(path, text, separator), None
     return _read_csv(path, text, separator)
 
 
@@ -197,22 +198,19 @@ def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[st
     return found, [header[i] for i in others]
 
 
-def _read_jsonl(path: Path, text: str, separator: str) -> list[Row]:
+def _read_jsonl(path: Path, separator: str) -> list[Row]:
     rows = []
-    for line, content in enumerate(text.splitlines(), 1):
-        if not content.strip():
-            continue
+    for line, content in read_lines(path, "table of tags"):
         try:
             entry = json.loads(content)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {line}: not valid JSON ({error}).") from error
         entry = entry if isinstance(entry, dict) else {}
-        name = next((entry[k] for k in IMAGE_COLUMNS if k in entry), None)
+        name = next((entry[k] for k in IMAGE_COLUMNS if k in entry), "")
         tags = next((entry[k] for k in TAG_COLUMNS if k in entry), None)
         if isinstance(tags, str):
             tags = list(split_tags(tags, separator))
-        named = isinstance(name, str) and name.strip()
-        if not named or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        if not isinstance(tags, list) or not all(isinstance(part, str) for part in [name, *tags]) or not name.strip():
             raise DataError(f'{path}, line {line}: expected {{"image": "a.jpg", "tags": ["cat", "dog"]}}.')
         rows.append(Row(line, name, tuple(tag.strip() for tag in tags if tag.strip())))
     return rows
