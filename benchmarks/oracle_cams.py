@@ -26,7 +26,6 @@ from statistics import mean
 from typing import Any, Literal
 
 import torch
-from tagmask.workflow.runs import reopen
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +35,7 @@ from tagmask.config import RunConfig, load_config
 from tagmask.errors import TrainingError
 from tagmask.methods.cosa import CoSA, CoSAConfig, WeakView
 from tagmask.registry import METHODS
-from tagmask.training import RunFolder, read_json, write_json, write_text
+from tagmask.training import read_json, write_json, write_text
 from tagmask.types import IGNORE, Batch
 
 SURE = 100.0
@@ -122,14 +121,13 @@ def main(words: Sequence[str] | None = None) -> None:
     asked = [(guide, seed) for guide in args.guides for seed in args.seeds]
     # All that the table will hold, before anything is trained for hours.
     there = [(p.parent.parent.name, int(p.parent.name[4:])) for p in sorted(args.out.glob("*/seed*/result.json"))]
-    configs = {
-        (guide, seed): checked(configuration(guide, seed, args), args.out / guide / f"seed{seed}")
+    runs = {
+        (guide, seed): begun(configuration(guide, seed, args), args.out / guide / f"seed{seed}")
         for guide, seed in dict.fromkeys([*asked, *there])
     }
-    for guide, seed in asked:
-        folder = args.out / guide / f"seed{seed}"
-        if not (folder / "result.json").is_file():
-            write_json(folder / "result.json", one(configs[guide, seed], folder))
+    for run in (runs[pair] for pair in asked):
+        if not (run.folder.path / "result.json").is_file():
+            write_json(run.folder.path / "result.json", one(run))
     table = collect(args.out)
     write_json(args.out / "oracle.json", table)
     write_text(args.out / "oracle.md", markdown(table))
@@ -146,30 +144,29 @@ def configuration(guide: str, seed: int, args: argparse.Namespace) -> RunConfig:
     return load_config(*args.config, values, overrides=args.set)
 
 
-def checked(config: RunConfig, folder: Path) -> RunConfig:
-    """The configuration to go on with. Raises ConfigError, DataError where the folder holds another's run."""
-    run = RunFolder(folder)
-    if run.config_file.is_file():
-        config = workflow.resumed(run, [], config.model_dump(mode="json"), [])
-    if run.data_file.is_file():
-        reopen(run, config)
-    return config
+def begun(config: RunConfig, folder: Path) -> workflow.Run:
+    """The run to begin or go on with. Raises ConfigError, DataError where the folder holds another's run."""
+    run = workflow.Run(folder, config)
+    if run.begun:
+        run.config = workflow.resumed(run.folder, [], config.model_dump(mode="json"), [])
+        run.collection  # noqa: B018 (opened now, since other photos are refused)
+    return run
 
 
-def one(config: RunConfig, folder: Path) -> dict[str, Any]:
+def one(run: workflow.Run) -> dict[str, Any]:
     """Train and score; a run that was cut off goes on."""
-    workflow.train(config, folder, resume=True)
-    scores = [s for split in ("val", "train") for s in workflow.evaluate(folder, split, ["cam"])]
-    found = {(s["name"], s["protocol"]["split"]): s for s in scores}
+    workflow.train(run, resume=True)
+    scores = [s for split in ("val", "train") for s in workflow.evaluate(run, split, ["cam"])]
+    found = {(s["name"], s["stamp"]["split"]): s for s in scores}
     fixed, best = found["cam", "train"], found["cam (val threshold)", "train"]
     return {
         "cam": fixed["miou"],
         "cam_val_threshold": best["miou"],
         "cam_val": found["cam", "val"]["miou"],
         "peak_val": found["cam", "val"]["curve"]["peak"],
-        "map_val": RunFolder(folder).metrics()["classification"]["val"]["map"],
-        "threshold": fixed["protocol"]["threshold"],
-        "protocol": fixed["protocol"],
+        "map_val": run.folder.metrics()["classification"]["val"]["map"],
+        "threshold": fixed["stamp"]["threshold"],
+        "stamp": fixed["stamp"],
     }
 
 
@@ -187,14 +184,8 @@ def collect(out: Path) -> list[dict[str, Any]]:
 
 def markdown(table: Sequence[dict[str, Any]]) -> str:
     """A table in per cent."""
-    titles = [
-        "guide",
-        "CAM, train, fixed threshold",
-        "CAM, train, val threshold",
-        "CAM, val, fixed",
-        "mAP, val",
-        "seeds",
-    ]
+    titles = ["guide", "CAM, train, fixed threshold", "CAM, train, val threshold"]
+    titles += ["CAM, val, fixed", "mAP, val", "seeds"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in table:
         cells = [f"{100 * row[key]:.1f}" for key in ("cam", "cam_val_threshold", "cam_val", "map_val")]

@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tagmask.workflow.runs import default_device
 
 from tagmask import workflow
 from tagmask.config import RunConfig, load_config
@@ -40,6 +39,7 @@ from tagmask.data import write_mask
 from tagmask.registry import METHODS
 from tagmask.reproduce.cost import bare
 from tagmask.training import RunFolder, readers
+from tagmask.workflow.opened import default_device
 from tagmask.workflow.stages import LEARNS_FROM, network_config
 
 CLASSES = 20
@@ -130,23 +130,15 @@ def rates(config: RunConfig, args: argparse.Namespace, warm: bool) -> tuple[floa
     the share of the latter's time that it waited."""
     phase = args.skip + args.steps
     own = config.model_copy(deep=True)
-    later = [key for key in type(own.method).model_fields if key.endswith("warmup") or key.startswith("start_")]
-    begins = [key for key in later if isinstance(getattr(own.method, key), int)]
+    begins = [key for key in own.method.phases() if isinstance(getattr(own.method, key), int)]
     own.method = own.method.model_copy(update=dict.fromkeys(begins, phase if warm else 0))
     steps = 2 * phase if warm else phase
-    own.train = own.train.model_copy(
-        update={
-            "steps": steps,
-            "warmup": 0,
-            "log_every": 1,
-            "evaluate_every": 0,
-            "checkpoint_every": steps,
-            "lr": 1e-12,
-        }
-    )
+    short = {"steps": steps, "warmup": 0, "log_every": 1, "evaluate_every": 0, "checkpoint_every": steps, "lr": 1e-12}
+    own.train = own.train.model_copy(update=short)
     with tempfile.TemporaryDirectory() as home:
-        workflow.train(own, Path(home) / "run")
-        rows = {row["step"]: row for row in RunFolder(Path(home) / "run").log() if "seconds" in row}
+        run = workflow.Run(home, own)
+        workflow.train(run)
+        rows = {row["step"]: row for row in run.folder.log() if "seconds" in row}
     spent = {step: row["seconds"] for step, row in rows.items()}
     waited = {step: row["seconds"] * row["data_share"] for step, row in rows.items()}
     slow = args.steps / (spent[phase] - spent[args.skip]) if warm else None

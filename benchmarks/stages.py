@@ -31,9 +31,16 @@ import numpy as np
 import torch
 
 from tagmask.config import RunConfig, load_config
-from tagmask.data import write_demo, write_mask
+from tagmask.data import tag_vector, write_demo, write_mask
 from tagmask.data.source_demo import SHARES
-from tagmask.workflow.stage_labels import Make
+from tagmask.label import Inference, Look
+from tagmask.methods import build_method
+from tagmask.reproduce.cost import bare
+from tagmask.training import RunFolder
+from tagmask.workflow import Run
+from tagmask.workflow.run import training_steps, work
+from tagmask.workflow.stage_labels import ConfidentLabels, MakePlaces
+from tagmask.workflow.stages import Stages, mask_maker, stage_configs
 
 STAGES = ("classifier", "cams", "affinity", "masks", "segmenter")
 HOME = {"classifier": "", "cams": "seeds", "affinity": "affinity", "masks": "masks", "segmenter": "segmenter"}
@@ -119,16 +126,13 @@ def configure(scenes: str, encoder: str, last: str) -> RunConfig:
 
 def one_stage(stage: str, scenes: str, run: str, encoder: str) -> dict[str, float]:
     """Run one stage, those before it being done, and measure: bytes on disk, by kind, and of memory."""
-    from tagmask.workflow import prepare, staged_run
-
-    config = configure(scenes, encoder, stage)
+    opening = Run(run, configure(scenes, encoder, stage))
     before = peak()
     tracemalloc.start()
-    kept = prepare(config)
+    opening.begin()
     listed = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    del kept
-    staged_run(config, run, ())
+    work(opening, training_steps(opening, Stages(opening), None), "start again")
     place = Path(run) / HOME[stage]
     files = [p for p in (place.rglob("*") if stage in LABELS else own_files(place)) if p.is_file()]
     size = {kind: sum(p.stat().st_size for p in files if p.suffix == kind) for kind in (".png", ".npz")}
@@ -141,27 +145,20 @@ def one_pass(name: str, stage: str, height: int, width: int) -> dict[str, int]:
 
     The second is the growth of the largest: where building took more for a moment, that much of it is not seen.
     """
-    from tagmask.label import Inference
-    from tagmask.methods import build_method
-    from tagmask.reproduce.cost import bare
-    from tagmask.training import RunFolder
-    from tagmask.workflow.stage_labels import ConfidentLabels
-    from tagmask.workflow.stages import check_stages, mask_maker
-
     config = bare(load_config(name))
     if config.stages is None or getattr(config.stages, stage) is None:
         raise SystemExit(f"'{name}' has no stage '{stage}'.")
-    classifier = build_method(config, CLASSES).eval()
+    inference = Inference(build_method(config, CLASSES).eval(), config)
     photo = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     if stage == "cams":
         assert config.stages.cams is not None
-        make: Make = ConfidentLabels(Inference(classifier, config), config.stages.cams)
+        make: MakePlaces = ConfidentLabels(config.stages.cams)
     else:
-        affinity = check_stages(config, RunFolder("nowhere")).get("affinity")
+        affinity = stage_configs(config, RunFolder("nowhere")).get("affinity")
         walker = None if affinity is None else build_method(bare(affinity), CLASSES).eval()
-        make = mask_maker(config, classifier, walker, affinity)
+        make = mask_maker(config, inference, walker, affinity)
     there = peak()
-    make(photo, torch.tensor([0, 1]))
+    make(Look(inference, photo, tag_vector((0, 1), CLASSES)), torch.tensor([0, 1]))
     return {"there": there, "added": peak() - there}
 
 

@@ -36,7 +36,7 @@ from tagmask.config import load_config
 from tagmask.data.views import crop_affine
 from tagmask.losses import balanced_cross_entropy, equivariance
 from tagmask.methods import build_method
-from tagmask.methods.regularize import dense_energy
+from tagmask.methods.common.dense_energy import dense_energy
 from tagmask.training.step import make_optimizer
 from tagmask.types import Batch, View
 from tagmask.workflow.plan import fast_bf16

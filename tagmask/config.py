@@ -91,8 +91,10 @@ class EncoderConfig(Strict):
 
 
 class ShortSchedule(NamedTuple):
-    """A training of hundreds of steps. crop: side, pixels; high, low: thresholds that suit the encoder's CAMs; asked:
-    what the user sets of the method."""
+    """A training of hundreds of steps.
+
+    crop: side, pixels. high, low: thresholds that suit the encoder's CAMs. asked: what the user sets of the method.
+    """
 
     steps: int
     crop: int
@@ -102,14 +104,19 @@ class ShortSchedule(NamedTuple):
 
     @property
     def momentum(self) -> float:
-        """Of a running average that remembers a seventh of the steps."""
+        """Of an exponential moving average over a seventh of the steps."""
         return max(0.0, round(1 - 7 / self.steps, 4))
+
+    @property
+    def small_crop(self) -> bool:
+        """Whether crops are much smaller than those that the papers' defaults are for."""
+        return self.crop < 320
 
 
 class MethodConfig(Strict):
     """Base of every method's configuration; ``name`` picks the method.
 
-    presets: what each ``variant`` changes, for a method that has variants. What the user sets goes before it.
+    presets: the values of each ``variant``, for a method that has variants. A value that is set replaces the variant's.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -122,31 +129,17 @@ class MethodConfig(Strict):
 
     @classmethod
     def preset(cls, values: Mapping) -> dict[str, Any]:
-        """What the variant that ``values`` name changes, beside what else they say."""
+        """The preset of the variant that ``values`` name; a method may leave out what other ``values`` rule out."""
         return cls.presets.get(str(values.get("variant", "paper")), {})
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
-        """What ``tagmask run`` plans for this method: values that suit a short training, by dotted key, with reasons.
+        """What ``tagmask run`` plans for this method: values that suit a short training, with reasons.
 
-        A paper's values are for tens of thousands of steps. This is what holds for every method that has the field; a
-        method adds what is its own. Keys may be of other sections, too ('train.ema').
+        A paper's defaults are for tens of thousands of steps. Keys are dotted and may be of other sections
+        ('method.warmup', 'train.ema'). A subclass adds its own to those of ``super()``.
         """
-        steps, small = schedule.steps, schedule.crop < 320
-        plan: dict[str, tuple[Any, str]] = {
-            "warmup": (round(steps * 50 / 230), "classification only, before its CAMs teach"),
-            "pooling": ("avg", "max pooling learns too slowly for short schedules"),
-            "gate": (0.1, "do not trust a tag whose object was cropped out"),
-            "momentum": (schedule.momentum, f"an average that has to follow in {steps} steps"),
-            "head": ("largefov", "few layers, which learn in few steps"),
-            "head_options": ({"dilation": 2} if small else {}, f"the head's reach on crops of {schedule.crop}"),
-        }
-        if small:
-            plan["affinity_radius"] = (4, f"positions, of a map of crops of {schedule.crop}")
-        for name, field in cls.model_fields.items():
-            if name.endswith("_warmup") and field.default is not None:
-                plan[name] = (round(steps * 100 / 230), "its share of a long schedule")
-        return {f"method.{name}": value for name, value in plan.items() if name in cls.model_fields}
+        return {}
 
     def phases(self) -> dict[str, bool]:
         """Fields that are a step from which something is on, and whether these settings have what is on from there.
@@ -271,7 +264,7 @@ class RunConfig(Strict):
     data: DataConfig = DataConfig()
     views: ViewConfig = ViewConfig()
     encoder: EncoderConfig = EncoderConfig()
-    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: method_config({"name": "baseline"}))
+    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: method_config({}))
     train: TrainConfig = TrainConfig()
     label: LabelConfig = LabelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -292,15 +285,22 @@ class RunConfig(Strict):
 
 def method_config(values: Mapping[str, Any]) -> MethodConfig:
     """The configuration object of the method that ``values['name']`` names."""
-    return METHODS.get(str(values.get("name", "baseline"))).config_class.model_validate(dict(values))
+    return _method_class(values).model_validate(dict(values))
+
+
+def _method_class(section: Mapping[str, Any]) -> type[MethodConfig]:
+    """The configuration class of the method that a section names; without a name that of the default method."""
+    from tagmask.methods import default_method  # which imports this file
+
+    return METHODS.get(str(section.get("name") or default_method("classifier"))).config_class
 
 
 def merge(base: dict, over: Mapping) -> dict:
-    """``base`` with the values of ``over``, nested mappings joined. Another method's name replaces its section.
+    """``base`` with the values of ``over``; nested mappings are joined.
 
-    A variant that ``over`` names takes the place of what ``base`` says of that variant's own keys: whoever names it
-    after a configuration file that spells out its values means the variant's. What ``over`` sets itself stays. So does
-    a number for ``label.threshold``, whose source is 'fixed' then.
+    Three keys carry others with them. A new ``method.name`` replaces the whole section. A new ``method.variant`` drops
+    the keys of ``base`` that the variant has values for. A ``label.threshold`` drops ``label.threshold_from`` of
+    ``base``: the number is meant.
     """
     result = _join(_without_preset(base, over), over)
     label = over.get("label")
@@ -324,14 +324,13 @@ def _join(base: Mapping, over: Mapping) -> dict:
 
 
 def _without_preset(base: dict, over: Mapping) -> dict:
-    """``base`` without the method's keys that a variant named in ``over``, and not there before, has a preset for."""
+    """``base`` without the method's keys for which a variant that is new in ``over`` has values."""
     old, new = base.get("method"), over.get("method")
     if not isinstance(old, Mapping) or not isinstance(new, Mapping) or "variant" not in new:
         return base
     if new["variant"] == old.get("variant"):
         return base
-    kind = METHODS.get(str(new.get("name", old.get("name", "baseline")))).config_class
-    preset = kind.presets.get(str(new["variant"]), {})
+    preset = _method_class({"name": new.get("name", old.get("name"))}).presets.get(str(new["variant"]), {})
     return base | {"method": _prune(old, preset)}
 
 
@@ -432,8 +431,7 @@ def _known_keys(path: list[str], values: Mapping) -> list[str]:
     model: Any = RunConfig
     for part in path:
         if part == "method":
-            section = values.get("method", {})
-            model = METHODS.get(str(section.get("name", "baseline"))).config_class
+            model = _method_class(values.get("method", {}))
         else:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
             # Of 'Model | None', the model.

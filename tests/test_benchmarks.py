@@ -1,14 +1,37 @@
 """The benchmarks' cases can all be found; their times are nobody's test."""
 
+from __future__ import annotations
+
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from tagmask.data import write_demo
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TINY = ["views.crop=64", "train.batch_size=2", "train.accelerator=cpu", "train.workers=0", "train.precision=fp32"]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A benchmark by its name, as a module."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def test_every_operator_has_its_cases() -> None:
@@ -40,10 +63,9 @@ def test_a_conversion_that_fails_ends_the_measurement(tmp_path: Path) -> None:
 
 
 def test_hours_are_those_of_both_phases(tmp_path: Path) -> None:
-    tiny = ["views.crop=64", "train.batch_size=2", "train.accelerator=cpu", "train.workers=0", "train.precision=fp32"]
     size = ["--steps", "2", "--skip", "1", "--images", "6", "--size", "48", "64"]
     command = [sys.executable, BENCHMARKS / "schedule.py", "tscd_voc", *size, "--json", tmp_path / "found.json"]
-    command += ["--set", "encoder.name=mit_b0", *tiny]
+    command += ["--set", "encoder.name=mit_b0", *TINY]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "found.json").read_text())
@@ -53,25 +75,34 @@ def test_hours_are_those_of_both_phases(tmp_path: Path) -> None:
     assert "| tscd_voc | CPU" in done.stdout
 
 
-@pytest.mark.parametrize("stage,answer", [("segmenter", 0), ("masks", 1)])
-def test_networks_of_stages_learn_from_drawn_masks(stage: str, answer: int, tmp_path: Path) -> None:
-    tiny = ["views.crop=64", "train.batch_size=2", "train.accelerator=cpu", "train.workers=0", "train.precision=fp32"]
-    size = ["--steps", "1", "--skip", "1", "--images", "4", "--size", "48", "64"]
-    command = [sys.executable, BENCHMARKS / "schedule.py", f"crt_voc:{stage}", *size, "--json", tmp_path / "found.json"]
-    command += ["--set", "encoder.name=resnet18", *tiny]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == answer
-    if answer:
-        assert "'crt_voc' has no stage 'masks' that trains a network" in done.stderr
-        return
-    (row,) = json.loads((tmp_path / "found.json").read_text())
-    assert (row["steps"], row["batch"]) == (20000, 2)
-    assert f"| crt_voc:{stage} | CPU" in done.stdout
+def test_networks_of_stages_learn_from_drawn_masks(
+    script: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule = script("schedule")
+    photos = schedule.write_photos(tmp_path / "photos", 4, 48, 64)
+    shared = ["--steps", "1", "--skip", "1", "--one", str(photos), "--set", "encoder.name=test_resnet", *TINY]
+    schedule.main(["crt_voc:segmenter", *shared])
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (row["configuration"], row["steps"], row["batch"]) == ("crt_voc:segmenter", 20000, 2)
+    with pytest.raises(SystemExit, match="'crt_voc' has no stage 'masks'"):
+        schedule.main(["crt_voc:masks", *shared])
+
+
+def test_every_stage_has_its_files_and_memory(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    stages = script("stages")
+    scenes = write_demo(tmp_path / "scenes", 8, (64, 80))
+    found = {name: stages.one_stage(name, str(scenes), str(tmp_path / "run"), "test_resnet") for name in stages.STAGES}
+    assert all(0 < each["idle"] <= each["peak"] and each["disk"] > 0 for each in found.values())
+    assert {name for name, each in found.items() if each["soft"]} == set(stages.LABELS)
+    assert found["classifier"]["listed"] > 0
+    more = {name: {key: 2 * value for key, value in each.items()} for name, each in found.items()}
+    rows = stages.law([found, more], [5, 10], [64, 80], 100, [128, 160])
+    assert len(rows) == 7 and "| masks, soft maps |" in stages.table(rows, [5, 10], [64, 80], 100, [128, 160])
 
 
 def test_memory_of_one_photos_labels(tmp_path: Path) -> None:
     tiny = """
-encoder: {name: resnet18, weights: none}
+encoder: {name: test_resnet, weights: none}
 method: {name: baseline, warmup: 1, head_options: {hidden: 8}}
 label: {cam_scales: [1.0]}
 stages: {classifier: {}, cams: {high: 0.6, low: 0.3}, masks: {}}

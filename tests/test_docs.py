@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tagmask.workflow.runs import open_collection
-from tagmask.workflow.train_run import check_schedule
 from typer.main import get_command
 
 from tagmask.cli import app, common
 from tagmask.config import load_config, parse_overrides
 from tagmask.reproduce import read_table
+from tagmask.workflow.opened import open_collection
+from tagmask.workflow.train import check_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

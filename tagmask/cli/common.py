@@ -39,7 +39,7 @@ Seed = Annotated[int | None, typer.Option(help="of everything random")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="run folder to write")]
 LabelsOf = Annotated[
     Path | None,
-    typer.Option("--labels-of", metavar="RUN", help="train 'supervised' on this run's masks of its own photos"),
+    typer.Option("--labels-of", metavar="RUN", help="train a segmenter on this run's masks of its own photos"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs, on standard output")]
 

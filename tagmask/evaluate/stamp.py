@@ -18,11 +18,10 @@ FIXED, BY_TRAINING, BY_VAL, BY_SPLIT = "fixed", "training", "val", "this split"
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted key."""
+    """Nested mappings as one, by dotted key; of an empty one nothing is left."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        inner = isinstance(value, Mapping) and value
-        result |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return result
 
 

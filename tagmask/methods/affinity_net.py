@@ -18,7 +18,7 @@ from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
-from tagmask.methods.walking import WalkConfig, WalkMethod, on_one_grid, to_grid
+from tagmask.methods.common.walk_base import WalkConfig, WalkMethod, on_one_grid, to_grid
 from tagmask.refine import pixel_affinity, radius_edges, random_walk
 from tagmask.registry import METHODS
 from tagmask.strict import USED
@@ -38,16 +38,16 @@ class AffinityNetConfig(WalkConfig):
     )
 
     @classmethod
-    def stage_labels(cls) -> dict[str, Any]:
-        """The paper's labels: background as a power of what the CAMs leave."""
-        return {"rule": "power", "crf": "psa", "confidence": None}
-
-    @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """A walk that ends before what few steps have taught lets objects flow into the background."""
         return super().short_schedule(schedule) | {
             "method.walk_steps": (32, "few steps teach weak boundaries: longer walks dissolve objects"),
         }
+
+    @classmethod
+    def stage_labels(cls) -> dict[str, Any]:
+        """The paper's: background (1 - strongest CAM)^alpha for two alphas, after a dense CRF."""
+        return {"rule": "power", "crf": "psa", "confidence": None}
 
 
 @METHODS.register("affinity_net")

@@ -4,47 +4,55 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tagmask.config import MethodConfig, RunConfig, ViewConfig
+from tagmask.cam import multi_scale
+from tagmask.config import MethodConfig, RunConfig, ShortSchedule, ViewConfig
 from tagmask.encoders import Encoder, build_encoder, norm_parameters
 from tagmask.errors import ConfigError
+from tagmask.heads import Classifier
 from tagmask.registry import HEADS, METHODS, REFINERS
-from tagmask.types import Batch, Losses
-
-CAMS_WITHOUT_SCALES = "of ``cams`` where its caller names none; the tool names label.cam_scales and label.cam_flip"
-"""What says a method's ``cam_scales`` that training does not read."""
+from tagmask.types import Batch, Losses, View
 
 
 class Method(nn.Module):
-    """A way to learn masks. Subclasses add their heads in ``__init__`` and implement ``losses``.
+    """A way to learn masks. What a subclass defines:
 
-    ``config_class``: pydantic model of its settings. ``reads_masks``: whether training may see masks.
-    ``wanted_views``: views of the batch that it needs ('strong', 'local', 'photo'). ``training_only``: attributes,
-    parts of the method, that only ``losses`` and ``after_step`` read: a saved model leaves them out, and when it is
-    loaded they are None. ``segment(images)`` → (B,C+1,H,W) logits is defined only by methods that have a segmenter;
-    ``has_cams`` and ``has_segmenter`` follow from what a subclass defines. ``used_encoder``: where in the state dict
-    the encoder lies that a trained model sees with.
+    It must have ``config_class``, the class of its settings, an ``__init__`` that adds its heads, and ``losses``.
+
+    It may have ``cam_maps``, ``class_scores`` and ``segment``, as ``ClassifierMethod`` and ``SegmenterMethod`` have
+    them; ``after_step``; ``wanted_views``: views of the batch that it trains on ('strong', 'local', 'photo');
+    ``training_only``: parts that only training reads, which a saved model leaves out and a loaded one has as None;
+    ``reads_masks``: whether training may see masks.
+
+    Rarely it needs ``cams_of_scales``, ``param_groups``, ``set_views``, ``origin``, ``figures``, ``cam_threshold``;
+    ``default_for``: the stage ('classifier', 'affinity', 'segmenter') that has it where no method is named;
+    ``labels_from_tags``: whether the masks that it reads were made from tags, never true ones; ``used_encoder``: where
+    in the state dict the encoder lies that a trained model sees with.
+
+    ``has_cams`` and ``has_segmenter`` follow from what is defined.
     """
 
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     reads_masks: ClassVar[bool] = False
     labels_from_tags: ClassVar[bool] = False
-    default_for: ClassVar[str | None] = None
     wanted_views: frozenset[str] = frozenset()
     training_only: ClassVar[tuple[str, ...]] = ()
+    default_for: ClassVar[str | None] = None
     has_cams: ClassVar[bool] = False
     has_segmenter: ClassVar[bool] = False
     used_encoder = "encoder"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.has_cams = cls.cams is not Method.cams
-        cls.has_segmenter = callable(getattr(cls, "segment", None))
+        cls.has_cams = cls.cam_maps is not Method.cam_maps or cls.cams is not Method.cams
+        cls.has_segmenter = cls.segment is not Method.segment
+        cls.default_for = vars(cls).get("default_for")  # not inherited: a stage has one default
 
     def __init__(self, config: MethodConfig, encoder: Encoder, classes: int) -> None:
         super().__init__()
@@ -52,33 +60,54 @@ class Method(nn.Module):
         self.encoder = encoder
         self.classes = classes
 
-    def set_views(self, views: ViewConfig) -> None:
-        """Called once the method is built, with the settings of the training views."""
-
-    def origin(self) -> str:
-        """Where the weights come from that training starts from, or learns by."""
-        return self.encoder.weights_origin
-
-    def cam_threshold(self) -> tuple[float, bool] | None:
-        """Background score of CAMs, in [0,1], that training went by, and whether it found it or was given it; None for
-        methods that have none."""
-        return None
-
     def losses(self, batch: Batch, step: int) -> Losses:
         """Terms of one training step; a term whose weight is 0 at this step is not computed."""
         raise NotImplementedError
 
-    def after_step(self, step: int) -> None:
-        """Called after the optimiser: EMA networks, prototypes, thresholds."""
+    def cam_maps(self, images: Tensor) -> Tensor:
+        """(B,C,h,w) class maps of images (B,3,H,W), before ReLU."""
+        raise NotImplementedError
 
-    def figures(self) -> dict[str, float]:
-        """Numbers of its state that change in training; the log keeps the first process's beside the losses."""
-        return {}
+    def segment(self, images: Tensor) -> Tensor:
+        """(B,C+1,H,W) segmentation logits of images (B,3,H,W)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def class_scores(self, images: Tensor) -> Tensor | None:
+        """(B,C) probabilities that a class is in the image; None where the method has no classifier."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimiser: running averages, prototypes, thresholds."""
+
+    @torch.no_grad()
+    def cams(
+        self,
+        images: Tensor,
+        tags: Tensor | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> Tensor:
+        """(B,C,H,W) multi-scale class activation maps in [0,1], of images (B,3,H,W); tags (B,C): others' maps are 0.
+
+        scales, flip: of the images; default: ``cam_scales`` and ``cam_flip`` of the settings. Raises ConfigError for a
+        method without class maps.
+        """
+        if not self.has_cams:
+            raise ConfigError(f"Method '{self.config.name}' has no class activation maps.")
+        config: Any = self.config
+        cams = self.cams_of_scales(images, scales or config.cam_scales, config.cam_flip if flip is None else flip)
+        return cams if tags is None else cams * tags[:, :, None, None]
+
+    def cams_of_scales(self, images: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
+        """(B,C,H,W) CAMs in [0,1] of all classes: ``cam_maps`` over scales and, with ``flip``, mirror images."""
+        return multi_scale(self.cam_maps, images, scales, flip)
 
     def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:
-        """Optimiser groups: encoder at ``lr``, everything new at ``lr * head_lr``; norm layers at ``lr`` or frozen."""
-        norms = {id(p) for p in norm_parameters(self.encoder)}
-        inside = {id(p) for p in self.encoder.parameters()}
+        """Optimiser groups: encoders at ``lr``, everything new at ``lr * head_lr``; norm layers at ``lr`` or frozen."""
+        encoders = [part for part in self.children() if isinstance(part, Encoder)]
+        norms = {id(p) for encoder in encoders for p in norm_parameters(encoder)}
+        inside = {id(p) for encoder in encoders for p in encoder.parameters()}
         groups: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "heads": []}
         for parameter in self.parameters():
             if freeze_norm and id(parameter) in norms:
@@ -89,24 +118,137 @@ class Method(nn.Module):
         rates = {"encoder": lr, "norm": lr, "heads": lr * head_lr}
         return [{"name": name, "params": group, "lr": rates[name]} for name, group in groups.items() if group]
 
-    @torch.no_grad()
-    def cams(
-        self,
-        images: Tensor,
-        tags: Tensor | None = None,
-        scales: Sequence[float] | None = None,
-        flip: bool | None = None,
-    ) -> Tensor:
-        """(B,C,H,W) class activation maps in [0,1] at the images' size; absent classes are 0 where tags are given.
+    def set_views(self, views: ViewConfig) -> None:
+        """Called once the method is built, with the settings of the training views."""
 
-        scales, flip: of a multi-scale CAM; default: those of training.
-        """
-        raise ConfigError(f"Method '{self.config.name}' has no class activation maps.")
+    def origin(self) -> str:
+        """Where the weights come from that training starts from, or learns by."""
+        return self.encoder.weights_origin
 
-    @torch.no_grad()
-    def class_scores(self, images: Tensor) -> Tensor | None:
-        """(B,C) probabilities that a class is in the image; None where the method has no classifier."""
+    def figures(self) -> dict[str, float]:
+        """Numbers of its state that change in training, for the log; of several processes, the first one's are kept."""
+        return {}
+
+    def cam_threshold(self) -> tuple[float, bool] | None:
+        """Background score of CAMs in [0,1] that training used, and whether it was learned; None: it used none."""
         return None
+
+    def weighted(self, terms: dict[str, Tensor]) -> Losses:
+        """The terms with their total, each times its setting ``weight_<name>``."""
+        total = torch.stack([getattr(self.config, f"weight_{name}") * term for name, term in terms.items()]).sum()
+        return Losses(terms, total)
+
+    def view(self, batch: Batch, name: str) -> View:
+        """A further view of the batch. Raises ConfigError where it was loaded without."""
+        if name not in batch.views:
+            raise ConfigError(f"Method '{self.config.name}' trains on the view '{name}'; load the batch with it.")
+        return batch.views[name]
+
+
+CAM_SCALES = "image scales of CAMs from Python where the call names none; commands use label.cam_scales"
+"""Help of ``cam_scales`` where training does not use it."""
+GATE = "class probability below which a crop's tag is not trusted"
+"""Help of ``gate``."""
+SHORT_GATE = (0.1, "do not trust a tag whose object was cropped out")
+"""``gate`` in a short training, and why."""
+
+
+class ClassifierConfig(MethodConfig):
+    """Settings of a ``ClassifierMethod``."""
+
+    cam_scales: list[float] = Field([1.0], description=CAM_SCALES)
+    cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too; commands: label.cam_flip")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """Warm-ups: at first the classifier learns alone (``warmup``); what has its own ``*_warmup`` comes later."""
+        plan = super().short_schedule(schedule)
+        for name, field in cls.model_fields.items():
+            if name == "warmup":
+                share = round(schedule.steps * 50 / 230)
+                plan["method.warmup"] = (share, "classification only, before its CAMs teach")
+            elif name.endswith("_warmup") and field.default is not None:
+                plan[f"method.{name}"] = (round(schedule.steps * 100 / 230), "its share of a long schedule")
+        return plan
+
+
+class ClassifierMethod(Method):
+    """A method whose ``classifier`` makes class maps of the encoder's last map, for CAMs and class scores."""
+
+    config: ClassifierConfig
+    classifier: Classifier
+
+    def class_maps(self, images: Tensor) -> Tensor:
+        """(B,C,h,w) class maps before ReLU: what is pooled into class scores."""
+        return self.classifier.cam(self.encoder(images).maps[-1])
+
+    def cam_maps(self, images: Tensor) -> Tensor:
+        """The class maps; a method that refines them says how."""
+        return self.class_maps(images)
+
+    @torch.no_grad()
+    def class_scores(self, images: Tensor) -> Tensor:
+        """(B,C) sigmoid probabilities."""
+        return self.classifier.pool(self.class_maps(images)).float().sigmoid()
+
+
+class SegmenterConfig(MethodConfig):
+    """Settings of a ``SegmenterMethod``."""
+
+    head: str = Field("largefov", description="segmentation head: largefov, aspp, segformer or upernet")
+    head_options: dict[str, Any] = Field({}, description="of the head, such as dilation and hidden of largefov")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """A head of few layers, whose dilation suits the crop."""
+        options = {"dilation": 2} if schedule.small_crop else {}
+        return super().short_schedule(schedule) | {
+            "method.head": ("largefov", "few layers, which learn in few steps"),
+            "method.head_options": (options, f"the head's reach on crops of {schedule.crop}"),
+        }
+
+
+class SegmenterMethod(Method):
+    """A method whose ``decoder`` makes segmentation logits of the encoder's features."""
+
+    decoder: nn.Module
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(B,C+1,H,W) logits at the images' size."""
+        return to_image_size(self.decoder(self.encoder(images)), images)
+
+
+class OneStageConfig(ClassifierConfig, SegmenterConfig):
+    """Settings of a ``OneStageMethod``."""
+
+    pooling: Literal["max", "avg"] = Field("max", description="of the class maps into class scores")
+    gate: float = Field(0.0, ge=0, lt=1, description=GATE)
+    refine: str = Field("none", description="refinement of the pseudo labels: none, par, pamr or varm")
+    refine_options: dict[str, Any] = Field({}, description="of the refinement, such as iterations")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """Pooling that learns sooner, and a gate."""
+        return super().short_schedule(schedule) | {
+            "method.pooling": ("avg", "max pooling learns too slowly for short schedules"),
+            "method.gate": SHORT_GATE,
+        }
+
+
+class OneStageMethod(ClassifierMethod, SegmenterMethod):
+    """A method whose CAMs are the pseudo labels of its own segmenter."""
+
+    config: OneStageConfig
+
+
+def tag_loss(scores: Tensor, tags: Tensor) -> Tensor:
+    """Multi-label soft margin loss of class scores (B,C) before the sigmoid, in full precision; tags (B,C)."""
+    return F.multilabel_soft_margin_loss(full(scores), tags)
+
+
+def full(x: Tensor) -> Tensor:
+    """float32 for half precision, anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def build_head(name: str, encoder: Encoder, outputs: int, options: dict[str, Any] | None = None) -> nn.Module:

@@ -6,46 +6,39 @@ labels of a segmentation head on the same encoder (AFA's base model, without aff
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tagmask.cam import multi_scale, pseudo_labels
-from tagmask.config import MethodConfig, ShortSchedule
+from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.losses import balanced_cross_entropy
-from tagmask.methods.base import Method, build_head, build_refiner, to_image_size
+from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, tag_loss
 from tagmask.registry import METHODS
-from tagmask.types import IGNORE, Batch, Losses
+from tagmask.types import IGNORE, Batch, Features, Losses
 
 
-class BaselineConfig(MethodConfig):
+class BaselineConfig(OneStageConfig):
     """Settings of ``baseline``; the defaults are those of the AFA family on VOC."""
 
     name: Literal["baseline"] = "baseline"
-    pooling: Literal["max", "avg"] = Field("max", description="of the class maps into class scores")
-    head: str = Field("largefov", description="segmentation head")
-    head_options: dict[str, Any] = {}
     warmup: int = Field(2000, ge=0, description="steps of classification only")
-    cam_scales: list[float] = Field([1.0, 0.5, 1.5], description="of the CAMs that become labels in training")
-    cam_flip: bool = True
-    high: float = Field(0.55, ge=0, le=1, description="CAM above which a pixel is its class")
-    low: float = Field(0.35, ge=0, le=1, description="CAM up to which a pixel is background")
-    refine: str = Field("par", description="none, par, pamr or varm")
-    refine_options: dict[str, Any] = {}
-    gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
-    weight_cls: float = Field(1.0, ge=0)
-    weight_seg: float = Field(0.1, ge=0)
+    cam_scales: list[float] = Field([1.0, 0.5, 1.5], description="image scales of the CAMs that become pseudo labels")
+    cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
+    high: float = Field(0.55, ge=0, le=1, description="CAM above which a pixel is labelled with its class")
+    low: float = Field(0.35, ge=0, le=1, description="CAM up to which a pixel is labelled background; 255 in between")
+    refine: str = Field("par", description="refinement of pseudo labels: none, par, pamr or varm")
+    weight_cls: float = Field(1.0, ge=0, description="of classification")
+    weight_seg: float = Field(0.1, ge=0, description="of segmentation against the pseudo labels")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
-        """As for all methods; thresholds of the encoder, and every weight but ``weight_cls`` in proportion."""
+        """Thresholds of the encoder; every weight but ``weight_cls`` grows as ``weight_seg`` does."""
         plan = super().short_schedule(schedule)
         plan["method.high"] = (schedule.high, "CAM above which a pixel teaches its class")
         plan["method.low"] = (schedule.low, "CAM up to which it teaches background")
@@ -57,20 +50,24 @@ class BaselineConfig(MethodConfig):
                 plan[f"method.{name}"] = (round(field.default / full, 6), why)
         return plan
 
+    @property
+    def wanted(self) -> set[str]:
+        """Names of the terms besides cls whose weight is above 0."""
+        weights = [name for name in type(self).model_fields if name.startswith("weight_") and getattr(self, name) > 0]
+        return {name.removeprefix("weight_") for name in weights} - {"cls"}
+
     def phases(self) -> dict[str, bool]:
-        return super().phases() | {"warmup": self.weight_seg > 0}
-
-
-def full(x: Tensor) -> Tensor:
-    """float32 for half precision, anything else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        """``warmup`` is for any term that is wanted, ``start_<term>`` for that term."""
+        phases = {name: name.removeprefix("start_") in self.wanted for name in super().phases()}
+        return phases | {"warmup": bool(self.wanted)}
 
 
 @METHODS.register("baseline")
-class Baseline(Method):
+class Baseline(OneStageMethod):
     """Classifier and segmentation head on one encoder, the first teaching the second.
 
-    Raises ConfigError where ``high`` is below ``low``.
+    ``losses`` computes what all methods of this family have. A subclass gives its terms in ``terms_from_cams`` and a
+    weight ``weight_<term>`` in its settings. Raises ConfigError where ``high`` is below ``low``.
     """
 
     config_class = BaselineConfig
@@ -89,18 +86,34 @@ class Baseline(Method):
         self.refiner: nn.Module | None = build_refiner(config.refine, config.refine_options)
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """cls: multi-label soft margin; seg: balanced cross-entropy against refined CAM labels, after warm-up."""
-        cfg = self.config
-        features = self.encoder(batch.images)
+        """cls: multi-label soft margin; after the warm-up also the terms of ``terms_from_cams``."""
+        active = self.active(step)
+        features = self.encoder(batch.images, attention=self.attention_blocks(active))
         maps = self.classifier.cam(features.maps[-1])
         scores = self.classifier.pool(maps)
-        terms = {"cls": F.multilabel_soft_margin_loss(full(scores), batch.tags)}
-        total = cfg.weight_cls * terms["cls"]
-        if cfg.weight_seg > 0 and step >= cfg.warmup:
-            labels = self.labels(batch, maps.detach(), scores.detach())
-            terms["seg"] = balanced_cross_entropy(self.decoder(features), labels)
-            total = total + cfg.weight_seg * terms["seg"]
-        return Losses(terms, total)
+        terms = {"cls": tag_loss(scores, batch.tags)}
+        if active:
+            terms |= self.terms_from_cams(batch, step, active, features, maps, scores.detach())
+        return self.weighted(terms)
+
+    def active(self, step: int) -> set[str]:
+        """Wanted terms that have started: none before ``warmup``, nor before its ``start_<term>``, if it has one."""
+        cfg = self.config
+        return {term for term in cfg.wanted if step >= max(cfg.warmup, getattr(cfg, f"start_{term}", 0))}
+
+    def attention_blocks(self, active: set[str]) -> list[int]:
+        """Blocks of the encoder whose attention the active terms read."""
+        return []
+
+    def terms_from_cams(
+        self, batch: Batch, step: int, active: set[str], features: Features, maps: Tensor, scores: Tensor
+    ) -> dict[str, Tensor]:
+        """The active terms. maps: class maps (B,C,h,w), with gradient; scores: (B,C), without.
+
+        seg: balanced cross-entropy of the segmentation against refined CAM labels.
+        """
+        labels = self.labels(batch, maps.detach(), scores)
+        return {"seg": balanced_cross_entropy(self.decoder(features), labels)}
 
     @torch.no_grad()
     def labels(self, batch: Batch, maps: Tensor, scores: Tensor) -> Tensor:
@@ -114,7 +127,7 @@ class Baseline(Method):
         # Refinement works at half resolution: CAMs on that grid from the start are a quarter of the pixels.
         height, width = batch.images.shape[-2:]
         half = None if self.refiner is None else (max(1, height // 2), max(1, width // 2))
-        return multi_scale(self._cam, batch.images, cfg.cam_scales, cfg.cam_flip, half, plain=maps)
+        return multi_scale(self.class_maps, batch.images, cfg.cam_scales, cfg.cam_flip, half, plain=maps)
 
     @torch.no_grad()
     def cut(self, batch: Batch, cams: Tensor, scores: Tensor) -> Tensor:
@@ -130,28 +143,3 @@ class Baseline(Method):
         )
         doubtful = (trusted < batch.tags).any(dim=1)[:, None, None]
         return labels.masked_fill(doubtful & (labels == 0), IGNORE)
-
-    def _cam(self, images: Tensor) -> Tensor:
-        return self.classifier.cam(self.encoder(images).maps[-1])
-
-    @torch.no_grad()
-    def cams(
-        self,
-        images: Tensor,
-        tags: Tensor | None = None,
-        scales: Sequence[float] | None = None,
-        flip: bool | None = None,
-    ) -> Tensor:
-        """(B,C,H,W) multi-scale CAMs in [0,1]; scales and flip default to those of training."""
-        cfg = self.config
-        cams = multi_scale(self._cam, images, scales or cfg.cam_scales, cfg.cam_flip if flip is None else flip)
-        return cams if tags is None else cams * tags[:, :, None, None]
-
-    @torch.no_grad()
-    def class_scores(self, images: Tensor) -> Tensor:
-        """(B,C) sigmoid probabilities."""
-        return self.classifier(self.encoder(images).maps[-1]).float().sigmoid()
-
-    def segment(self, images: Tensor) -> Tensor:
-        """(B,C+1,H,W) logits at the images' size."""
-        return to_image_size(self.decoder(self.encoder(images)), images)

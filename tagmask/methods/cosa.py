@@ -7,38 +7,139 @@ maps, and a class map from an earlier layer says which regions to hold apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.cam import DynamicThreshold, multi_scale
 from tagmask.cam.maps import resize
+from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
-from tagmask.methods.assigning import (
+from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, tag_loss, to_image_size
+from tagmask.methods.common.dense_energy import EnergyConfig, build_energy, dense_energy
+from tagmask.methods.common.ema import Teacher
+from tagmask.methods.common.pseudo_label_assignment import (
     Assigned,
+    batch_labels,
     cam_assignment,
     mean_of_views,
     photo_positions,
-    refined_assignment,
     without_doubt,
 )
-from tagmask.methods.base import Method, build_head, build_refiner, to_image_size
-from tagmask.methods.cosa_config import AUXILIARY, CoSAConfig
-from tagmask.methods.ema import frozen_copy, update_average
-from tagmask.methods.regularize import build_energy, dense_energy
 from tagmask.registry import METHODS
+from tagmask.strict import USED
 from tagmask.types import Batch, Features, Losses
 
 AUXILIARY_BLOCKS = [-3, -1]
 """Blocks that a ViT returns where encoder.blocks names none: the auxiliary class maps' and the last."""
+AUXILIARY = ("weight_cls_aux", "weight_c2s_aux", "weight_csc")
+"""Weights of what trains the auxiliary classifier, and of what uses its CAMs."""
+
+
+class CoSAConfig(OneStageConfig):
+    """Settings of ``cosa``; the defaults are the paper's on VOC. ``variant`` changes some, unless they are set."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "release": {
+            "start": "independent",
+            "cam_scales": [1.0, 0.5, 1.5],
+            "threshold": 0.7,
+            "low": 0.25,
+            "weighting": "none",
+            "balanced": True,
+            "temperature": 0.01 / 6,  # it sums the logits of six views, where the mean is taken here
+            "rectify": True,
+            "weight_cls_aux": 1.0,
+            "weight_c2s": 0.05,
+            "weight_c2s_aux": 0.05,
+            "weight_csc": 0.0,
+            "weight_reg": 0.05,
+            "energy": {"gradient": "release"},
+        },
+    }
+
+    name: Literal["cosa"] = "cosa"
+    variant: Literal["paper", "release"] = Field("paper", description="defaults of what docs/methods/cosa.md lists")
+    auxiliary_map: int = Field(-2, lt=-1, description="the encoder's map of the auxiliary CAM; the last is -1")
+    warmup: int = Field(6000, ge=0, description="steps of classification only")
+    s2c_warmup: int | None = Field(None, ge=0, description="step that GC starts at, where that is after warmup")
+    swap: bool = Field(True, description="SA: a running average assigns the labels; false: the trained network itself")
+    momentum: float = Field(0.9994, ge=0, le=1, description="of the assignment network's running average")
+    start: Literal["copy", "independent"] = Field("copy", description="independent: its heads are drawn anew")
+    inference: Annotated[Literal["assignment", "online"], USED] = Field(
+        "assignment", description="network that is used; swap only"
+    )
+    ensemble: Annotated[bool, USED] = Field(False, description="CAMs that are used: the mean with the auxiliary ones")
+    cam_scales: list[float] = Field([1.0], description="image scales of the assignment network's CAMs")
+    cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
+    threshold: Literal["dynamic"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "dynamic", description="DT: dynamic, or the CAM value from which a pixel is its class"
+    )
+    threshold_start: float = Field(0.5, gt=0, lt=1, description="of the dynamic threshold")
+    queue: int = Field(100, ge=1, description="batches that the dynamic threshold is fitted to")
+    low: float | None = Field(None, ge=0, le=1, description="CAM below which a pixel is background, 255 in between")
+    weighting: Literal["raw", "none"] = Field("raw", description="RAW: of the pixels in c2s, by reliability")
+    balanced: bool = Field(False, description="background and foreground are halves of c2s")
+    alpha: float = Field(0.8, gt=0, description="of the perplexity")
+    beta: float = Field(1.0, gt=0, description="of the perplexity")
+    temperature: float = Field(0.01, gt=0, description="of the segmentation that teaches the CAMs")
+    rectify: bool = Field(False, description="cut the CAMs that it teaches at 0")
+    detach: Literal["none", "features", "classifier"] = Field("none", description="what s2c does not train")
+    epsilon: float = Field(1.0, gt=0, description="largest perplexity of regions that csc compares")
+    contrast_temperature: float = Field(0.1, gt=0, description="of csc")
+    weight_cls: float = Field(1.0, gt=0, description="of classification")
+    weight_cls_aux: float = Field(1.0, ge=0, description="of classification by the auxiliary maps")
+    weight_c2s: float = Field(0.1, ge=0, description="of CAMs teaching the segmentation")
+    weight_c2s_aux: float = Field(0.1, ge=0, description="of auxiliary CAMs teaching the segmentation")
+    weight_s2c: float = Field(0.05, ge=0, description="GC: of the segmentation guiding the CAMs")
+    weight_csc: float = Field(0.1, ge=0, description="CSC: of contrastive separation")
+    weight_reg: float = Field(0.0, ge=0, description="of the dense energy")
+    energy: EnergyConfig = Field(EnergyConfig(), description="the dense energy")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """A threshold and a queue that follow sooner, and what was found to learn in 230 steps.
+
+        Reliability weighting, auxiliary CAMs and contrastive separation are for long schedules: see docs/notes/cosa.md.
+        """
+        middle = round((schedule.high + schedule.low) / 2, 3)
+        plan: dict[str, tuple[Any, str]] = {
+            "views.blur": (0.5, "of the weak view"),
+            "method.momentum": (schedule.momentum, f"an average that has to follow in {schedule.steps} steps"),
+            "method.threshold_start": (middle, "until the dynamic threshold's first fit"),
+            "method.queue": (max(1, schedule.steps // 23), "batches that the dynamic threshold is fitted to"),
+            "method.weight_c2s": (1.0, "short schedules need the full weight"),
+            "method.balanced": (True, "most pixels are background"),
+            "method.weighting": ("none", "by reliability: for longer schedules"),
+            "method.weight_csc": (0.0, "for longer schedules"),
+            "train.ema": (None, "the method has an average of its own, and uses it"),
+        }
+        if any(schedule.asked.get(key) for key in ("ensemble", *AUXILIARY)):
+            plan["method.weight_c2s_aux"] = (0.1, "auxiliary CAMs are poor after few steps")
+        else:
+            why = "short schedules came out better without auxiliary classifier and labels"
+            plan |= {f"method.{key}": (0.0, why) for key in AUXILIARY}
+        return super().short_schedule(schedule) | plan
+
+    def phases(self) -> dict[str, bool]:
+        guides = self.weight_s2c > 0
+        others = (self.weight_c2s, self.weight_c2s_aux, self.weight_csc, self.weight_reg)
+        return super().phases() | {"warmup": guides or any(others), "s2c_warmup": guides}
+
+    @model_validator(mode="after")
+    def _check_low(self) -> CoSAConfig:
+        if self.low is not None and (self.threshold == "dynamic" or self.low > self.threshold):
+            raise ValueError("low goes with a fixed threshold that is not below it; set threshold, or low=null")
+        return self
 
 
 class WeakView(NamedTuple):
@@ -60,7 +161,7 @@ class Network(NamedTuple):
 
 
 @METHODS.register("cosa")
-class CoSA(Method):
+class CoSA(OneStageMethod):
     """Online network, assignment network and dynamic thresholds; each term has a weight of its own.
 
     Raises ConfigError where the encoder gives no map for the auxiliary CAMs, and where these are used but their
@@ -83,14 +184,14 @@ class CoSA(Method):
         _check_auxiliary(config)
         super().__init__(config, encoder, classes)
         self.classifier, self.auxiliary, self.decoder = self._heads()
-        self.assignment: nn.ModuleDict | None = None
+        self.assignment: Teacher | None = None
         if config.swap:
             if config.inference == "assignment":
                 self.used_encoder = "assignment.encoder"
-            self.assignment = frozen_copy(nn.ModuleDict(self.online._asdict()))
+            self.assignment = Teacher(self.online._asdict())
             if config.start == "independent":
-                for name, head in zip(("classifier", "auxiliary", "decoder"), self._heads()):
-                    self.assignment[name] = frozen_copy(head)
+                heads = Teacher(dict(zip(("classifier", "auxiliary", "decoder"), self._heads())))
+                self.assignment.update(dict(heads.items()))
         self.thresholds = nn.ModuleDict()
         if config.threshold == "dynamic":
             for name in ("main", "aux"):
@@ -121,17 +222,10 @@ class CoSA(Method):
         """The network behind ``cams``, ``segment`` and ``class_scores``."""
         return self.assigner if self.config.inference == "assignment" else self.online
 
-    def train(self, mode: bool = True) -> CoSA:
-        super().train(mode)
-        if self.assignment is not None:
-            self.assignment.eval()
-        return self
-
     def after_step(self, step: int) -> None:
         """Move the assignment network a step towards the online one."""
         if self.assignment is not None:
-            for average, source in zip(self.assigner, self.online):
-                update_average(average, source, self.config.momentum)
+            self.assignment.follow(self.online._asdict(), self.config.momentum)
 
     def cam_threshold(self) -> tuple[float, bool]:
         """ξ of equation 6; its mean with ξ† for the ensemble, once auxiliary CAMs have been looked at."""
@@ -152,18 +246,14 @@ class CoSA(Method):
         Raises ConfigError for a batch without the view 'strong'.
         """
         cfg = self.config
-        if "strong" not in batch.views:
-            raise ConfigError("Method 'cosa' trains on the view 'strong'; the batch has none. Load it with that view.")
-        features = self.encoder(batch.views["strong"].images)
+        features = self.encoder(self.view(batch, "strong").images)
         maps = self.classifier.cam(features.maps[-1])
-        terms = {"cls": F.multilabel_soft_margin_loss(self.classifier.pool(maps).float(), batch.tags)}
+        terms = {"cls": tag_loss(self.classifier.pool(maps), batch.tags)}
         if cfg.weight_cls_aux > 0:
-            scores = self.auxiliary(features.maps[cfg.auxiliary_map])
-            terms["cls_aux"] = F.multilabel_soft_margin_loss(scores.float(), batch.tags)
+            terms["cls_aux"] = tag_loss(self.auxiliary(features.maps[cfg.auxiliary_map]), batch.tags)
         if step >= cfg.warmup:
             terms |= self._assigned_terms(batch, features, maps, step >= (cfg.s2c_warmup or 0))
-        total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
-        return Losses(terms, total)
+        return self.weighted(terms)
 
     def _assigned_terms(self, batch: Batch, features: Features, maps: Tensor, guides: bool) -> dict[str, Tensor]:
         """The terms that learn from the assigner; features and class maps (B,C,h,w) of the strong view."""
@@ -180,7 +270,7 @@ class CoSA(Method):
         large = None if logits is None else to_image_size(logits, batch.images).float().log_softmax(1)
         if main and logits is not None and large is not None:
             assigned = self._assign("main", batch, weak.cams, weak.scores)
-            labels, confidence = self._labels(batch, assigned)
+            labels, confidence = batch_labels(assigned, batch, self.refiner, cfg.low)
             if cfg.weight_c2s > 0:
                 terms["c2s"] = self._c2s(large, labels, confidence, assigned.threshold)
             if self.energy is not None:
@@ -188,7 +278,8 @@ class CoSA(Method):
         if weak.auxiliary is not None:
             assigned = self._assign("aux", batch, weak.auxiliary, weak.scores)
             if cfg.weight_c2s_aux > 0 and large is not None:
-                terms["c2s_aux"] = self._c2s(large, *self._labels(batch, assigned), assigned.threshold)
+                labels, confidence = batch_labels(assigned, batch, self.refiner, cfg.low)
+                terms["c2s_aux"] = self._c2s(large, labels, confidence, assigned.threshold)
             if cfg.weight_csc > 0:
                 terms["csc"] = self._separation(batch, maps, assigned)
         if weak.logits is not None:
@@ -214,9 +305,11 @@ class CoSA(Method):
                 segmented.append(network.decoder(features))
             return self._joined(network, features, maps) if auxiliary else maps
 
-        with self._evaluating():
-            grid = (-(-height // stride), -(-width // stride))
-            cams = multi_scale(forward, batch.images, cfg.cam_scales, cfg.cam_flip, grid)
+        training = self.training
+        self.eval()  # without ``swap`` the assigner is the trained network
+        grid = (-(-height // stride), -(-width // stride))
+        cams = multi_scale(forward, batch.images, cfg.cam_scales, cfg.cam_flip, grid)
+        self.train(training)
         return WeakView(
             cams[:, : self.classes],
             cams[:, self.classes :] if auxiliary else None,
@@ -228,18 +321,6 @@ class CoSA(Method):
         """(B,2C,h,w): class maps (B,C,·,·) and behind them the auxiliary ones, on whose finer grid both are."""
         auxiliary = network.auxiliary.cam(features.maps[self.config.auxiliary_map])
         return torch.cat([resize(maps, (auxiliary.shape[-2], auxiliary.shape[-1])), auxiliary], 1)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The assigner in evaluation mode; without ``swap`` that is the trained network, which has to go back."""
-        switched = self.training and self.assignment is None
-        if switched:
-            self.eval()
-        try:
-            yield
-        finally:
-            if switched:
-                self.train()
 
     def _assign(self, name: str, batch: Batch, cams: Tensor, scores: Tensor) -> Assigned:
         """CAMs (B,C,h,w) of the tags that are trusted; a dynamic threshold takes them up first.
@@ -253,14 +334,6 @@ class CoSA(Method):
             return Assigned(cams, trusted, cfg.threshold)
         valid = photo_positions(batch, (cams.shape[-2], cams.shape[-1]))
         return Assigned(cams, trusted, self.thresholds[name].update(cams, trusted, valid))  # type: ignore[operator]
-
-    def _labels(self, batch: Batch, assigned: Assigned) -> tuple[Tensor, Tensor]:
-        """CAM labels and confidence (B,H,W) on the batch's images."""
-        size = (batch.images.shape[-2], batch.images.shape[-1])
-        labels, confidence = cam_assignment(assigned, size, self.config.low)
-        if self.refiner is not None:
-            labels = refined_assignment(assigned, batch, self.refiner, self.config.low)
-        return without_doubt(labels, batch, assigned.trusted), confidence
 
     def _c2s(self, log_probs: Tensor, labels: Tensor, confidence: Tensor, threshold: Tensor | float) -> Tensor:
         """Cross-entropy of log-probabilities (B,C+1,H,W) against CAM labels (B,H,W), weighted as ``weighting`` says."""
@@ -285,34 +358,24 @@ class CoSA(Method):
             return F.conv2d(features.maps[-1], self.classifier.conv.weight.detach())
         return maps
 
-    @torch.no_grad()
-    def cams(
-        self,
-        images: Tensor,
-        tags: Tensor | None = None,
-        scales: Sequence[float] | None = None,
-        flip: bool | None = None,
-    ) -> Tensor:
-        """(B,C,H,W) multi-scale CAMs in [0,1], with ``ensemble`` the mean of both; scales, flip: those of training."""
-        cfg, network = self.config, self.used
+    def class_maps(self, images: Tensor) -> Tensor:
+        """(B,C,h,w) class maps of the used network before ReLU."""
+        return self.used.classifier.cam(self.used.encoder(images).maps[-1])
 
-        def forward(x: Tensor) -> Tensor:
-            features = network.encoder(x)
-            maps = network.classifier.cam(features.maps[-1])
-            return self._joined(network, features, maps) if cfg.ensemble else maps
+    def cam_maps(self, images: Tensor) -> Tensor:
+        """The class maps; with ``ensemble`` (B,2C,h,w), the auxiliary ones behind them."""
+        if not self.config.ensemble:
+            return self.class_maps(images)
+        features = self.used.encoder(images)
+        return self._joined(self.used, features, self.used.classifier.cam(features.maps[-1]))
 
-        cams = multi_scale(forward, images, scales or cfg.cam_scales, cfg.cam_flip if flip is None else flip)
-        if cfg.ensemble:
-            cams = torch.stack(cams.split(self.classes, 1)).mean(0)
-        return cams if tags is None else cams * tags[:, :, None, None]
-
-    @torch.no_grad()
-    def class_scores(self, images: Tensor) -> Tensor:
-        """(B,C) sigmoid probabilities."""
-        return self.used.classifier(self.used.encoder(images).maps[-1]).float().sigmoid()
+    def cams_of_scales(self, images: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
+        """As the base has them; with ``ensemble`` the mean of both kinds."""
+        kinds = super().cams_of_scales(images, scales, flip).split(self.classes, 1)
+        return torch.stack(kinds).mean(0)
 
     def segment(self, images: Tensor) -> Tensor:
-        """(B,C+1,H,W) logits at the images' size."""
+        """(B,C+1,H,W) logits of the used network at the images' size."""
         return to_image_size(self.used.decoder(self.used.encoder(images)), images)
 
 
@@ -320,22 +383,17 @@ def _check_map(config: CoSAConfig, encoder: Encoder) -> None:
     """Raise ConfigError where the encoder does not give the auxiliary CAMs' map."""
     maps = len(encoder.channels)
     if maps < -config.auxiliary_map:
-        ways = [f"set it to {-2 if maps == 2 else f'-2 to -{maps}'}"] if maps > 1 else []
-        if isinstance(encoder, TimmViT):
-            ways.append("let encoder.blocks name more blocks")
         raise ConfigError(
             f"method.auxiliary_map={config.auxiliary_map}, but encoder '{type(encoder).__name__}' gives {maps} maps; "
-            f"{', or '.join(ways) or 'choose an encoder that gives earlier ones, too'}."
+            "name a later one, let encoder.blocks of a ViT name more blocks, or choose another encoder."
         )
 
 
 def _check_auxiliary(config: CoSAConfig) -> None:
     """Raise ConfigError where auxiliary CAMs are used that nothing trains."""
-    ways = {name: f"method.{name}=0" for name in AUXILIARY[1:] if getattr(config, name) > 0}
-    if config.ensemble:
-        ways = {"ensemble": "method.ensemble=false"} | ways
-    if config.weight_cls_aux == 0 and ways:
+    used = [f"method.{name}" for name in ("ensemble", *AUXILIARY[1:]) if getattr(config, name)]
+    if config.weight_cls_aux == 0 and used:
         raise ConfigError(
-            f"method.{' and method.'.join(ways)}: auxiliary CAMs come from a classifier that method.weight_cls_aux=0 "
-            f"leaves untrained; set that above 0, or {' '.join(ways.values())}."
+            f"{' and '.join(used)}: auxiliary CAMs come from a classifier that method.weight_cls_aux=0 leaves "
+            "untrained; set that above 0, or each of these to 0 (ensemble: false)."
         )

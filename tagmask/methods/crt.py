@@ -8,7 +8,7 @@ attention refines the class maps that are used. There is no segmenter: its CAMs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,19 +16,19 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tagmask.cam import cut_and_merge, multi_scale
+from tagmask.cam import cut_and_merge
 from tagmask.cam.maps import resize
-from tagmask.config import EncoderConfig, MethodConfig
-from tagmask.encoders import Encoder, build_encoder, norm_parameters
+from tagmask.config import EncoderConfig
+from tagmask.encoders import Encoder, build_encoder
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
-from tagmask.methods.base import CAMS_WITHOUT_SCALES, Method
+from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod, tag_loss
 from tagmask.registry import METHODS
 from tagmask.types import Batch, Features, Losses
 
 
-class CRTConfig(MethodConfig):
+class CRTConfig(ClassifierConfig):
     """Settings of ``crt``; the defaults are the paper's on VOC. The transformer is the run's ``encoder``.
 
     ``variant`` changes some, unless they are set.
@@ -54,8 +54,7 @@ class CRTConfig(MethodConfig):
     kernel: Literal[1, 3] = Field(1, description="of the transformer's classifier")
     attention: Literal["none", "class"] = Field("class", description="class token's, times the CAMs that are used")
     warmup: int = Field(661, ge=0, description="step from which l1 is on; one epoch of VOC")
-    cam_scales: list[float] = Field([1.0, 0.5, 1.5, 2.0, 0.75, 1.25, 1.75], description=CAMS_WITHOUT_SCALES)
-    cam_flip: bool = Field(True, description="likewise")
+    cam_scales: list[float] = Field([1.0, 0.5, 1.5, 2.0, 0.75, 1.25, 1.75], description=CAM_SCALES)
     l1_size: Literal["map", "image"] = Field("map", description="what maps are resized to before l1 compares them")
     weight_cls: float = Field(1.0, gt=0, description="of the transformer's classification")
     weight_cls_cnn: float = Field(1.0, ge=0, description="of the CNN's classification")
@@ -72,7 +71,7 @@ class CRTConfig(MethodConfig):
 
 
 @METHODS.register("crt")
-class CRT(Method):
+class CRT(ClassifierMethod):
     """Two branches that learn together, of which the first is used."""
 
     config_class = CRTConfig
@@ -97,43 +96,30 @@ class CRT(Method):
             self.cnn_classifier = Classifier(self.cnn.channels[-1], classes, pooling="avg")
             encoder.weights_origin = f"{encoder.weights_origin}; cnn: {self.cnn.weights_origin}"
 
-    def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:
-        """As the base has them; the CNN's, too, learn at ``lr``."""
-        if self.cnn is None:
-            return super().param_groups(lr, head_lr, freeze_norm)
-        if freeze_norm:
-            for parameter in norm_parameters(self.cnn):
-                parameter.requires_grad_(False)
-        groups = super().param_groups(lr, head_lr, freeze_norm)
-        new = next(group for group in groups if group["name"] == "heads")
-        inside = {id(p) for p in self.cnn.parameters()}
-        second = [p for p in new["params"] if id(p) in inside]
-        new["params"] = [p for p in new["params"] if id(p) not in inside]
-        return [*groups, {"name": "cnn", "params": second, "lr": lr}] if second else groups
-
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls of both branches and, from ``warmup``, l1 between their class maps, weighted as in equation 2."""
         cfg = self.config
-        maps = self._cam(batch.images)
-        terms = {"cls": F.multilabel_soft_margin_loss(self.classifier.pool(maps).float(), batch.tags)}
+        maps = self.class_maps(batch.images)
+        terms = {"cls": tag_loss(self.classifier.pool(maps), batch.tags)}
         matches = step >= cfg.warmup
         if self.cnn is not None and (matches or cfg.weight_cls_cnn > 0):
             others = self.cnn_classifier.cam(self.cnn(batch.images).maps[-1])
             if cfg.weight_cls_cnn > 0:
-                terms["cls_cnn"] = F.multilabel_soft_margin_loss(self.cnn_classifier.pool(others).float(), batch.tags)
+                terms["cls_cnn"] = tag_loss(self.cnn_classifier.pool(others), batch.tags)
             if matches:
                 of = batch.images if cfg.l1_size == "image" else maps
                 grid = (of.shape[-2], of.shape[-1])
                 terms["l1"] = F.l1_loss(resize(others.float(), grid), resize(maps.float(), grid))
-        total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
-        return Losses(terms, total)
+        return self.weighted(terms)
 
-    def _cam(self, images: Tensor) -> Tensor:
+    def class_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) the transformer's class maps before ReLU, without attention: those that are trained."""
         return self._merged(lambda tiles: self.classifier.cam(self.encoder(tiles).maps[-1]), images)
 
-    def _attended_cam(self, images: Tensor) -> Tensor:
-        """(B,C,h,w) class maps times attention (equation 1), tile by tile."""
+    def cam_maps(self, images: Tensor) -> Tensor:
+        """(B,C,h,w) class maps times attention (equation 1), tile by tile; the CNN does not run."""
+        if self.config.attention == "none":
+            return self.class_maps(images)
         recorded = range(self.encoder.depth)
 
         def forward(tiles: Tensor) -> Tensor:
@@ -147,28 +133,6 @@ class CRT(Method):
         if cfg.tile is None:
             return forward(images)
         return cut_and_merge(forward, images, cfg.tile, cfg.stride, None if self.training else cfg.tiles_at_once)
-
-    @torch.no_grad()
-    def cams(
-        self,
-        images: Tensor,
-        tags: Tensor | None = None,
-        scales: Sequence[float] | None = None,
-        flip: bool | None = None,
-    ) -> Tensor:
-        """(B,C,H,W) multi-scale CAMs of the transformer in [0,1], refined by its attention; the CNN does not run.
-
-        scales and flip default to ``cam_scales`` and ``cam_flip``.
-        """
-        cfg = self.config
-        forward = self._attended_cam if cfg.attention == "class" else self._cam
-        cams = multi_scale(forward, images, scales or cfg.cam_scales, cfg.cam_flip if flip is None else flip)
-        return cams if tags is None else cams * tags[:, :, None, None]
-
-    @torch.no_grad()
-    def class_scores(self, images: Tensor) -> Tensor:
-        """(B,C) sigmoid probabilities of the transformer."""
-        return self.classifier.pool(self._cam(images)).float().sigmoid()
 
 
 def class_attention(features: Features) -> Tensor:

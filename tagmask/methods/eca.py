@@ -22,9 +22,8 @@ from tagmask.encoders import Encoder
 from tagmask.encoders.guide import Guide, GuideConfig
 from tagmask.errors import ConfigError
 from tagmask.losses import balanced_cross_entropy, cam_correspondence
-from tagmask.methods.affinity import AffinitySettings, affinity_term, build_affinity, predict_affinity, propagate
-from tagmask.methods.baseline import Baseline, BaselineConfig
-from tagmask.methods.local_views import object_views
+from tagmask.methods.common.affinity import AffinityMethod, PropagationConfig, predict_affinity
+from tagmask.methods.common.local_views import object_views
 from tagmask.registry import METHODS
 from tagmask.types import IGNORE, Batch, Features, Losses, View
 
@@ -32,7 +31,7 @@ from tagmask.types import IGNORE, Batch, Features, Losses, View
 class CalibrationConfig(Strict):
     """Calibration of region maps by momentum prototypes."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="whether region maps are calibrated")
     momentum: float = Field(0.99, ge=0, lt=1, description="tau, of the prototypes")
     exponent: float = Field(2.0, gt=0, description="of the similarity to the prototype")
     rescale: bool = Field(False, description="similarity by min-max instead of cut at 0")
@@ -40,7 +39,7 @@ class CalibrationConfig(Strict):
     most_seeds: int | None = Field(None, ge=1, description="prototypes see so many of a class's surest seeds")
 
 
-class ECAConfig(AffinitySettings, BaselineConfig):
+class ECAConfig(PropagationConfig):
     """Settings of ``eca``; the defaults are the paper's on VOC. ``variant`` changes some, unless they are set."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -65,10 +64,9 @@ class ECAConfig(AffinitySettings, BaselineConfig):
 
     name: Literal["eca"] = "eca"  # type: ignore[assignment]
     variant: Literal["paper", "release"] = Field("paper", description="defaults of what docs/methods/eca.md lists")
-    head: str = Field("segformer", description="segmentation head")
-    high: float = Field(0.5, ge=0, le=1, description="CAM above which a pixel is its class")
-    low: float = Field(0.5, ge=0, le=1, description="CAM up to which a pixel is background")
-    guide: GuideConfig = GuideConfig()
+    high: float = Field(0.5, ge=0, le=1, description="CAM above which a pixel is labelled with its class")
+    low: float = Field(0.5, ge=0, le=1, description="CAM up to which a pixel is labelled background; 255 in between")
+    guide: GuideConfig = Field(GuideConfig(), description="the self-supervised network that makes region maps")
     seeds: float = Field(0.3, gt=0, le=1, description="k: share of a class's positions that are seeds")
     seed_background: float | None = Field(
         None, ge=0, le=1, description="background that seeds compete with; none: 1 - the largest CAM"
@@ -78,11 +76,9 @@ class ECAConfig(AffinitySettings, BaselineConfig):
         None, description="that the background's region map is clipped to: two numbers in [0,1]"
     )
     region_classes: Literal["tags", "labels"] = Field("tags", description="labels: only classes that CAM labels have")
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: CalibrationConfig = Field(CalibrationConfig(), description="of region maps, by prototypes")
     affinity_from: Literal["cam", "region", "both"] = Field("region", description="labels that affinities learn from")
     affinity_warmup: int | None = Field(None, ge=0, description="step from which CAMs are propagated; none: never")
-    affinity_power: float = Field(2.0, gt=0, description="of affinities in the propagation")
-    affinity_steps: int = Field(1, ge=1, description="of the propagation")
     divergence: Literal["js", "cosine"] = Field("js", description="that tells class maps of local views apart")
     local: Literal["object", "photo"] = Field("object", description="where local views lie: around objects, anywhere")
     corr_reduction: Literal["sum", "mean"] = Field(
@@ -104,10 +100,7 @@ class ECAConfig(AffinitySettings, BaselineConfig):
         return super().short_schedule(schedule) | {"views.local": local}
 
     def phases(self) -> dict[str, bool]:
-        on = {name: getattr(self, f"weight_{name}") > 0 for name in ("seg", "region", "corr")}
-        on["aff"] = self.learns_affinity(self.weight_aff)
-        starts = {f"start_{name}": there for name, there in on.items()}
-        return super().phases() | starts | {"warmup": any(on.values()), "affinity_warmup": on["aff"] and on["seg"]}
+        return super().phases() | {"affinity_warmup": self.wanted >= {"aff", "seg"}}
 
     @model_validator(mode="after")
     def _clip(self) -> ECAConfig:
@@ -118,7 +111,7 @@ class ECAConfig(AffinitySettings, BaselineConfig):
 
 
 @METHODS.register("eca")
-class ECA(Baseline):
+class ECA(AffinityMethod):
     """Baseline with region maps from a guide and the paper's other terms, each with a weight and a start of its own."""
 
     config_class = ECAConfig
@@ -131,7 +124,6 @@ class ECA(Baseline):
                 "method.divergence=cosine or method.weight_corr=0."
             )
         super().__init__(config, encoder, classes)
-        self.affinity = build_affinity(config, encoder, config.weight_aff)
         guided = config.weight_region > 0 or (self.affinity is not None and config.affinity_from != "cam")
         self.guide = Guide(config.guide) if guided else None
         cut = config.weight_corr > 0 and config.local == "photo"
@@ -160,36 +152,16 @@ class ECA(Baseline):
 
         Raises ConfigError and WeightsError as ``Guide.build``, ConfigError where the batch lacks a view that is used.
         """
-        cfg = self.config
         if self.guide is not None:
             self.guide.build(batch.images.device)  # at the first step already: what is wrong with it shows at once
-        active = self._active(step)
-        features = self.encoder(batch.images, attention=cfg.affinity_blocks if "aff" in active else ())
-        maps = self.classifier.cam(features.maps[-1])
-        scores = self.classifier.pool(maps)
-        terms = {"cls": F.multilabel_soft_margin_loss(scores.float(), batch.tags)}
-        if active:
-            cams = self.training_cams(batch, maps.detach())
-            terms |= self._learned(batch, step, active, features, cams, scores.detach())
-        return Losses(terms, torch.stack([getattr(cfg, f"weight_{name}") * x for name, x in terms.items()]).sum())
+        return super().losses(batch, step)
 
-    def _active(self, step: int) -> set[str]:
-        """Names of the terms, besides cls, that are computed at this step."""
-        cfg = self.config
-        weights = {"seg": cfg.weight_seg, "region": cfg.weight_region, "corr": cfg.weight_corr, "aff": cfg.weight_aff}
-        if self.affinity is None:
-            weights["aff"] = 0.0
-        return {
-            name
-            for name, weight in weights.items()
-            if weight > 0 and step >= max(cfg.warmup, getattr(cfg, f"start_{name}"))
-        }
-
-    def _learned(
-        self, batch: Batch, step: int, active: set[str], features: Features, cams: Tensor, scores: Tensor
+    def terms_from_cams(
+        self, batch: Batch, step: int, active: set[str], features: Features, maps: Tensor, scores: Tensor
     ) -> dict[str, Tensor]:
-        """The active terms, which go by labels of the CAMs (B,C,h,w) and of region maps; scores (B,C)."""
+        """The active terms, which learn from labels of the CAMs and of region maps."""
         cfg = self.config
+        cams = self.training_cams(batch, maps.detach())
         source = cfg.affinity_from if "aff" in active else "none"
         labels = regions = None
         needs_regions = "region" in active or source in ("region", "both")
@@ -202,15 +174,11 @@ class ECA(Baseline):
             terms["corr"] = self._correspondence(batch, labels)
         if self.affinity is not None and "aff" in active:
             affinity = predict_affinity(self.affinity, features)
-            grid = (features.maps[-1].shape[-2], features.maps[-1].shape[-1])
             taught = [labels] * (source in ("cam", "both")) + [regions] * (source in ("region", "both"))
-            parts = [affinity_term(affinity, x, grid, cfg.affinity_radius) for x in taught if x is not None]
+            parts = [self.affinity_loss(affinity, features, x) for x in taught if x is not None]
             terms["aff"] = torch.stack(parts).mean()
             if cfg.affinity_warmup is not None and step >= cfg.affinity_warmup and "seg" in active:
-                spread = propagate(
-                    resize(cams, grid), affinity.detach(), cfg.affinity_radius, cfg.affinity_power, cfg.affinity_steps
-                )
-                labels = self.cut(batch, spread, scores)
+                labels = self.cut(batch, self.spread(cams, affinity, features), scores)
         if active & {"seg", "region"}:
             logits = self.decoder(features)
             if labels is not None and "seg" in active:
@@ -257,15 +225,10 @@ class ECA(Baseline):
         """corr: over an image's local views as ``corr_reduction`` says, mean over images; labels (B,H,W) of the main
         view."""
         cfg = self.config
-        if cfg.local == "object":
-            local = object_views(batch, labels, self.views)
-        elif "local" in batch.views:
-            local = batch.views["local"]
-        else:
-            raise ConfigError("Method 'eca' trains on the view 'local'; the batch has none. Load it with that view.")
+        local = object_views(batch, labels, self.views) if cfg.local == "object" else self.view(batch, "local")
         count = local.images.shape[1]
         images = local.images.flatten(0, 1)
-        maps = self._cam(images)
+        maps = self.class_maps(images)
         if cfg.corr_stride is not None:
             height, width = images.shape[-2:]
             maps = resize(maps.float(), (-(-height // cfg.corr_stride), -(-width // cfg.corr_stride)))

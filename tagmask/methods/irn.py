@@ -18,7 +18,7 @@ from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
-from tagmask.methods.walking import WalkConfig, WalkMethod, on_one_grid, to_grid
+from tagmask.methods.common.walk_base import WalkConfig, WalkMethod, on_one_grid, to_grid
 from tagmask.refine import path_affinity, random_walk
 from tagmask.registry import METHODS
 from tagmask.strict import USED

@@ -8,29 +8,27 @@ those of all scales (MAM), which widens them. There is no segmenter: its CAMs be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from tagmask.cam import class_prototypes, multi_scale, region_masks
+from tagmask.cam import class_prototypes, region_masks
 from tagmask.cam.maps import resize
-from tagmask.config import MethodConfig
+from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
 from tagmask.losses import multi_scale_attention, region_cross_entropy, regional_contrast
-from tagmask.methods.assigning import photo_positions
-from tagmask.methods.base import CAMS_WITHOUT_SCALES, Method
-from tagmask.methods.ema import frozen_copy, update_average
+from tagmask.methods.base import CAM_SCALES, GATE, SHORT_GATE, ClassifierConfig, ClassifierMethod, tag_loss
+from tagmask.methods.common.ema import Teacher
+from tagmask.methods.common.pseudo_label_assignment import photo_positions
 from tagmask.registry import METHODS
 from tagmask.types import Batch, Losses
 
 
-class RCMMAMConfig(MethodConfig):
-    """Settings of ``rcm_mam``; defaults are the paper's on VOC. ``variant`` changes some; what is set goes before."""
+class RCMMAMConfig(ClassifierConfig):
+    """Settings of ``rcm_mam``; the defaults are the paper's on VOC. ``variant`` changes some, unless they are set."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
@@ -55,14 +53,19 @@ class RCMMAMConfig(MethodConfig):
     )
     attention_normalized: bool = Field(True, description="mam: weights of a scale's target sum to the number of scales")
     reduction: Literal["mean", "sum"] = Field("mean", description="of rcm and mam over positions")
-    gate: float = Field(0.0, ge=0, lt=1, description="class probability under which a crop's tag is not trusted")
+    gate: float = Field(0.0, ge=0, lt=1, description=GATE)
     warmup: int = Field(0, ge=0, description="step from which rcm is on")
     attention_warmup: int = Field(3966, ge=0, description="step from which mam is on; six epochs of VOC")
-    cam_scales: list[float] = Field([0.5, 1.0, 1.5, 2.0], description=CAMS_WITHOUT_SCALES)
-    cam_flip: bool = Field(True, description="likewise")
-    weight_cls: float = Field(1.0, gt=0, description="lambda 1")
-    weight_rcm: float = Field(1.0, ge=0, description="lambda 2")
-    weight_mam: float = Field(1.0, ge=0, description="lambda 3")
+    cam_scales: list[float] = Field([0.5, 1.0, 1.5, 2.0], description=CAM_SCALES)
+    weight_cls: float = Field(1.0, gt=0, description="lambda 1, of classification")
+    weight_rcm: float = Field(1.0, ge=0, description="lambda 2, of regional contrast")
+    weight_mam: float = Field(1.0, ge=0, description="lambda 3, of multi-scale attention")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """A gate, and a support network that follows sooner."""
+        average = (schedule.momentum, f"an average that has to follow in {schedule.steps} steps")
+        return super().short_schedule(schedule) | {"method.gate": SHORT_GATE, "method.momentum": average}
 
     @property
     def attends(self) -> bool:
@@ -108,7 +111,7 @@ class Guidance(NamedTuple):
 
 
 @METHODS.register("rcm_mam")
-class RCMMAM(Method):
+class RCMMAM(ClassifierMethod):
     """Classifier with a feature layer, its running average, and two losses that the average teaches it by."""
 
     config_class = RCMMAMConfig
@@ -120,9 +123,9 @@ class RCMMAM(Method):
         super().__init__(config, encoder, classes)
         self.projection = nn.Conv2d(encoder.channels[-1], config.features, 1, bias=False)
         self.classifier = Classifier(config.features, classes, pooling="avg")
-        self.support: nn.ModuleDict | None = None
+        self.support: Teacher | None = None
         if config.attends or config.weight_rcm > 0:
-            self.support = frozen_copy(nn.ModuleDict(self.main._asdict()))
+            self.support = Teacher(self.main._asdict())
         # Row k is class k's, background first; a row of zeros is a class that no region was found of yet.
         self.register_buffer("prototypes", torch.zeros(classes + 1, config.features))
 
@@ -131,17 +134,10 @@ class RCMMAM(Method):
         """MainNet, which is trained and used."""
         return Network(self.encoder, self.projection, self.classifier)
 
-    def train(self, mode: bool = True) -> RCMMAM:
-        super().train(mode)
-        if self.support is not None:
-            self.support.eval()  # what it teaches is free of dropout
-        return self
-
     def after_step(self, step: int) -> None:
         """Move the support network a step towards the trained one."""
         if self.support is not None:
-            for average, source in zip(Network(**self.support), self.main):
-                update_average(average, source, self.config.momentum)
+            self.support.follow(self.main._asdict(), self.config.momentum)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls on scale 1; from ``warmup`` rcm, from ``attention_warmup`` mam (8); weighted as in equation 9.
@@ -152,7 +148,7 @@ class RCMMAM(Method):
         contrasts = cfg.weight_rcm > 0 and step >= cfg.warmup
         attends = cfg.attends and step >= cfg.attention_warmup
         features, maps = self.main.maps(batch.images)
-        terms = {"cls": F.multilabel_soft_margin_loss(self.classifier.pool(maps).float(), batch.tags)}
+        terms = {"cls": tag_loss(self.classifier.pool(maps), batch.tags)}
         if self.support is not None and (contrasts or attends):
             guidance = self._guidance(Network(**self.support), batch)
             if contrasts and cfg.self_supervision == "direct":
@@ -162,8 +158,7 @@ class RCMMAM(Method):
                 terms["rcm"] = self._contrast(batch, features, guidance)
             if attends:
                 terms["mam"] = self._attention(batch, maps, guidance)
-        total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
-        return Losses(terms, total)
+        return self.weighted(terms)
 
     @torch.no_grad()
     def _guidance(self, support: Network, batch: Batch) -> Guidance:
@@ -218,24 +213,9 @@ class RCMMAM(Method):
             cams, guidance.cams, guidance.trusted, attention, cfg.attention_normalized, cfg.reduction, valid
         )
 
-    @torch.no_grad()
-    def cams(
-        self,
-        images: Tensor,
-        tags: Tensor | None = None,
-        scales: Sequence[float] | None = None,
-        flip: bool | None = None,
-    ) -> Tensor:
-        """(B,C,H,W) multi-scale CAMs in [0,1]; scales and flip default to ``cam_scales`` and ``cam_flip``."""
-        cfg, main = self.config, self.main
-        flip = cfg.cam_flip if flip is None else flip
-        cams = multi_scale(lambda x: main.maps(x)[1], images, scales or cfg.cam_scales, flip)
-        return cams if tags is None else cams * tags[:, :, None, None]
-
-    @torch.no_grad()
-    def class_scores(self, images: Tensor) -> Tensor:
-        """(B,C) sigmoid probabilities."""
-        return self.classifier.pool(self.main.maps(images)[1]).float().sigmoid()
+    def class_maps(self, images: Tensor) -> Tensor:
+        """(B,C,h,w) class maps of MainNet before ReLU."""
+        return self.main.maps(images)[1]
 
 
 def peak_normalize(cams: Tensor) -> Tensor:

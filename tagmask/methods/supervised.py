@@ -5,38 +5,34 @@ The fully supervised twin that weak methods are measured against, and the last s
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 from torch.nn import functional as F
 
-from tagmask.config import MethodConfig
 from tagmask.encoders import Encoder
 from tagmask.errors import TrainingError
 from tagmask.losses import balanced_cross_entropy
-from tagmask.methods.base import Method, build_head, to_image_size
+from tagmask.methods.base import SegmenterConfig, SegmenterMethod, build_head
 from tagmask.registry import METHODS
 from tagmask.types import IGNORE, Batch, Losses
 
 
-class SupervisedConfig(MethodConfig):
+class SupervisedConfig(SegmenterConfig):
     """Settings of ``supervised``."""
 
     name: Literal["supervised"] = "supervised"
-    head: str = "largefov"
-    head_options: dict[str, Any] = {}
     balanced: bool = Field(False, description="background and foreground are halves of the loss")
 
 
 @METHODS.register("supervised")
-class Supervised(Method):
+class Supervised(SegmenterMethod):
     """Encoder and segmentation head, pixel-wise cross-entropy."""
 
     config_class = SupervisedConfig
     config: SupervisedConfig
-    default_for = "segmenter"
     reads_masks = True
+    default_for = "segmenter"
 
     def __init__(self, config: SupervisedConfig, encoder: Encoder, classes: int) -> None:
         super().__init__(config, encoder, classes)
@@ -46,7 +42,7 @@ class Supervised(Method):
         """seg: mean cross-entropy over labelled pixels, or ``balanced``; 0 for a batch that has none."""
         if batch.masks is None:
             raise TrainingError("Method 'supervised' needs masks; set data.masks to their folder.")
-        logits = to_image_size(self.decoder(self.encoder(batch.images)), batch.images)
+        logits = self.segment(batch.images)
         labels = batch.masks.long()
         if self.config.balanced:
             seg = balanced_cross_entropy(logits, labels)
@@ -54,7 +50,3 @@ class Supervised(Method):
             count = (labels != IGNORE).sum().clamp(min=1)
             seg = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / count
         return Losses({"seg": seg}, seg)
-
-    def segment(self, images: Tensor) -> Tensor:
-        """(B,C+1,H,W) logits at the images' size."""
-        return to_image_size(self.decoder(self.encoder(images)), images)

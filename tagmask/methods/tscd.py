@@ -12,18 +12,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule, Strict
 from tagmask.data.views import make_affine, warp
 from tagmask.encoders import Encoder
 from tagmask.losses import balanced_cross_entropy, equivariance, self_correspondence
-from tagmask.methods.affinity import AffinitySettings, affinity_term, build_affinity, predict_affinity
-from tagmask.methods.baseline import Baseline, BaselineConfig, full
-from tagmask.methods.regularize import EnergyConfig, build_energy, dense_energy
+from tagmask.methods.base import full
+from tagmask.methods.common.affinity import AffinityConfig, AffinityMethod, predict_affinity
+from tagmask.methods.common.dense_energy import EnergyConfig, build_energy, dense_energy
 from tagmask.registry import METHODS
-from tagmask.types import Batch, Features, Losses
+from tagmask.types import Batch, Features
 
 
 class AffineConfig(Strict):
@@ -35,9 +34,10 @@ class AffineConfig(Strict):
     translation: float = Field(0.0, ge=0, lt=1, description="largest shift to either side, in halves of the image")
 
 
-class TSCDConfig(AffinitySettings, BaselineConfig):
+class TSCDConfig(AffinityConfig):
     """Settings of ``tscd``; the defaults are the paper's on VOC. ``variant`` changes some, unless they are set."""
 
+    affinity_term: ClassVar[str] = "aux"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "release": {
@@ -52,9 +52,8 @@ class TSCDConfig(AffinitySettings, BaselineConfig):
     variant: Literal["paper", "release"] = Field(
         "paper", description="defaults of centered, weight_equ, VARM and the energy"
     )
-    head: str = Field("segformer", description="segmentation head")
-    refine: str = Field("varm", description="none, par, pamr or varm")
-    affine: AffineConfig = AffineConfig()
+    refine: str = Field("varm", description="refinement of pseudo labels: none, par, pamr or varm")
+    affine: AffineConfig = Field(AffineConfig(), description="the affine that makes the second view")
     points: int = Field(40, ge=1, description="points x points positions of each view are compared")
     centered: bool = Field(False, description="class map agreement less its mean at each point")
     detach: bool = Field(True, description="class map agreement is a target: no gradient into class maps")
@@ -63,26 +62,20 @@ class TSCDConfig(AffinitySettings, BaselineConfig):
     weight_equ: float = Field(0.1, ge=0, description="of the equivariance of class maps")
     weight_aux: float = Field(0.1, ge=0, description="of the affinity loss")
     weight_reg: float = Field(0.01, ge=0, description="of the dense energy")
-    energy: EnergyConfig = EnergyConfig()
+    energy: EnergyConfig = Field(EnergyConfig(), description="the dense energy")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
-        """As for ``baseline``; on small crops a second view that is large enough to show something."""
+        """As for ``baseline``; weights that keep the class maps, and a second view that shows something."""
         plan = super().short_schedule(schedule)
         scd = cls.model_fields["weight_scd"].default
         plan["method.weight_scd"] = (scd, "in its ratio to weight_cls: more destroys the class maps")
         plan["method.weight_equ"] = (0.02, "light: no weight that was tried helped a short schedule")
         plan["method.centered"] = (True, "else every pair attracts: rectified class maps never disagree")
-        if schedule.crop < 320:
-            plan["method.affine"] = (
-                {"scale": 0.5},
-                f"a second view of {schedule.crop // 2} pixels; 0.3 shows too little",
-            )
+        if schedule.small_crop:
+            why = f"a second view of {schedule.crop // 2} pixels; 0.3 shows too little"
+            plan["method.affine"] = ({"scale": 0.5}, why)
         return plan
-
-    def phases(self) -> dict[str, bool]:
-        others = (self.weight_seg, self.weight_scd, self.weight_equ, self.weight_reg)
-        return super().phases() | {"warmup": any(others) or self.learns_affinity(self.weight_aux)}
 
     @classmethod
     def preset(cls, values: Mapping) -> dict[str, Any]:
@@ -94,7 +87,7 @@ class TSCDConfig(AffinitySettings, BaselineConfig):
 
 
 @METHODS.register("tscd")
-class TSCD(Baseline):
+class TSCD(AffinityMethod):
     """Baseline with self correspondence distillation and the paper's other terms, each with a weight of its own."""
 
     config_class = TSCDConfig
@@ -102,46 +95,27 @@ class TSCD(Baseline):
 
     def __init__(self, config: TSCDConfig, encoder: Encoder, classes: int) -> None:
         super().__init__(config, encoder, classes)
-        self.affinity = build_affinity(config, encoder, config.weight_aux)
         self.energy = build_energy(config.weight_reg, config.energy)
 
-    def losses(self, batch: Batch, step: int) -> Losses:
-        """cls (equation 13); after ``warmup`` seg, scd (7), equ (12), aux (14) and reg, weighted as in equation 15."""
-        cfg = self.config
-        started = step >= cfg.warmup
-        recorded = cfg.affinity_blocks if started and self.affinity is not None else ()
-        features = self.encoder(batch.images, attention=recorded)
-        maps = self.classifier.cam(features.maps[-1])
-        scores = self.classifier.pool(maps)
-        terms = {"cls": F.multilabel_soft_margin_loss(full(scores), batch.tags)}
-        if started:
-            needs_decoder = cfg.weight_seg > 0 or cfg.weight_scd > 0 or self.energy is not None
-            logits = self.decoder(features) if needs_decoder else None
-            if cfg.weight_seg > 0 or self.affinity is not None or self.energy is not None:
-                labels = self.labels(batch, maps.detach(), scores.detach())
-                terms |= self._label_terms(batch, features, logits, labels)
-            if cfg.weight_scd > 0 or cfg.weight_equ > 0:
-                terms |= self._view_terms(batch, maps, logits)
-        total = torch.stack([getattr(cfg, f"weight_{name}") * term for name, term in terms.items()]).sum()
-        return Losses(terms, total)
-
-    def _label_terms(
-        self, batch: Batch, features: Features, logits: Tensor | None, labels: Tensor
+    def terms_from_cams(
+        self, batch: Batch, step: int, active: set[str], features: Features, maps: Tensor, scores: Tensor
     ) -> dict[str, Tensor]:
-        """seg, aux and reg, which go by the pseudo labels (B,H,W)."""
-        cfg = self.config
-        terms = {}
-        if logits is not None and cfg.weight_seg > 0:
-            terms["seg"] = balanced_cross_entropy(logits, labels)
-        if self.affinity is not None:
-            height, width = features.maps[-1].shape[-2:]
-            affinity = predict_affinity(self.affinity, features)
-            terms["aux"] = affinity_term(affinity, labels, (height, width), cfg.affinity_radius)
-        if logits is not None and self.energy is not None:
-            terms["reg"] = dense_energy(self.energy, batch, logits, labels)
+        """seg, aux (equation 14) and reg, which go by pseudo labels; scd (7) and equ (12), which compare two views."""
+        terms: dict[str, Tensor] = {}
+        logits = self.decoder(features) if active & {"seg", "scd", "reg"} else None
+        if active & {"seg", "aux", "reg"}:
+            labels = self.labels(batch, maps.detach(), scores)
+            if logits is not None and "seg" in active:
+                terms["seg"] = balanced_cross_entropy(logits, labels)
+            if self.affinity is not None and "aux" in active:
+                terms["aux"] = self.affinity_loss(predict_affinity(self.affinity, features), features, labels)
+            if logits is not None and self.energy is not None:
+                terms["reg"] = dense_energy(self.energy, batch, logits, labels)
+        if active & {"scd", "equ"}:
+            terms |= self._view_terms(batch, active, maps, logits)
         return terms
 
-    def _view_terms(self, batch: Batch, maps: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
+    def _view_terms(self, batch: Batch, active: set[str], maps: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
         """scd and equ, which compare the images with a second view A(I); maps (B,C,h,w) raw, with gradient."""
         cfg = self.config
         terms = {}
@@ -151,13 +125,13 @@ class TSCD(Baseline):
         second = self.encoder(look(batch.images, size, affine))
         # Class activation maps are rectified (equation 2).
         cam_a, cam_b = full(maps).relu(), full(self.classifier.cam(second.maps[-1])).relu()
-        if logits is not None and cfg.weight_scd > 0:
+        if logits is not None and "scd" in active:
             points_a, points_b = (self._draw_points(batch, cam_a.device) for _ in range(2))
             target_a, target_b = (cam_a.detach(), cam_b.detach()) if cfg.detach else (cam_a, cam_b)
             terms["scd"] = self_correspondence(
                 target_a, target_b, logits, self.decoder(second), points_a, points_b, cfg.centered
             )
-        if cfg.weight_equ > 0:
+        if "equ" in active:
             grid = (cam_b.shape[-2], cam_b.shape[-1])
             moved = None if affine is None else on_grid(affine, size, grid)
             warped = look(cam_a, grid, moved)

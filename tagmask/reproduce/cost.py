@@ -259,12 +259,14 @@ def bare(config: RunConfig) -> RunConfig:
 
 def disk(job: Job, collection: Collection, found: dict[str, Any]) -> int:
     """Bytes that a row writes at most, with the checkpoints that go when it is done."""
-    run = Run(job.folder, bare(job.config))
+    run = Run(job.folder, job.config)
     run.collection, run.fingerprint = collection, found
     stages = Stages(run)
+    configs = {"classifier": run.config} | stages.configs
+    networks = ((name, build_method(bare(own), len(collection.classes))) for name, own in configs.items())
     if run.config.stages is not None:
-        return sum(row["bytes"] for row in disk_plan(run, stages, stages.networks()))
-    size = network_row(job.row.name, run.config, run.folder.path, run.untrained)["bytes"]
+        return sum(row["bytes"] for row in disk_plan(run, stages, networks))
+    size = sum(network_row(name, run.config, run.folder.path, method)["bytes"] for name, method in networks)
     if job.row.label and found["sizes"]:
         images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
         size += images * bytes_of_maps(run.config, found)[0]

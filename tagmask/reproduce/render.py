@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from tagmask.config import EvaluateConfig
-from tagmask.evaluate.stamp import BY_SPLIT, FIXED, Stamp, describe, difference
+from tagmask.evaluate.stamp import BY_SPLIT, BY_TRAINING, FIXED, Stamp, describe, difference
 from tagmask.reproduce.table import Column, Table
 from tagmask.workflow.localize import key_stamp
 from tagmask.workflow.scorer import AT_VAL, LOCALIZATION, SPREAD
@@ -51,7 +51,7 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
             found = {seed: _find(results[row.name, seed], column) for seed in seeds}
             cells[column.title] = _cell({s: v for s, v in found.items() if v}, column, row.printed.get(column.title))
         minutes = [results[row.name, seed]["minutes"] for seed in seeds]
-        machines = {seed: _machine(results[row.name, seed].get("environment")) for seed in seeds}
+        machines = {seed: _machine(results[row.name, seed]["environment"]) for seed in seeds}
         rows.append({"row": row.name, "seeds": seeds, "cells": cells, "minutes": minutes, "machines": machines})
     for unbuilt in table.not_built:
         cells = {c.title: _cell({}, c, unbuilt.printed.get(c.title)) for c in table.columns}
@@ -88,7 +88,13 @@ def _of_key(stamp: Stamp, column: Column) -> dict[str, Any]:
     """The stamp without the settings of ``evaluate`` that decide other parts of the score than the column shows."""
     parts = PARTS.get(column.key, set()) | ({"curve"} if column.score == AT_VAL else set())
     other = {f"evaluate.{n}" for n, role in EvaluateConfig.roles().items() if not role.decides(frozenset(parts))}
-    return {**stamp, "settings": {k: v for k, v in stamp["settings"].items() if k not in other}}
+    return {**stamp, "settings": {k: v for k, v in _shared(stamp["settings"]).items() if k not in other}}
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without a background score that each training found for itself."""
+    own = {"label.threshold"} if settings.get("label.threshold_from") == BY_TRAINING else set()
+    return {key: value for key, value in settings.items() if key not in own}
 
 
 def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | None) -> dict[str, Any] | None:
@@ -131,7 +137,10 @@ def _origin(stamp: Stamp) -> dict[str, Any]:
     """What a run began with and learned from. The digest of a trained encoder that it began with is each run's own."""
     run = stamp["run"]
     weights = re.sub(r"(encoder of \w+) [0-9a-f]{12}", r"\1", run["weights"])
-    return {"weights": weights, "supervision": run["supervision"], "masks": run["masks"] or {}}
+    masks = dict(run["masks"] or {})
+    if "settings" in masks:
+        masks["settings"] = _shared(masks["settings"])
+    return {"weights": weights, "supervision": run["supervision"], "masks": masks}
 
 
 def _folders(stamp: Stamp) -> set[str]:
@@ -224,10 +233,8 @@ def _stamps(table: Table, rows: Sequence[Mapping[str, Any]], notes: Mapping[str,
     return lines
 
 
-def _machine(environment: Mapping[str, Any] | None) -> str:
+def _machine(environment: Mapping[str, Any]) -> str:
     """The machine that a run was trained on, all of it: rounding and minutes depend on it."""
-    if not environment:
-        return "a machine that was not recorded"
     gpus = [f"{count} × {name}" for name, count in Counter(environment["gpus"]).items()]
     parts = [f"{environment['cores']} cores ({environment['processor']})", *gpus]
     return f"{', '.join(parts)}, torch {environment['versions']['torch']}"

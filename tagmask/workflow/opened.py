@@ -132,7 +132,7 @@ class Run:
     def part(self, name: str, config: RunConfig) -> Run:
         """The run of one of this run's stages, in a folder of its own, on the same data."""
         other = Run(self.folder.path / name, config)
-        self._share(other, "collection", "fingerprint")
+        other.collection, other.fingerprint = self.collection, self.fingerprint
         return other
 
     def using(self, overrides: Sequence[str]) -> Run:

@@ -167,9 +167,10 @@ def _affinity(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedu
 
 
 def _has_attention(settings: Mapping[str, Any], crop: int) -> bool:
-    """Whether the encoder has attention that can be read: found by building it, without its weights."""
+    """Whether the encoder has attention that can be read: found by building it, without its weights and numbers."""
     config = EncoderConfig.model_validate({**settings, "weights": "none"})
-    return build_encoder(config, image_size=config.image_size or crop).has_attention
+    with torch.device("meta"):
+        return build_encoder(config, image_size=config.image_size or crop).has_attention
 
 
 def _is_set(given: Mapping[str, Any], key: str) -> bool:

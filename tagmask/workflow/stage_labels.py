@@ -12,7 +12,7 @@ from tagmask.data import Item
 from tagmask.label import Inference, Look
 from tagmask.label.infer import best_labels
 from tagmask.label.writer import Make
-from tagmask.methods.walking import WalkMethod
+from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF, label_probabilities
 from tagmask.stage_config import CamsStage, MasksStage
 from tagmask.types import IGNORE

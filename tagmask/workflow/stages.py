@@ -20,7 +20,7 @@ from tagmask.data import Item
 from tagmask.errors import ConfigError
 from tagmask.label import Inference, Labelled, LabelWriter, go_over
 from tagmask.methods import Method, build_method, default_method
-from tagmask.methods.walking import WalkMethod
+from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, NetworkStage

@@ -65,7 +65,9 @@ def keep_masks_note(folder: RunFolder, masks: Path) -> None:
     about = masks / "classes.json"
     note = read_json(about) if about.is_file() else {}
     if "settings" in note:
-        kept = {key: note[key] for key in ("tags", "source", "settings", "stage") if key in note}
+        kept = {key: note[key] for key in ("tags", "source", "settings")}
+        if "stage" in note:  # its network is each run's own
+            kept["stage"] = {key: value for key, value in note["stage"].items() if key != "model"}
         source = RunFolder(masks.parent)
         if source.config_file.is_file():
             config = source.config()

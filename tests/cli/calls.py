@@ -7,10 +7,9 @@ from typer.testing import CliRunner, Result
 from tagmask.cli import app
 
 TINY = [
-    "encoder.name=resnet18", "encoder.weights=none", "views.crop=64", "train.steps=4", "train.batch_size=4",
-    "train.workers=0",
-    "train.warmup=1", "train.accelerator=cpu", "method.warmup=2", "method.head_options={hidden: 16}",
-    "label.cam_scales=[1.0]", "evaluate.bootstrap=20",
+    "encoder.name=test_resnet", "encoder.weights=none", "views.crop=64", "train.steps=4", "train.batch_size=4",
+    "train.workers=0", "train.warmup=1", "train.accelerator=cpu", "method.warmup=2",
+    "method.head_options={hidden: 16}", "label.cam_scales=[1.0]", "evaluate.bootstrap=20",
 ]  # fmt: skip
 SPLITS = ["data.train=train.txt", "data.val=val.txt", "data.test=test.txt"]
 

@@ -10,7 +10,6 @@ from tagmask.errors import TagmaskError
 from tagmask.evaluate import (
     ConfusionMatrix,
     Localization,
-    Protocol,
     ScoreStream,
     ThresholdCurve,
     average_precision,
@@ -130,9 +129,7 @@ def test_the_peak_has_the_interval_of_its_threshold_over_redrawn_images():
             values[without].append(summed.miou(without=without))
         values["precision"].append(np.nanmean(summed.precision()))
         values["recall"].append(np.nanmean(summed.recall()))
-    stamp = {"split": "a", "split_hash": "b", "images": 12, "truth": "t", "tags_at_test": True, "seed": 0,
-             "weights": "w", "method": "m", "encoder": "e"}  # fmt: skip
-    result = stream.result("cam", ["x", "y", "z"], Protocol(**stamp), whole, 200, seed=5, only=["x", "y"])
+    result = stream.result("cam", ["x", "y", "z"], {}, whole, 200, seed=5, only=["x", "y"])
     peak = result["curve"]["peak"]
     assert peak["miou"] == pytest.approx(miou) and peak["threshold"] == threshold
     keys = {"interval": (), "interval_c_miou": (0, 3)} | {f"interval_{k}": k for k in ("precision", "recall")}
@@ -141,7 +138,7 @@ def test_the_peak_has_the_interval_of_its_threshold_over_redrawn_images():
         expected = {"low": low, "high": high, "std": np.std(values[found]), "resamples": 200}
         assert peak[key] == pytest.approx(expected)
     assert peak["interval"] != peak["interval_c_miou"]
-    bare = stream.result("cam", ["x", "y", "z"], Protocol(**stamp), alone[0].merge(whole), 200)
+    bare = stream.result("cam", ["x", "y", "z"], {}, alone[0].merge(whole), 200)
     assert "interval" not in bare["curve"]["peak"], "not over those images alone that were kept"
     halves = [ThresholdCurve(4, 20, keep=True).update(cams, tags, target) for _ in range(2)]
     assert len(halves[0].merge(halves[1]).image_sums(threshold)[0]) == 2

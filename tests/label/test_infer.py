@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tagmask.config import MethodConfig, RunConfig, load_config
 from tagmask.errors import ConfigError
+from tagmask.label import Look
 from tagmask.label.infer import Inference, best_labels, tile_starts
 from tagmask.methods import Method, build_method
 from tagmask.refine import PAR, DenseCRF
@@ -43,6 +44,10 @@ def photo(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
+def probabilities(inference: Inference, image: Tensor, tags: Tensor | None = None) -> Tensor:
+    return inference.probabilities(image, inference.logits(image), tags)
+
+
 @pytest.mark.parametrize("length,side", [(1, 8), (8, 8), (9, 8), (20, 8), (100, 32), (101, 7), (5, 1)])
 def test_tiles_cover_everything_and_overlap_by_a_quarter(length: int, side: int) -> None:
     starts = tile_starts(length, side)
@@ -54,16 +59,16 @@ def test_tiles_cover_everything_and_overlap_by_a_quarter(length: int, side: int)
 
 def test_tiles_agree_with_the_whole_photo() -> None:
     method = Pointwise()
-    whole = Inference(method, config()).probabilities(photo(50, 70))
+    whole = probabilities(Inference(method, config()), photo(50, 70))
     method.seen.clear()
-    tiled = Inference(method, config(tile=24)).probabilities(photo(50, 70))
+    tiled = probabilities(Inference(method, config(tile=24)), photo(50, 70))
     assert len(method.seen) == 3 * 4 and set(method.seen) == {(24, 24)}
     torch.testing.assert_close(tiled, whole)
 
 
 def test_large_photos_are_tiled_by_themselves() -> None:
     method = Pointwise()
-    Inference(method, config(max_side=32)).predict(photo(20, 40))
+    Inference(method, config(max_side=32)).logits(photo(20, 40))
     assert set(method.seen) == {(20, 32)}
 
 
@@ -72,17 +77,17 @@ def test_a_tag_that_the_segmenter_finds_nowhere_is_taken_from_its_cam() -> None:
     image[1, 2:4, :5] = 20  # there the third class has the largest CAM; its logit, a mean, wins nowhere
     image[0, 2:4, 2:5] = 20  # the second class wins, and background elsewhere
     tags = torch.tensor([0, 1, 1])
-    plain, done = (Inference(Pointwise(), config(complete=c)).labels(image, tags)[0] for c in (False, True))
+    plain, done = (Look(Inference(Pointwise(), config(complete=c)), image, tags).mask[0] for c in (False, True))
     assert plain.unique().tolist() == [0, 2] and (plain[2:4, 2:5] == 2).all()
     expected = plain.clone()
     expected[2:4, :2] = 3
     assert torch.equal(done, expected), "what the segmenter finds is its own"
-    found = [Inference(Pointwise(), config(complete=c)).labels(image, torch.tensor([0, 1, 0]))[0] for c in (0, 1)]
+    found = [Look(Inference(Pointwise(), config(complete=c)), image, torch.tensor([0, 1, 0])).mask[0] for c in (0, 1)]
     assert torch.equal(*found) and (found[0] == 2).any()
     assert not Inference(Pointwise(), config(source="cam")).completes
     faint = torch.full((3, 2, 2), 100, dtype=torch.uint8)  # all logits equal: one wins, with a probability of 0.5
     faint[1] = 103
-    unsure = Inference(Pointwise(), config(unsure=0.9)).labels(faint, torch.tensor([1, 0, 0]))[0]
+    unsure = Look(Inference(Pointwise(), config(unsure=0.9)), faint, torch.tensor([1, 0, 0])).mask[0]
     assert (unsure == 255).all(), "found, though not surely"
 
 
@@ -95,15 +100,15 @@ def test_scales_and_flip_merge_as_named() -> None:
         small = F.interpolate(x, size=[round(16 * scale), round(12 * scale)], mode="bilinear", align_corners=False)
         logits = F.interpolate(method.segment(small), size=[16, 12], mode="bilinear", align_corners=False)[0]
         views += [logits, logits]  # a pointwise method commutes with the flip
-    found = Inference(method, config(scales=[1.0, 0.5], flip=True)).probabilities(image)
+    found = probabilities(Inference(method, config(scales=[1.0, 0.5], flip=True)), image)
     torch.testing.assert_close(found, torch.stack(views).mean(0).softmax(0))
-    found = Inference(method, config(scales=[1.0, 0.5], flip=True, merge="max")).probabilities(image)
+    found = probabilities(Inference(method, config(scales=[1.0, 0.5], flip=True, merge="max")), image)
     torch.testing.assert_close(found, torch.stack(views).amax(0).softmax(0))
 
 
 def test_tags_leave_the_other_classes_out_before_the_softmax() -> None:
     inference = Inference(Pointwise(), config())
-    scores = inference.probabilities(photo(8, 8), torch.tensor([0.0, 1.0, 0.0]))
+    scores = probabilities(inference, photo(8, 8), torch.tensor([0.0, 1.0, 0.0]))
     assert scores[1].max() == 0 and scores[3].max() == 0
     torch.testing.assert_close(scores.sum(0), torch.ones(8, 8))
 
@@ -113,7 +118,7 @@ def test_the_working_grid_is_reduced_and_labels_have_the_photos_size() -> None:
     settings.views.short_side = 16
     method = Pointwise()
     inference = Inference(method, settings)
-    labels, scores = inference.predict(photo(64, 96))
+    labels, scores = Look(inference, photo(64, 96)).prediction
     assert method.seen == [(16, 24)] and scores.shape == (4, 16, 24) and labels.shape == (64, 96)
     assert inference.cams(photo(10, 12), None).shape == (3, 10, 12), "small photos stay as they are"
 
@@ -126,29 +131,29 @@ def test_masks_of_tagged_photos_are_refined_and_stay_probabilities() -> None:
     image = photo(20, 24)
     tags = torch.tensor([1.0, 0.0, 1.0])
     inference = Inference(Pointwise(), config(refine_masks="par", unsure=0.4))
-    labels, scores = inference.labels(image, tags)
-    plain = inference.probabilities(image, tags)
+    labels, scores = Look(inference, image, tags).mask
+    plain = probabilities(inference, image, tags)
     expected = PAR()(image[None].float() / 255, plain[[0, 1, 3]][None])[0]
     expected = expected / expected.sum(0)
     torch.testing.assert_close(scores[[0, 1, 3]], expected)
     assert scores[2].max() == 0 and not torch.allclose(scores, plain)
     assert torch.equal(labels == 255, scores.amax(0) < 0.4)
-    tiled = Inference(Pointwise(), config(refine_masks="par", tile=8)).labels(image, tags)[1]
-    torch.testing.assert_close(tiled, Inference(Pointwise(), config(tile=8)).labels(image, tags)[1])
+    tiled = Look(Inference(Pointwise(), config(refine_masks="par", tile=8)), image, tags).mask[1]
+    torch.testing.assert_close(tiled, Look(Inference(Pointwise(), config(tile=8)), image, tags).mask[1])
 
 
 def test_the_random_field_sees_the_photo_and_the_possible_classes() -> None:
     image = photo(20, 24)
     tags = torch.tensor([1.0, 0.0, 1.0])
     inference = Inference(Pointwise(), config(crf="afa", refine_masks="none"))
-    plain = Inference(Pointwise(), config()).probabilities(image, tags)
-    scores = inference.labels(image, tags)[1]
+    plain = probabilities(Inference(Pointwise(), config()), image, tags)
+    scores = Look(inference, image, tags).mask[1]
     expected = DenseCRF.preset("afa")(image[None], plain[[0, 1, 3]][None])[0]
     torch.testing.assert_close(scores[[0, 1, 3]], expected)
     assert scores[2].max() == 0 and not torch.allclose(scores, plain, atol=1e-3)
-    with pytest.raises(ConfigError, match="tiles of 8"):
-        Inference(Pointwise(), config(crf="afa", tile=8)).predict(image)
-    with pytest.raises(ConfigError, match="preset 'afb'"):
+    with pytest.raises(ConfigError, match=r"label\.crf"):
+        probabilities(Inference(Pointwise(), config(crf="afa", tile=8)), image)
+    with pytest.raises(ConfigError, match="'afb'"):
         Inference(Pointwise(), config(crf="afb"))
 
 
@@ -165,7 +170,7 @@ def test_best_labels_equal_the_largest_of_the_resized_scores(size: tuple[int, in
 def test_labels_from_cams_use_the_threshold_and_the_tags() -> None:
     image = photo(9, 7)
     inference = Inference(Pointwise(), config(source="cam", threshold=0.5))
-    labels, _ = inference.labels(image, torch.tensor([1.0, 0.0, 1.0]))
+    labels, _ = Look(inference, image, torch.tensor([1.0, 0.0, 1.0])).mask
     values = image.float() / 255
     for y in range(9):
         for x in range(7):

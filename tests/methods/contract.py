@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Item, open_data
+from tagmask.errors import ConfigError
 from tagmask.methods import Method, build_method
 from tagmask.training import RunFolder, load_model, save_model, train_method
 from tagmask.types import IGNORE, Batch
+from tagmask.workflow.train import check_schedule
 
 CLASSES = 3
 SIZE = 64
@@ -24,21 +26,22 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"
 ENCODERS = {"cnn": "resnet18", "vit": "vit_tiny_patch16_224", "swin": "swin_tiny_patch4_window7_224", "mit": "mit_b0"}
 
 
-def squares(seed: int = 0, masks: bool = False) -> Batch:
-    """Four noise images, each with one coloured square: class k+1 is colour channel k."""
+def squares(seed: int = 0, masks: bool = False, size: int = SIZE, images: int = 4) -> Batch:
+    """Noise images, each with one coloured square of half its side: class k+1 is colour channel k."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(4, 3, SIZE, SIZE, generator=generator) * 0.3
-    labels = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
-    tags = torch.zeros(4, CLASSES)
-    for i in range(4):
+    pixels = torch.rand(images, 3, size, size, generator=generator) * 0.3
+    labels = torch.zeros(images, size, size, dtype=torch.uint8)
+    tags = torch.zeros(images, CLASSES)
+    half = size // 2
+    for i in range(images):
         k = i % CLASSES
-        y, x = (int(v) for v in torch.randint(0, SIZE // 2, (2,), generator=generator))
-        images[i, k, y : y + 32, x : x + 32] += 0.6
-        labels[i, y : y + 32, x : x + 32] = k + 1
+        y, x = (int(v) for v in torch.randint(0, half, (2,), generator=generator))
+        pixels[i, k, y : y + half, x : x + half] += 0.6
+        labels[i, y : y + half, x : x + half] = k + 1
         tags[i, k] = 1
     labels[:, -4:] = IGNORE
-    boxes = torch.tensor([[0, 0, SIZE, SIZE - 4]]).repeat(4, 1)
-    return Batch(images, tags, boxes, {}, [f"s{i}" for i in range(4)], generator, labels if masks else None)
+    boxes = torch.tensor([[0, 0, size, size - 4]]).repeat(images, 1)
+    return Batch(pixels, tags, boxes, {}, [f"s{i}" for i in range(images)], generator, labels if masks else None)
 
 
 def tiny(method: dict[str, Any], encoder: str = "resnet18", **sections: Any) -> RunConfig:
@@ -74,37 +77,58 @@ def scales_and_mirrors(
 
 
 class MethodContract:
-    """settings: the method's section. terms: which parts of the method each loss term must reach, and only those."""
+    """What a method's test class sets: ``settings``, the method's section of a configuration; ``terms``, which parts of
+    the method each loss term must reach, and only those. The other attributes have defaults that suit most methods."""
 
     settings: ClassVar[dict[str, Any]]
     terms: ClassVar[dict[str, set[str]]]
-    step: ClassVar[int] = 10
+    encoder: ClassVar[str] = "test_resnet"
+    """That all tests but one run on: timm's own for tests."""
     encoders: ClassVar[tuple[str, ...]] = ("cnn", "vit", "swin", "mit")
+    """Kinds of encoders that the method runs on."""
+    sections: ClassVar[dict[str, Any]] = {}
+    """Further sections of the configuration, such as views."""
+    idle: ClassVar[list[dict[str, Any]]] = []
+    """Settings with which nothing waits for any phase of the method."""
+    step: ClassVar[int] = 10
+    """At which all terms are on."""
+    size: ClassVar[int] = SIZE
+    images: ClassVar[int] = 4
+    updates: ClassVar[int] = 24
+    """Steps of AdamW at ``rate``, 3 times that for new layers, in which the total falls to ``falls_to`` of itself."""
+    rate: ClassVar[float] = 3e-3
+    falls_to: ClassVar[float] = 0.7
 
-    def build(self, encoder: str = "resnet18") -> Method:
+    def config(self, encoder: str | None = None, changes: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
+        """A configuration of the method, with changes of its settings."""
+        settings = self.settings | (changes or {})
+        return tiny(settings, encoder or self.encoder, **{"views": {"crop": self.size}, **self.sections, **sections})
+
+    def build(self, encoder: str | None = None) -> Method:
         torch.manual_seed(0)
-        return build_method(tiny(self.settings, encoder), CLASSES)
+        return build_method(self.config(encoder), CLASSES)
 
-    def batch(self, method: Method) -> Batch:
-        return squares(masks=method.reads_masks)
+    def batch(self, masks: bool = False) -> Batch:
+        """With every view that the method wants."""
+        return squares(0, masks, self.size, self.images)
 
     def test_loss_falls_when_overfitting_four_images(self) -> None:
         method = self.build().train()
-        batch = self.batch(method)
-        optimizer = torch.optim.AdamW(method.param_groups(3e-4, 3.0, freeze_norm=False))
+        batch = self.batch(method.reads_masks)
+        optimizer = torch.optim.AdamW(method.param_groups(self.rate, 3.0, freeze_norm=False))
         totals = []
-        for _ in range(40):
+        for _ in range(self.updates):
             losses = method.losses(batch, self.step)
             optimizer.zero_grad()
             losses.total.backward()
             optimizer.step()
             method.after_step(self.step)
             totals.append(losses.total.item())
-        assert sum(totals[-3:]) / 3 < 0.6 * totals[0], totals
+        assert sum(totals[-3:]) / 3 < self.falls_to * totals[0], totals
 
     def test_each_term_reaches_what_it_should_and_only_that(self) -> None:
         method = self.build().train()
-        batch = self.batch(method)
+        batch = self.batch(method.reads_masks)
         assert set(method.losses(batch, self.step).terms) == set(self.terms)
         for term, expected in self.terms.items():
             method.zero_grad(set_to_none=True)
@@ -117,7 +141,7 @@ class MethodContract:
             assert reached == expected, term
 
     def test_total_is_the_weighted_sum_of_finite_terms(self) -> None:
-        losses = self.build().train().losses(squares(masks=True), self.step)
+        losses = self.build().train().losses(self.batch(masks=True), self.step)
         assert all(torch.isfinite(value) and value.dim() == 0 for value in losses.terms.values())
         assert torch.isfinite(losses.total) and losses.total.requires_grad
 
@@ -137,33 +161,34 @@ class MethodContract:
         if kind not in self.encoders:
             pytest.skip(f"does not run on {kind}")
         method = self.build(ENCODERS[kind])
-        losses = method.train().losses(self.batch(method), self.step)
+        losses = method.train().losses(self.batch(method.reads_masks), self.step)
         assert torch.isfinite(losses.total)
         method.eval()
-        images = torch.rand(2, 3, 65, 49)
+        height, width = self.size + 1, self.size - 15
+        images = torch.rand(2, 3, height, width)
         tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
         if method.has_cams:
             cams = method.cams(images, tags)
-            assert cams.shape == (2, CLASSES, 65, 49) and cams.dtype == torch.float32
+            assert cams.shape == (2, CLASSES, height, width) and cams.dtype == torch.float32
             assert cams.min() >= 0 and cams.max() <= 1
             assert cams[0, 1].abs().max() == 0 and cams[1].abs().max() == 0
             assert method.cams(images).shape == cams.shape
         if method.has_segmenter:
             logits = method.segment(images)  # type: ignore[operator]
-            assert logits.shape == (2, CLASSES + 1, 65, 49) and logits.dtype == torch.float32
+            assert logits.shape == (2, CLASSES + 1, height, width) and logits.dtype == torch.float32
         scores = method.class_scores(images)
         assert scores is None or (scores.shape == (2, CLASSES) and scores.min() >= 0 and scores.max() <= 1)
 
     def test_saved_model_gives_the_same_numbers(self, tmp_path: Path) -> None:
         method = self.build().eval()
-        config = tiny(self.settings)
+        config = self.config()
         save_model(tmp_path / "model", method, config, ["a", "b", "c"])
         save_model(tmp_path / "again", method, config, ["a", "b", "c"])
         digests = [json.loads((tmp_path / name / "classes.json").read_text())["digest"] for name in ("model", "again")]
         assert digests[0] == digests[1], "masks are told apart by the model that made them"
         loaded, _, classes = load_model(tmp_path / "model")
         assert classes == ["a", "b", "c"]
-        images = torch.rand(1, 3, SIZE, SIZE)
+        images = torch.rand(1, 3, self.size, self.size)
         for name in ("cams", "segment", "class_scores"):
             if name == "cams" and not method.has_cams or name == "segment" and not method.has_segmenter:
                 continue
@@ -171,25 +196,25 @@ class MethodContract:
             assert before is after or torch.equal(before, after), name
 
     def test_resume_gives_the_numbers_of_an_uninterrupted_run(self, tmp_path: Path) -> None:
-        config = tiny(self.settings, data={"source": "demo", "root": str(tmp_path / "scenes"), "demo_images": 12})
+        config = self.config(data={"source": "demo", "root": str(tmp_path / "scenes"), "demo_images": 12})
         whole = self.train(config, tmp_path / "whole", stop=None)
-        self.train(config, tmp_path / "parts", stop=2)
+        self.train(config, tmp_path / "parts", stop=3)
         parts = self.train(config, tmp_path / "parts", stop=None)
         assert whole.keys() == parts.keys()
-        assert self.seen == [2, 3], "it goes on from the checkpoint"
+        assert self.seen == [3, 4], "it goes on from the checkpoint"
         for name, value in whole.items():
             assert torch.equal(value, parts[name]), name
 
     @gpu
     def test_a_gpu_gives_the_numbers_of_the_cpu(self) -> None:
-        images, tags = squares().images, squares().tags
+        images, tags = self.batch().images, self.batch().tags
         found: dict[str, dict[str, Tensor]] = {}
         for device in ("cpu", "cuda"):
             method = self.build().to(device).train()
             for module in method.modules():
                 if isinstance(module, nn.Dropout | nn.Dropout2d):
                     module.p = 0.0  # drawn otherwise on a GPU
-            batch = self.batch(method)
+            batch = self.batch(method.reads_masks)
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 losses = method.losses(batch.to(device, batch.generator), self.step)
                 losses.total.backward()
@@ -215,21 +240,40 @@ class MethodContract:
     def test_trains_and_resumes_on_a_gpu(self, tmp_path: Path) -> None:
         data = {"source": "demo", "root": str(tmp_path / "scenes"), "demo_images": 12}
         train = {"accelerator": "gpu", "precision": "fp32", "optimizer": "sgd", "lr": 1e-4, "channels_last": True}
-        config = tiny(self.settings, data=data, train=train)
+        config = self.config(data=data, train=train)
         whole = self.train(config, tmp_path / "whole", stop=None)
-        self.train(config, tmp_path / "parts", stop=2)
+        self.train(config, tmp_path / "parts", stop=3)
         parts = self.train(config, tmp_path / "parts", stop=None)
         torch.manual_seed(0)
         untrained = build_method(config, len(open_data(config.data).classes))
         floats = {name: value for name, value in untrained.state_dict().items() if value.is_floating_point()}
         way = [(whole[name].cpu() - value).flatten() for name, value in floats.items()]
         apart = [(whole[name] - parts[name]).cpu().flatten() for name in floats]
-        assert self.seen == [2, 3], "it goes on from the checkpoint"
+        assert self.seen == [3, 4], "it goes on from the checkpoint"
         # Not the same bits: kernels on a GPU add up in any order.
         assert torch.cat(apart).norm() < 0.05 * torch.cat(way).norm()
 
+    def test_a_phase_that_never_begins_is_refused(self) -> None:
+        """Training has four steps."""
+        phases = [name for name, waited_for in self.config().method.phases().items() if waited_for]
+        early = dict.fromkeys(phases, 0)
+        for name in phases:
+            with pytest.raises(ConfigError, match=rf"method\.{name}\b"):
+                check_schedule(self.config(changes=early | {name: 9}))
+            check_schedule(self.config(changes=early | {name: 3}))
+
+    def test_a_phase_that_nothing_waits_for_stops_no_run(self) -> None:
+        late = {"name": self.settings["name"]} | dict.fromkeys(self.config().method.phases(), 9)
+        for off in self.idle:
+            check_schedule(tiny(late | off))
+            # Any weight alone has a phase that waits for it, once what it needs beside it is there.
+            for weight in (name for name in off if name.startswith("weight_")):
+                with pytest.raises(ConfigError, match=r"method\."):
+                    check_schedule(tiny(late | off | {weight: 0.1}))
+
     def train(self, config: RunConfig, out: Path, stop: int | None) -> dict[str, Tensor]:
-        """Train into ``out``, until step ``stop``, where a kill comes. Returns the weights; ``seen`` has the steps."""
+        """Train into ``out`` until ``stop`` steps are done, then a kill comes; returns the weights. ``seen``: of each
+        step, how many were done then."""
         collection = open_data(config.data)
         items = collection.split("train")
         torch.manual_seed(0)
@@ -237,19 +281,17 @@ class MethodContract:
         if not method.reads_masks:
             # Masks that do not exist: a method that learns from tags must never open them.
             items = [Item(i.id, i.image, i.tags, Path("nowhere.png")) for i in items]
-        after_step = method.after_step
+        config.train.evaluate_every = 1
         self.seen: list[int] = []
 
-        def watched(step: int) -> None:
-            after_step(step)
-            self.seen.append(step)
-            if step == stop:
+        def watch(method: Method, done: int) -> dict[str, float]:
+            self.seen.append(done)
+            if done == stop:
                 raise KeyboardInterrupt
+            return {}
 
-        method.after_step = watched  # type: ignore[method-assign]
-        folder = RunFolder(out)
         try:
-            train_method(method, config, items, collection.classes, folder, resume=True)
+            train_method(method, config, items, collection.classes, RunFolder(out), resume=True, evaluate=watch)
         except KeyboardInterrupt:
             assert stop is not None
         return {k: v.clone() for k, v in method.state_dict().items()}

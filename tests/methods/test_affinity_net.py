@@ -80,5 +80,5 @@ def test_the_grid_covers_images_of_any_size() -> None:
 def test_it_asks_for_labels_and_has_neither_cams_nor_masks() -> None:
     method = build()
     assert not method.has_cams and not method.has_segmenter and method.labels_from_tags
-    with pytest.raises(TrainingError, match="data.train_masks"):
+    with pytest.raises(TrainingError, match=r"data\.train_masks\b"):
         method.losses(squares(), 0)

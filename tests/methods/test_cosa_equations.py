@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from tagmask.methods.assigning import Assigned, cam_assignment, mean_of_views, photo_positions, without_doubt
+from tagmask.methods.common.pseudo_label_assignment import (
+    Assigned,
+    batch_labels,
+    cam_assignment,
+    mean_of_views,
+    photo_positions,
+    without_doubt,
+)
 from tests.cosa_loops import assignment_loops, bilinear_loops
 from tests.methods.contract import CLASSES
 from tests.methods.cosa_parts import build, two_views
@@ -93,7 +100,7 @@ def test_gate_leaves_out_tags_that_are_not_in_the_crop() -> None:
     scores[0, 0] = 0.4
     assigned = method._assign("main", batch, cams, scores)
     assert not assigned.trusted[0].any() and torch.equal(assigned.trusted[1:], batch.tags[1:] > 0)
-    labels, _ = method._labels(batch, assigned)
+    labels, _ = batch_labels(assigned, batch, method.refiner, method.config.low)
     assert (labels[0] == 255).all() and (labels[1, :60] != 255).all()
 
 
@@ -101,6 +108,6 @@ def test_refinement_changes_the_labels_and_not_the_confidence() -> None:
     plain, refined, batch = build(threshold=0.3), build(threshold=0.3, refine="par"), two_views()
     assert plain.refiner is None and refined.refiner is not None
     assigned = Assigned(torch.rand(4, CLASSES, 4, 4), batch.tags > 0, 0.3)
-    before, after = plain._labels(batch, assigned), refined._labels(batch, assigned)
+    before, after = (batch_labels(assigned, batch, method.refiner, method.config.low) for method in (plain, refined))
     assert torch.equal(before[1], after[1]) and not torch.equal(before[0], after[0])
     assert (after[0][:, 60:] == 255).all()

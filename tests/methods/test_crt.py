@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.errors import ConfigError
-from tagmask.methods import Method, build_method
+from tagmask.methods import build_method
 from tagmask.methods.crt import CRT, class_attention
 from tagmask.reproduce import read_table
 from tagmask.reproduce.configure import configure
 from tagmask.training import load_model, save_model
 from tagmask.types import Features
-from tests.methods import contract
 from tests.methods.contract import CLASSES, ENCODERS, MethodContract, SlowTraining, scales_and_mirrors, squares, tiny
 
 VIT = "test_vit"  # timm's own for tests: 6 blocks of 64 channels
@@ -46,25 +45,16 @@ class TestCRT(MethodContract):
     settings = SETTINGS
     terms = TERMS
     encoders = ("vit",)
-
-    @pytest.fixture(autouse=True)
-    def on_a_vit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def on_vit(method: dict[str, Any], encoder: str = VIT, **sections: Any) -> Any:
-            return tiny(method, encoder, **sections)
-
-        monkeypatch.setattr(contract, "tiny", on_vit)
-
-    def build(self, encoder: str = VIT) -> Method:
-        return super().build(encoder)
+    encoder = VIT
+    idle = [{"weight_l1": 0}]
 
     def test_param_groups_hold_every_trained_parameter_once(self) -> None:
         super().test_param_groups_hold_every_trained_parameter_once()
         method = self.build()
         groups = {group["name"]: group for group in method.param_groups(1.0, 10.0)}
-        assert groups["cnn"]["lr"] == 1.0
         names = {id(p): name for name, p in method.named_parameters()}
         assert {names[id(p)].split(".")[0] for p in groups["heads"]["params"]} == {"classifier", "cnn_classifier"}
-        assert {names[id(p)].split(".")[0] for p in groups["cnn"]["params"]} == {"cnn"}
+        assert {names[id(p)].split(".")[0] for p in groups["encoder"]["params"]} == {"encoder", "cnn"}
         trained = [p.requires_grad for p in method.cnn.parameters()]  # type: ignore[union-attr]
         assert any(trained) and not all(trained), "norm layers are frozen in the CNN, too"
 
@@ -119,9 +109,9 @@ def test_correction_and_attention_equal_equations_1_and_3(loops: int, add_last: 
                     plain[0, c, y, x] = score
                     expected[0, c, y, x] = score * sum(reached) / len(reached)
         assert len(attentions) == len(model.blocks) * max(1, loops) == method.encoder.depth
-        torch.testing.assert_close(method._cam(image), plain)
+        torch.testing.assert_close(method.class_maps(image), plain)
         # The softmax of the attention is taken in float32.
-        torch.testing.assert_close(method._attended_cam(image), expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(method.cam_maps(image), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_tiles_meet_attention_before_they_are_merged() -> None:
@@ -145,14 +135,14 @@ def test_tiles_meet_attention_before_they_are_merged() -> None:
                         reached = [float(a[0, h, 0, prefix + place]) for a in attentions for h in range(a.shape[1])]
                         total[0, :, top + y, left + x] += kernel @ patches[place] * (sum(reached) / len(reached))
                         counts[top + y, left + x] += 1
-        torch.testing.assert_close(method._attended_cam(image), total / counts, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(method.cam_maps(image), total / counts, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("attention", ["class", "none"])
 def test_cams_in_use_are_the_sum_over_scales_and_mirror_images(attention: str) -> None:
     method = build(attention=attention).eval()
     image = torch.rand(1, 3, 64, 80)
-    forward = method._attended_cam if attention == "class" else method._cam
+    forward = method.cam_maps if attention == "class" else method.class_maps
     with torch.no_grad():
         method.classifier.conv.weight.mul_(100)
         total = scales_and_mirrors(forward, image, [1.0, 0.5])
@@ -166,7 +156,7 @@ def test_cams_in_use_are_the_sum_over_scales_and_mirror_images(attention: str) -
 
 def test_no_loop_is_one_plain_pass_and_loops_are_not() -> None:
     image = torch.rand(1, 3, 48, 48)
-    results = [build(loops=n, add_last=last).eval()._cam(image) for n, last in ((0, True), (1, False), (1, True))]
+    results = [build(loops=n, add_last=last).eval().class_maps(image) for n, last in ((0, True), (1, False), (1, True))]
     assert torch.equal(results[0], results[1])
     assert not torch.allclose(results[0], results[2])
 
@@ -262,9 +252,9 @@ def test_tiles_go_in_parts_in_use_and_change_nothing() -> None:
     torch.testing.assert_close(few.cams(images), many.cams(images))
     sizes: list[int] = []
     few.encoder.register_forward_pre_hook(lambda m, i: sizes.append(len(i[0])))
-    few._cam(images)
+    few.class_maps(images)
     assert sizes == [3, 3, 2]
-    few.train()._cam(images)
+    few.train().class_maps(images)
     assert sizes[3:] == [8]
 
 
@@ -289,7 +279,7 @@ def test_classifier_of_3x3() -> None:
     conv = method.classifier.conv
     assert conv.weight.shape[2:] == (3, 3) and conv.bias is not None
     expected = F.conv2d(method.encoder(image).maps[-1], conv.weight, conv.bias, padding=1)
-    torch.testing.assert_close(method._cam(image), expected)
+    torch.testing.assert_close(method.class_maps(image), expected)
 
 
 def test_maps_of_other_sizes_are_compared_on_the_first_branchs_grid() -> None:
@@ -308,7 +298,7 @@ def test_the_release_compares_maps_at_the_images_size() -> None:
     assert method.config.l1_size == "image" and method.classifier.conv.weight.shape[2:] == (3, 3)
     assert method.cnn is not None
     with torch.no_grad():
-        both = method._cam(batch.images), method.cnn_classifier.cam(method.cnn(batch.images).maps[-1])
+        both = method.class_maps(batch.images), method.cnn_classifier.cam(method.cnn(batch.images).maps[-1])
         large = [F.interpolate(maps, size=(64, 64), mode="bilinear", align_corners=False) for maps in both]
         expected = (large[0] - large[1]).abs().mean()
         assert (both[0] - both[1]).abs().mean() != pytest.approx(expected.item(), rel=1e-3)
@@ -333,7 +323,7 @@ def test_the_release_cuts_the_gradient_behind_the_second_stage(name: str) -> Non
 
 
 def test_a_cnn_without_a_second_stage_cannot_be_cut_there() -> None:
-    with pytest.raises(ConfigError, match=r"stride 8.*cnn_detach=false"):
+    with pytest.raises(ConfigError, match=r"method\.cnn_detach\b"):
         build(cnn={"name": VIT, "weights": "none"}, cnn_detach=True)
 
 
@@ -395,19 +385,19 @@ def test_the_ladders_on_msrc(table: str, key: str, values: list[float], tmp_path
 
 
 @pytest.mark.parametrize("kind", ["cnn", "swin", "mit"])
-def test_encoders_without_class_attention_or_loops_are_refused_by_a_sentence(kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"no class token.*method\.attention=none"):
+def test_encoders_without_class_attention_or_loops_are_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"method\.attention\b"):
         build(ENCODERS[kind], ANY, attention="class")
     with pytest.raises(ConfigError, match=r"method\.loops=0"):
         build(ENCODERS[kind], ANY, loops=3)
 
 
 def test_a_vit_without_class_token_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no class token"):
+    with pytest.raises(ConfigError, match=r"method\.attention\b"):
         build("vit_pwee_patch16_reg1_gap_256")
     assert build("vit_pwee_patch16_reg1_gap_256", attention="none").encoder.has_class_token is False
 
 
 def test_wrong_strides_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method.*gaps"):
+    with pytest.raises(ConfigError, match="method.*stride"):
         tiny(SETTINGS | {"stride": 64}, VIT)

@@ -61,6 +61,10 @@ def count_passes(method: RCMMAM) -> list[tuple[bool, int]]:
 class TestRCMMAM(MethodContract):
     settings = SETTINGS | {"scales": [0.5, 1.0]}
     terms = {"cls": TRAINED, "rcm": {"encoder", "projection"}, "mam": TRAINED}
+    # The average teaches the network that it follows: a larger encoder and smaller steps.
+    encoder = "resnet18"
+    rate, updates = 3e-4, 40
+    idle = [{"weight_rcm": 0, "attention": "none"}, {"weight_rcm": 0, "weight_mam": 0}]
 
 
 @pytest.mark.parametrize(

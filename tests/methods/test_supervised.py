@@ -18,7 +18,7 @@ class TestSupervised(MethodContract):
 
 
 def test_without_masks_it_says_so() -> None:
-    with pytest.raises(TrainingError, match="data.masks"):
+    with pytest.raises(TrainingError, match=r"data\.masks\b"):
         build_method(tiny(SETTINGS), CLASSES).losses(squares(), 0)
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tagmask.data.pixels import palette
 from tagmask.errors import DataError
-from tagmask.evaluate import Protocol, ScoreStream, ThresholdCurve
+from tagmask.evaluate import ScoreStream, ThresholdCurve
+from tagmask.evaluate.stamp import describe
 from tagmask.report import Panel, heat, overlay, write_report
 from tagmask.report.page import LACKING, _check_shape, choose, lacking_group
 
@@ -41,19 +42,11 @@ def scores() -> list[dict]:
         target = rng.integers(0, 4, (10, 10))
         stream.update(f"photo{i}", np.where(rng.random((10, 10)) < 0.7, target, 0), target)
         curve.update(rng.random((3, 10, 10)), np.ones(3), target)
-    stamp = Protocol(
-        split="test",
-        split_hash="abcd1234",
-        images=8,
-        truth="masks",
-        tags_at_test=True,
-        threshold=0.3,
-        threshold_source="best on this split (oracle)",
-        seed=0,
-        weights="none",
-        method="baseline",
-        encoder="resnet18",
-    )
+    stamp = {
+        "split": "test", "ids": "abcd1234", "images": 8, "left_out": 0, "truth": "masks", "tags": True,
+        "threshold": 0.3, "threshold_from": "this split", "settings": {"label.refine": "par"}, "version": "0.1.0",
+        "run": {"method": "baseline", "encoder": "resnet18", "supervision": "tags", "weights": "none", "seed": 0},
+    }  # fmt: skip
     return [stream.result("segmenter", CLASSES, stamp, curve, bootstrap=20, without=["cat"])]
 
 
@@ -142,13 +135,13 @@ def test_what_users_wrote_is_text(full_page):
     assert "a<i>.jpg: cannot be read" in text and "cpu <two cores>" in text and "seed: 7 # <script>" in text
 
 
-def test_numbers_and_protocol_are_on_the_page(full_page):
+def test_numbers_and_stamps_are_on_the_page(full_page):
     text = " ".join(" ".join(Page(full_page).text).split())
     (score,) = scores()
     for value in (score["miou"], score["miou_strict"], score["miou_without"], score["interval"]["low"], 0.875):
         assert f"{100 * value:.1f}" in text
-    assert Protocol(**score["protocol"]).describe() in text
-    assert "segmenter on test" in text and "tags at test" in text and "oracle threshold" in text
+    assert describe(score["stamp"]) in text
+    assert "segmenter on test" in text and "tags given" in text and "threshold 0.3 (this split)" in text
     peak = score["curve"]["peak"]
     assert f"peak {100 * peak['miou']:.1f} at {peak['threshold']:g}" in text
     assert all(f"{name} over training steps" in full_page for name in ("seg", "threshold_main", "learning rate"))

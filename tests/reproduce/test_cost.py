@@ -16,8 +16,9 @@ from tagmask.methods.irn import IRN
 from tagmask.methods.supervised import Supervised
 from tagmask.reproduce import cost, read_table, reproduce
 from tagmask.reproduce.configure import configure
+from tagmask.workflow.opened import open_collection
 from tagmask.workflow.stage_labels import ConfidentLabels
-from tests.reproduce.tiny_table import TABLE
+from tests.reproduce.tiny_table import staged_table
 
 TIME = 0.4
 """Seconds that a slowed part takes."""
@@ -48,9 +49,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def planned(table: str, tmp_path: Path, *settings: str) -> dict[str, Any]:
-    settings = (*settings, "train.evaluate_every=0")
-    (line,) = reproduce(table, tmp_path / "scenes", tmp_path / "out", settings, ["first"], 1, plan=True)["plan"]
+def planned(table: str, scenes: Path, tmp_path: Path, *rows: str) -> dict[str, Any]:
+    (line,) = reproduce(table, scenes, tmp_path / "out", rows=rows, seeds=1, plan=True)["plan"]
     return line
 
 
@@ -69,7 +69,7 @@ def planned(table: str, tmp_path: Path, *settings: str) -> dict[str, Any]:
 )
 def test_every_part_of_a_step_is_timed(
     table: str,
-    tmp_path: Path,
+    scenes: Path,
     monkeypatch: pytest.MonkeyPatch,
     clock: Clock,
     part: str,
@@ -77,10 +77,8 @@ def test_every_part_of_a_step_is_timed(
     accumulate: int,
     times: int,
 ) -> None:
-    parsed = read_table(table)
-    settings = [f"train.workers={workers}", f"train.accumulate={accumulate}"]
-    config = configure(parsed, parsed.rows[0], 0, tmp_path / "scenes", tmp_path, settings)
-    collection = cost.workflow.prepare(config)[0]
+    config = _config(table, scenes, f"train.workers={workers}", f"train.accumulate={accumulate}")
+    collection = open_collection(config)
     if part == "optimizer":
         clock.slow(monkeypatch, cost.torch.optim.AdamW, "step")
     if "views" in part:
@@ -91,26 +89,19 @@ def test_every_part_of_a_step_is_timed(
 
 
 def test_labels_and_scores_while_training_are_timed(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+    table: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr(cost, "time_step", lambda *args: 0.0)
-    collection = cost.workflow.prepare(_config(table, tmp_path))[0]
+    collection = open_collection(_config(table, scenes))
     sizes = {split: len(collection.split(split)) for split in ("train", "val", "test")}
-    clock.slow(monkeypatch, Inference, "labels")
-    line = planned(table, tmp_path)
+    clock.slow(monkeypatch, Inference, "refine_masks")
+    line = planned(table, scenes, tmp_path, "first")
     assert line["label_hours"] * 3600 == pytest.approx(TIME * sizes["train"])
     assert line["hours"] == line["scoring_hours"] == 0
-    clock.slow(monkeypatch, Inference, "predict")
-    line = planned(table, tmp_path)
-    assert line["hours"] * 3600 == pytest.approx(TIME * sizes["val"]), "at the end of the training"
+    clock.slow(monkeypatch, Inference, "logits")
+    line = planned(table, scenes, tmp_path, "first")
+    assert line["label_hours"] * 3600 == pytest.approx(2 * TIME * sizes["train"])
     assert line["scoring_hours"] * 3600 == pytest.approx(TIME * sizes["test"])
-
-
-def test_how_often_val_is_scored(table: str, tmp_path: Path) -> None:
-    config = _config(table, tmp_path, "train.steps=10", "train.evaluate_every=4")
-    assert [cost.watchings(config, left) for left in (10, 6, 2, 0)] == [3, 2, 1, 0]
-    assert cost.watchings(_config(table, tmp_path, "train.steps=8", "train.evaluate_every=4"), 8) == 2
-    assert cost.watchings(_config(table, tmp_path, "train.steps=8", "train.evaluate_every=0"), 8) == 1
 
 
 @pytest.mark.parametrize(
@@ -130,37 +121,40 @@ def test_stages_are_timed(
     split: str,
     each: int,
     table: str,
+    scenes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     clock: Clock,
 ) -> None:
-    for name in ("time_step", "time_watching"):
-        monkeypatch.setattr(cost, name, lambda *args: 0.0)
-    settings = "stages={classifier: {}, cams: {}, affinity: {}, masks: {}, segmenter: {}}"
-    text = TABLE.replace("seeds: [0, 1]", f"  - '{settings}'\nseeds: [0]").split("  - {name: first")[0]
-    shared = 'set: ["method.head_options={hidden: 8}", method.warmup=1]'
-    Path(table).write_text(text + f"  - {{name: staged, stages: true, {shared}}}\n")
-    collection = cost.workflow.prepare(_config(table, tmp_path))[0]
+    monkeypatch.setattr(cost, "time_step", lambda *args: 0.0)
+    stages = "{classifier: {}, cams: {}, affinity: {}, masks: {}, segmenter: {}}"
+    Path(table).write_text(staged_table(stages), encoding="utf-8")
+    collection = open_collection(_config(table, scenes))
     counted = [item for item in collection.split(split) if split == "test" or item.tags]
     clock.slow(monkeypatch, owner, part)
-    (line,) = reproduce(table, tmp_path / "scenes", tmp_path / "out", plan=True)["plan"]
-    assert line[key] * 3600 == pytest.approx(TIME * len(counted) * each)
+    assert planned(table, scenes, tmp_path)[key] * 3600 == pytest.approx(TIME * len(counted) * each)
 
 
 def test_masks_that_are_refined_are_timed(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+    table: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    for name in ("time_step", "time_watching"):
-        monkeypatch.setattr(cost, name, lambda *args: 0.0)
-    text = TABLE.replace("seeds: [0, 1]", "  - 'stages={classifier: {}, masks: {threshold: 0.2}}'\nseeds: [0]")
-    shared = 'set: ["method.head_options={hidden: 8}", method.warmup=1]'
-    Path(table).write_text(text.split("  - {name: first")[0] + f"  - {{name: staged, stages: true, {shared}}}\n")
-    items = [item for item in cost.workflow.prepare(_config(table, tmp_path))[0].split("train") if item.tags]
+    monkeypatch.setattr(cost, "time_step", lambda *args: 0.0)
+    Path(table).write_text(staged_table("{classifier: {}, masks: {threshold: 0.2}}"), encoding="utf-8")
+    items = [item for item in open_collection(_config(table, scenes)).split("train") if item.tags]
     clock.slow(monkeypatch, Inference, "refine")
-    (line,) = reproduce(table, tmp_path / "scenes", tmp_path / "out", plan=True)["plan"]
+    line = planned(table, scenes, tmp_path)
     assert line["label_hours"] * 3600 == pytest.approx(TIME * len(items)) and line["scoring_hours"] == 0
 
 
-def _config(table: str, tmp_path: Path, *settings: str) -> RunConfig:
+def test_weights_that_a_stage_lacks_cost_nothing(table: str, scenes: Path, tmp_path: Path) -> None:
+    lacking = "{classifier: {}, masks: {}, segmenter: {encoder: {weights: /none/such.pth}}}"
+    sizes = []
+    for stages in (lacking, lacking.replace("/none/such.pth", "none")):
+        Path(table).write_text(staged_table(stages), encoding="utf-8")
+        sizes.append(planned(table, scenes, tmp_path)["bytes"])
+    assert sizes[0] == sizes[1] > 0
+
+
+def _config(table: str, scenes: Path, *settings: str) -> RunConfig:
     parsed = read_table(table)
-    return configure(parsed, parsed.rows[0], 0, tmp_path / "scenes", tmp_path, list(settings))
+    return configure(parsed, parsed.rows[0], 0, scenes, scenes.parent, list(settings))

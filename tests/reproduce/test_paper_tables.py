@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tagmask.config import load_config
-from tagmask.data import write_demo
 from tagmask.data.benchmarks import BENCHMARKS
 from tagmask.methods import build_method
 from tagmask.reproduce import packaged_tables, read_table
@@ -194,15 +193,13 @@ def test_rows_can_be_built(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_small_budget_leaves_rows_apart(name: str, tmp_path: Path) -> None:
+def test_a_small_budget_leaves_rows_apart(name: str, scenes: Path, tmp_path: Path) -> None:
     """What the plan chooses must not undo what a row changes."""
-    data = tmp_path / "scenes"
-    write_demo(data, images=12, size=(64, 80))
-    found, table = look_at(data, []), read_table(name)
+    found, table = look_at(scenes, []), read_table(name)
     trained: dict[str, str] = {}
     for row in table.rows:
         if row.run_of is None:
-            config = configure(table, row, 0, data, tmp_path, [], found=found)
+            config = configure(table, row, 0, scenes, tmp_path, [], found=found)
             parts = config.model_dump_json(include={"views", "encoder", "method", "train", "stages"})
             labels = config.label.model_dump_json() if row.label or row.stages else ""
             key = f"{parts} {labels} {row.masks_from}"

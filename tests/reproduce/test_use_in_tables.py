@@ -9,7 +9,7 @@ import pytest
 
 from tagmask.errors import ConfigError
 from tagmask.reproduce import read_table, reproduce
-from tests.reproduce.tiny_table import SET
+from tests.reproduce.tiny_table import SET, SMALL
 
 TABLE = f"""
 title: use
@@ -17,25 +17,28 @@ title: use
   - {{title: val, split: val, score: segmenter}}
   - {{title: val threshold, split: train, score: cam (val threshold)}}
 rows:
-  - {{name: plain, set: ["method.head_options={{hidden: 8}}", method.warmup=1]}}
+  - {{name: plain, {SMALL}}}
   - name: average
     set: [method.name=cosa, "method.head_options={{hidden: 8}}", method.warmup=0, method.momentum=0.5]
   - {{name: online, run_of: average, set: [method.inference=online, method.ensemble=true]}}
 """
+USE = ("method.inference", "method.ensemble")
 
 
-def test_a_run_is_scored_in_another_use(tmp_path: Path) -> None:
+def test_a_run_is_scored_in_another_use(scenes: Path, tmp_path: Path) -> None:
     path = tmp_path / "use.yaml"
     path.write_text(TABLE, encoding="utf-8")
-    plain, average, online = reproduce(str(path), tmp_path / "scenes", tmp_path / "out")["rows"]
+    plain, average, online = reproduce(str(path), scenes, tmp_path / "out")["rows"]
     cells = [row["cells"]["val"] for row in (plain, average, online)]
-    assert [cell["protocol"]["use"] for cell in cells] == [None, None, "ensemble=True, inference=online"]
-    assert cells[1]["mean"] != cells[2]["mean"]
+    uses = [[cell["stamp"]["settings"].get(key) for key in USE] for cell in cells]
+    assert uses == [[None, None], ["assignment", False], ["online", True]]
+    assert cells[1]["stamp"]["run"] == cells[2]["stamp"]["run"]
+    assert average["cells"]["val threshold"]["mean"] != online["cells"]["val threshold"]["mean"]
     assert not (tmp_path / "out" / "use" / "online" / "seed0" / "model").exists(), "no training of its own"
     text = (tmp_path / "out" / "use" / "table.md").read_text()
-    assert "use: ensemble=True, inference=online / None" in text, "beside a method that has no such settings"
+    assert "method.inference: online / None" in text, "beside a method that has no such settings"
     scores = json.loads((tmp_path / "out" / "use" / "online" / "seed0" / "result.json").read_text())["scores"]
-    assert {s["protocol"]["use"] for s in scores} == {"ensemble=True, inference=online"}
+    assert {s["stamp"]["settings"]["method.inference"] for s in scores} == {"online"}
 
 
 @pytest.mark.parametrize(
@@ -47,5 +50,5 @@ def test_what_the_method_does_not_allow_is_refused_before_anything_trains(
 ) -> None:
     path = tmp_path / "use.yaml"
     path.write_text(TABLE.replace(before, after), encoding="utf-8")
-    with pytest.raises(ConfigError, match="row 'online' sets method"):
+    with pytest.raises(ConfigError, match=r"row 'online' sets method\."):
         read_table(str(path))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import write_demo
 from tagmask.training import read_json
-from tagmask.workflow import prepare, run_stages, train
+from tagmask.workflow import Run, train
+from tagmask.workflow.run import training_steps, work
+from tagmask.workflow.stages import Stages
 
 STAGES = [
     "classifier",
@@ -56,16 +62,35 @@ def classifier(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def staged(config: RunConfig, classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with all stages done, never interrupted."""
-    out = tmp_path_factory.mktemp("staged") / "run"
-    shutil.copytree(classifier, out)
-    run_stages(config, out, prepare(config))
-    return out
+    """The same with all stages done, never interrupted.
+
+    While they are, the true masks of training photos are files that are not there: opening one would fail.
+    """
+    run = Run(tmp_path_factory.mktemp("staged") / "run", config)
+    shutil.copytree(classifier, run.folder.path)
+    trains = set(run.collection.splits["train"])
+    hidden = [replace(i, mask=Path("nowhere.png")) if i.id in trains else i for i in run.collection.items]
+    run.collection = replace(run.collection, items=hidden)
+    through_stages(run)
+    return run.folder.path
+
+
+def through_stages(run: Run, console: Console | None = None, last: str = "segmenter") -> dict[str, Any]:
+    """Train a run and do its stages up to ``last``, where they are not done. Returns what each step gave, by name."""
+    run.begin(resume=True)
+    steps = training_steps(run, Stages(run), console)
+    wanted = list(steps)[: list(steps).index(last) + 1] if last in steps else list(steps)
+    return work(run, {name: steps[name] for name in wanted}, "again")[0]
+
+
+def without(source: Path, out: Path, folders: Sequence[str]) -> Path:
+    """A copy of a run folder in ``out``, but for some of its stages' folders."""
+    return Path(shutil.copytree(source, out, ignore=shutil.ignore_patterns(*folders)))
 
 
 def made(run: Path) -> dict[str, bytes]:
-    """Label files by name, and the networks' weights by their digest."""
+    """Label files by name, and the digests of the networks' weights, of the stages that are there."""
     found = {str(p.relative_to(run)): p.read_bytes() for name in ("seeds", "masks") for p in (run / name).glob("*.png")}
-    for name in ("affinity", "segmenter"):
+    for name in (name for name in ("affinity", "segmenter") if (run / name).is_dir()):
         found[name] = read_json(run / name / "model" / "classes.json")["digest"].encode()
     return found

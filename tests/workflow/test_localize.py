@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +19,12 @@ from tagmask.cli import app
 from tagmask.config import load_config
 from tagmask.data import Item
 from tagmask.errors import ConfigError, DataError
-from tagmask.evaluate import Localization, Protocol
+from tagmask.evaluate import Localization
+from tagmask.evaluate.stamp import BY_SPLIT, FIXED
+from tagmask.label import Look
 from tagmask.training import RunFolder
-from tagmask.workflow import evaluate, train
-from tagmask.workflow.localize import COLUMNS, add, key_protocol
+from tagmask.workflow import Run, evaluate, train
+from tagmask.workflow.localize import COLUMNS, add, key_stamp
 
 COLOURS = {"001.Red_bird": (220, 30, 30), "002.Blue_bird": (30, 30, 220)}
 
@@ -70,27 +74,27 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate_writes_and_prints_localisation(run: Path) -> None:
     words = ["evaluate", str(run), "--what", "localization"]
     (result,) = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
-    assert result["images"] == 4 and result["protocol"]["split"] == "test" and len(result["curve"]["box_acc"]) == 10
+    assert result["images"] == 4 and result["stamp"]["split"] == "test" and len(result["curve"]["box_acc"]) == 10
     assert result["max_box_acc"] >= result["gt_known"] >= result["top1"]
     assert result["top5"] == result["gt_known"], "of two classes the true one is among the best five"
     assert RunFolder(run).metrics()["localization"]["test"] == result
     shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).output
-    assert "GT-known" in shown and "cub:boxes" in shown
-    best = f"MaxBoxAcc: test (4 images, {result['protocol']['split_hash'][:4]}) · tags at test · threshold "
-    assert f"{best}{result['best_threshold']:g} (best on this split (oracle) of 10)" in " ".join(shown.split())
+    threshold = f"threshold {result['best_threshold']:g} (this split)"
+    assert "GT-known on test, tags given" in shown and f"MaxBoxAcc on test, tags given, {threshold}" in shown
+    assert "top-1 on test, no tags" in shown
 
 
 def test_each_share_has_its_own_stamp(run: Path) -> None:
     (result,) = evaluate(run, "test", ["localization"])
-    stamps = {key: Protocol(**key_protocol(result, key)) for key in (*COLUMNS, "top1_class")}
-    assert {key: stamp.tags_at_test for key, stamp in stamps.items()} == {
+    stamps = {key: key_stamp(result, key) for key in (*COLUMNS, "top1_class")}
+    assert {key: stamp["tags"] for key, stamp in stamps.items()} == {
         "top1": False, "top5": False, "gt_known": True, "max_box_acc": True, "top1_class": False,
     }  # fmt: skip
-    assert stamps["max_box_acc"].threshold == result["best_threshold"]
-    assert stamps["max_box_acc"].threshold_source == "best on this split (oracle)"
-    assert (stamps["gt_known"].threshold, stamps["gt_known"].threshold_source) == (0.3, "fixed")
-    assert stamps["top1_class"].threshold is None and stamps["top1_class"].threshold_source == "none"
-    assert stamps["top1"].crop == 64 and stamps["top1"].precision == "fp32" and "2048" in str(stamps["top1"].grid)
+    found = {key: (stamp["threshold"], stamp["threshold_from"]) for key, stamp in stamps.items()}
+    assert found["max_box_acc"] == (result["best_threshold"], BY_SPLIT)
+    assert found["gt_known"] == (0.3, FIXED) and found["top1_class"] == (None, None)
+    assert stamps["top1"]["run"]["settings"]["views.crop"] == 64 and stamps["top1"]["truth"] == "cub:boxes"
+    assert stamps["top1"]["settings"]["label.max_side"] == 2048
 
 
 def test_boxes_are_brought_to_the_grid_of_the_cams() -> None:
@@ -104,19 +108,15 @@ def test_boxes_are_brought_to_the_grid_of_the_cams() -> None:
     )
     item = Item("a", Path("a.png"), (1,), None, ((20.0, 10.0, 40.0, 30.0),))
     counts = Localization(iou=0.99, threshold=0.5)
-    add(counts, inference, item, torch.zeros(3, 40, 60, dtype=torch.uint8))
+    add(counts, item, Look(inference, torch.zeros(3, 40, 60, dtype=torch.uint8), torch.tensor([0.0, 1.0])))
     assert counts.result()["top1"] == 1
 
 
-def test_what_cannot_be_localised_is_said(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a score.*localization"):
+def test_what_cannot_be_localised_is_said(run: Path) -> None:
+    with pytest.raises(ConfigError, match="'localisation'.*localization"):
         evaluate(run, "test", ["localisation"])
-    root = tmp_path / "plain"
-    for name in ("a", "b"):
-        (root / name).mkdir(parents=True)
-        for i in range(2):
-            Image.new("RGB", (64, 64), (i * 90, 40, 9)).save(root / name / f"{name}{i}.png")
-    config = load_config(RunFolder(run).config().model_dump(mode="json"), {"data": {"root": str(root)}})
-    train(config, tmp_path / "run")
-    with pytest.raises(DataError, match="one class and has a true box"):
-        evaluate(tmp_path / "run", "train", ["localization"])
+    opened = Run(run)
+    collection = opened.collection
+    opened.collection = replace(collection, items=[replace(item, boxes=()) for item in collection.items])
+    with pytest.raises(DataError, match=re.escape(str(collection.root))):
+        evaluate(opened, "train", ["localization"])

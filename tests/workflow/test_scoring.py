@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import jaccard_score, precision_score, recall_score
-from tagmask.workflow.scoring import Scorer
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -21,10 +21,10 @@ from tagmask.config import RunConfig, load_config
 from tagmask.data import open_data, read_image, read_mask, write_mask
 from tagmask.data.collection import tag_vector
 from tagmask.errors import ConfigError
-from tagmask.evaluate import BoundaryIoU, Protocol
+from tagmask.evaluate import BoundaryIoU, difference
 from tagmask.refine import DenseCRF
 from tagmask.training import RunFolder, write_json
-from tagmask.workflow import evaluate, train
+from tagmask.workflow import Run, evaluate, train
 from tests.data.test_data_benchmarks import write_sbd
 
 SIZE = (24, 32)
@@ -42,8 +42,6 @@ def write_voc(root: Path, photos: int = 6) -> Path:
         mask[y - 1 : y + 12, x - 1 : x + 15] = 255
         mask[y : y + 11, x : x + 14] = label
         pixels = np.where(mask[..., None] == label, (200, 40, 40), (60, 90, 60)) + rng.integers(0, 30, (*SIZE, 3))
-        from PIL import Image
-
         (root / "JPEGImages").mkdir(exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(root / "JPEGImages" / f"{name}.png")
         (root / "Annotations" / f"{name}.xml").write_text(
@@ -67,9 +65,18 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rims_in_training() -> list[int]:
+    """An entry for each photo whose rims were counted while ``run`` was trained."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(voc: Path, tmp_path_factory: pytest.TempPathFactory, rims_in_training: list[int]) -> Path:
     out = tmp_path_factory.mktemp("runs") / "voc"
-    train(settings(voc), out)
+    update = BoundaryIoU.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundaryIoU, "update", lambda self, *maps: rims_in_training.append(1) or update(self, *maps))
+        train(settings(voc), out)
     return out
 
 
@@ -100,7 +107,7 @@ def test_masks_have_the_scores_that_scikit_learn_gives(run: Path, voc: Path) -> 
         truths.append(truth.ravel())
         predictions.append(made.ravel())
     assert {Path(str(item.mask)).suffix for item in collection.split("train")} == {".png", ".mat"}
-    about = {"classes": ["background", *collection.classes], "label": {}, "source": "cam"}
+    about = {"classes": ["background", *collection.classes], "settings": {}, "source": "cam"}
     write_json(run / "masks" / "classes.json", about)
     (score,) = evaluate(run, "train", ["masks"])
     y, p = np.concatenate(truths), np.concatenate(predictions)
@@ -123,8 +130,8 @@ def test_masks_have_the_scores_that_scikit_learn_gives(run: Path, voc: Path) -> 
     missed = np.where(p == 255, 20, p)  # as another class's, which takes no part in the mean
     strict = jaccard_score(y, missed, **kept)
     assert score["miou_strict"] == pytest.approx(strict.mean()) and strict.mean() < iou.mean()
-    assert score["protocol"]["truth"] == "voc:SegmentationClass (2), cls (2)"
-    assert score["protocol"]["crop"] == 64 and 0 < score["boundary_iou"] < score["miou"]
+    assert score["stamp"]["truth"] == "voc:SegmentationClass (2), cls (2)"
+    assert score["stamp"]["run"]["settings"]["views.crop"] == 64 and 0 < score["boundary_iou"] < score["miou"]
     assert score["interval"]["low"] <= score["miou"] <= score["interval"]["high"]
 
 
@@ -145,11 +152,11 @@ def made(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cams_after_a_crf(run: Path, voc: Path, made: None) -> None:
-    with pytest.raises(ConfigError, match="set label.crf"):
+    with pytest.raises(ConfigError, match=r"label\.crf"):
         evaluate(run, "val", ["cam+crf"])
     (score,) = evaluate(run, "val", ["cam+crf"], ["label.crf=psa", "label.threshold=0.2"])
-    protocol = score["protocol"]
-    assert protocol["crf"].startswith("psa (") and protocol["threshold"] == 0.2 and protocol["tags_at_test"]
+    stamp = score["stamp"]
+    assert stamp["settings"]["label.crf"] == "psa" and stamp["threshold"] == 0.2 and stamp["tags"]
     confusion = np.zeros((21, 21), int)
     for item in open_data(settings(voc).data).split("val"):
         assert item.mask is not None
@@ -173,17 +180,18 @@ def test_the_spread_of_single_scales(run: Path, made: None, tmp_path: Path) -> N
     assert [entry["threshold"] for entry in result["scales"]] == [peak["threshold"] for peak in alone]
     assert alone[0]["threshold"] < alone[1]["threshold"]
     assert result["std"] == pytest.approx(pstdev([peak["miou"] for peak in alone]))
-    assert result["protocol"]["threshold_source"] == "best on this split (oracle)" and result["protocol"]["images"] == 2
+    stamp = result["stamp"]
+    assert stamp["images"] == 2 and stamp["tags"] and stamp["threshold"] is None, "each scale has its own"
+    assert stamp["settings"]["label.max_side"] == 2048 and stamp["settings"]["label.cam_scales"] == [1.0, 0.5]
     assert RunFolder(tmp_path / "other").metrics()["spread"]["list:train"] == result
-    assert result["protocol"]["merge"] == "sum" and "at most 2048" in result["protocol"]["grid"]
     assert "spread" not in RunFolder(run).metrics()
     shown = CliRunner().invoke(
         app, ["evaluate", str(run), "--split", "val", "--what", "spread"], env={"COLUMNS": "220"}
     )
-    assert "scale 0.5" in shown.output and "deviation" in shown.output and "each scale alone" in shown.output
-    with pytest.raises(ConfigError, match="two scales or more"):
+    assert "at 1" in shown.output and "at 0.5" in shown.output and "deviation" in shown.output
+    with pytest.raises(ConfigError, match=r"label\.cam_scales"):
         evaluate(run, "val", ["spread"], ["label.cam_scales=[1.0]"])
-    with pytest.raises(ConfigError, match="cam\\+crf.*spread"):
+    with pytest.raises(ConfigError, match="'spred'.*spread"):
         evaluate(run, "val", ["spred"])
 
 
@@ -209,49 +217,42 @@ def test_scores_of_another_record_leave_the_run_alone(run: Path, tmp_path: Path)
 
 
 def test_a_score_says_its_grid_precision_and_rims(run: Path, tmp_path: Path) -> None:
-    def scored(*settings: str) -> dict[str, Any]:
-        (score,) = evaluate(run, "val", ["cam"], settings, record=tmp_path / "own")
-        return score["protocol"]
+    opened = Run(run)
 
-    plain = Protocol(**scored())
-    assert plain.precision == "fp32" and plain.rim == 0.02
-    for setting, field in {
-        "label.max_side=256": "grid",
-        "views.short_side=16": "grid",
-        "train.precision=bf16": "precision",
-        "evaluate.boundary=0": "rim",
-        "evaluate.bins=10": "bins",
-        "evaluate.without=[cat]": "without",
-        "evaluate.only=[cat]": "only",
-    }.items():
-        (line,) = Protocol(**scored(setting)).differs(plain)
-        assert line.startswith(f"{field}: ")
+    def scored(*settings: str) -> dict[str, Any]:
+        (score,) = evaluate(opened, "list:train", ["cam"], settings, record=tmp_path / "own")
+        return score["stamp"]
+
+    plain = scored()
+    assert plain["settings"]["train.precision"] == "fp32" and plain["settings"]["evaluate.boundary"] == 0.02
+    changes = ["label.max_side=256", "views.short_side=16", "train.precision=bf16", "evaluate.boundary=0.0"]
+    changes += ["evaluate.bins=10", "evaluate.without=[cat]", "evaluate.only=[cat]"]
+    for change in changes:
+        assert list(difference(scored(change), plain)) == [f"settings.{change.partition('=')[0]}"]
     assert len(RunFolder(tmp_path / "own").metrics()["scores"]) == 8, "none took another's place"
+    scored("label.scales=[0.5]", "evaluate.bootstrap=5")
+    assert len(RunFolder(tmp_path / "own").metrics()["scores"]) == 8, "of the segmenter, and of intervals"
 
 
 def test_thresholds_of_val_stay_on_their_grid(run: Path, tmp_path: Path) -> None:
-    evaluate(run, "val", ["cam"], record=tmp_path)
+    opened = Run(run)
+    evaluate(opened, "val", ["cam"], record=tmp_path)
 
     def names(*settings: str) -> list[str]:
-        return [score["name"] for score in evaluate(run, "list:train", ["cam"], settings, record=tmp_path)]
+        return [score["name"] for score in evaluate(opened, "list:train", ["cam"], settings, record=tmp_path)]
 
     assert names() == ["cam", "cam (val threshold)"] and names("label.max_side=256") == ["cam"]
     assert names("evaluate.bins=10") == ["cam"], "another search"
-    folder = RunFolder(tmp_path)
-    metrics = folder.metrics()
-    metrics["scores"] = [score for score in metrics["scores"] if score["protocol"]["split"] == "val"]
-    del metrics["scores"][0]["protocol"]["grid"]  # as earlier versions wrote it
-    write_json(folder.metrics_file, metrics)
-    assert names("label.max_side=256") == ["cam", "cam (val threshold)"]
 
 
-def test_no_rims_are_counted_during_training(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_rims_are_counted_during_training(
+    run: Path, rims_in_training: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert any("val/segmenter" in json.dumps(line) for line in RunFolder(run).log()) and not rims_in_training
     counted: list[int] = []
     update = BoundaryIoU.update
     monkeypatch.setattr(BoundaryIoU, "update", lambda self, *maps: counted.append(1) or update(self, *maps))
-    train(settings(voc), tmp_path / "run")
-    assert any("val/segmenter" in json.dumps(line) for line in RunFolder(tmp_path / "run").log()) and not counted
-    evaluate(tmp_path / "run", "val", ["segmenter"])
+    evaluate(run, "val", ["segmenter"], record=tmp_path)
     assert len(counted) == 2, "they are when the run is scored"
 
 
@@ -264,17 +265,6 @@ def test_masks_that_tagmask_did_not_make_are_told_by_their_folder(voc: Path, tmp
     base = settings(voc).model_dump(mode="json", exclude={"method"})
     for name, values in {"drawn": of_masks, "true": {"method": {"name": "supervised"}}}.items():
         train(load_config(base, values), tmp_path / name / "run")
-    stamps = {n: evaluate(tmp_path / n / "run", "val", ["segmenter"])[0]["protocol"] for n in ("drawn", "true")}
-    assert stamps["drawn"]["supervision"] == "masks" and stamps["drawn"]["masks"] == "not by tagmask, 'drawn'"
-    assert stamps["true"]["supervision"] == "true masks" and stamps["true"]["masks"] is None
-    (tmp_path / "drawn" / "run" / "train_masks.json").unlink()  # trained by an earlier version
-    old = evaluate(tmp_path / "drawn" / "run", "val", ["segmenter"])[0]["protocol"]
-    assert old["masks"] is None and Protocol(**old).differs(Protocol(**stamps["drawn"])) == []
-
-
-def test_the_scorer_names_what_a_crf_needs(run: Path, voc: Path) -> None:
-    from tagmask.training import load_model
-
-    method = load_model(run / "model", torch.device("cpu"))[0]
-    with pytest.raises(ConfigError, match="label.crf=psa"):
-        Scorer(method, settings(voc), open_data(settings(voc).data), ["cam+crf"])
+    of = {n: evaluate(tmp_path / n / "run", "val", ["segmenter"])[0]["stamp"]["run"] for n in ("drawn", "true")}
+    assert of["drawn"]["supervision"] == "masks" and of["drawn"]["masks"] == {"folder": "drawn"}
+    assert of["true"]["supervision"] == "true masks" and of["true"]["masks"] is None

@@ -72,7 +72,7 @@ def test_converted_instances_give_the_scores_worked_out_by_hand(tmp_path: Path) 
     for image, labels in ((1, first), (2, second)):
         write_mask(run / "masks" / f"COCO_train2014_{image:012d}.png", labels)
     names = ["background", *COCO_CATEGORIES.values()]
-    write_json(run / "masks" / "classes.json", {"classes": names, "label": {}, "source": "cam"})
+    write_json(run / "masks" / "classes.json", {"classes": names, "settings": {}, "source": "cam"})
     (score,) = evaluate(run, "train", ["masks"])
     pixels = {name: row["pixels"] for name, row in score["per_class"].items() if row["pixels"]}
     assert pixels == {"background": 80 - 16 - 12 - 16, "person": 16, "dog": 12, "stop sign": 40, "toothbrush": 40}
@@ -88,4 +88,4 @@ def test_converted_instances_give_the_scores_worked_out_by_hand(tmp_path: Path) 
     precision, recall = [36 / 40, 1, 1, 1, 1, 0], [1, 1, 8 / 12, 0.8, 1]
     assert score["precision"] == pytest.approx(sum(precision) / 6)
     assert score["recall"] == pytest.approx(sum(recall) / 5), "a class that is nowhere true has none"
-    assert score["protocol"]["truth"] == "coco:train2014" and score["protocol"]["images"] == 2
+    assert score["stamp"]["truth"] == "coco:train2014" and score["stamp"]["images"] == 2

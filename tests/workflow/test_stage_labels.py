@@ -16,10 +16,10 @@ from PIL import Image
 from tagmask.config import load_config
 from tagmask.data import open_data
 from tagmask.errors import ConfigError, DataError
-from tagmask.label import read_missing, write_label_files
+from tagmask.label import Labelled, LabelWriter, Look, go_over, read_missing
 from tagmask.refine import DenseCRF, label_probabilities
 from tagmask.stage_config import CamsStage, MasksStage
-from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, write_labels
+from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, of_tagged
 
 
 def fake_inference(cams: torch.Tensor) -> Any:
@@ -33,6 +33,19 @@ def fake_inference(cams: torch.Tensor) -> Any:
     )
 
 
+def look(inference: Any, photo: torch.Tensor, present: torch.Tensor) -> Look:
+    tags = torch.zeros(inference.method.classes)
+    tags[present] = 1
+    return Look(inference, photo, tags)
+
+
+def write(folder: Path, items: Any, classes: Any, make: Any, note: Any, **options: Any) -> Labelled:
+    """Label files of items whose photos are read as in a pass; their looks are never used."""
+    writer = LabelWriter(folder, items, classes, note, make, **options)
+    go_over(SimpleNamespace(method=SimpleNamespace(classes=len(classes))), writer.todo, [writer.add], "", None)  # type: ignore[arg-type]
+    return writer.finish()
+
+
 @pytest.mark.parametrize("rule", ["constant", "power"])
 @pytest.mark.parametrize("crf", ["none", "psa"])
 @pytest.mark.parametrize("confidence", [0.7, None])
@@ -42,7 +55,7 @@ def test_confident_labels_equal_the_rule(rule: str, crf: str, confidence: float 
     photo = torch.randint(0, 256, (3, 9, 11), generator=generator, dtype=torch.uint8)
     stage = CamsStage(rule=rule, high=0.8, low=0.5, power_high=0.5, power_low=2, crf=crf, confidence=confidence)  # type: ignore[arg-type]
     present = torch.tensor([1, 3])
-    labels, soft = ConfidentLabels(fake_inference(cams), stage)(photo, present)
+    labels, soft = ConfidentLabels(stage)(look(fake_inference(cams), photo, present), present)
     assert torch.equal(soft, cams[[1, 3]])
 
     def labelling(constant: float, power: float) -> torch.Tensor:
@@ -72,12 +85,13 @@ def test_label_files_have_the_photos_size_and_the_data_sets_classes(tmp_path: Pa
     items = [item for item in collection.items if item.tags][:1]
     items += [replace(items[0], id="nothing", tags=()), replace(items[0], id="broken", image=Path("nowhere.jpg"))]
 
-    def make(photo: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = torch.zeros(photo.shape[-2:], dtype=torch.uint8)
+    def make(look: Look, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.zeros(look.photo.shape[-2:], dtype=torch.uint8)
         labels[0, 0], labels[1, 1] = len(present), 255
         return labels, torch.zeros(len(present), 2, 2)
 
-    made = write_labels(tmp_path / "out", items, collection.classes, make, {"classes": []}, soft=True)
+    labels = of_tagged(make, collection.classes)
+    made = write(tmp_path / "out", items, collection.classes, labels, {"value": 1}, soft=True)
     values = np.array(Image.open(tmp_path / "out" / f"{items[0].id}.png"))
     assert values.shape == (64, 80) and values[0, 0] == items[0].tags[-1] + 1 and values[1, 1] == 255  # type: ignore[index]
     assert not np.array(Image.open(tmp_path / "out" / "nothing.png")).any(), "nothing in it: background"
@@ -89,26 +103,25 @@ def test_label_files_have_the_photos_size_and_the_data_sets_classes(tmp_path: Pa
 def test_overwriting_that_is_killed_leaves_no_old_labels(tmp_path: Path, scenes: Path) -> None:
     items = open_data(load_config({"data": {"root": str(scenes)}}).data).items[:3]
 
-    def write(value: int, die_after: int = 9, **options: Any) -> Any:
-        def make(item: Any, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    def labelled(value: int, die_after: int = 9, **options: Any) -> Labelled:
+        def make(item: Any, look: Look) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
             if items.index(item) == die_after:
                 raise KeyboardInterrupt
-            return torch.full(photo.shape[-2:], value, dtype=torch.uint8), torch.full((1, 2, 2), value), ["x"]
+            return torch.full(look.photo.shape[-2:], value, dtype=torch.uint8), torch.full((1, 2, 2), value), ["x"]
 
-        return write_label_files(tmp_path, items, list("abcdefgh"), make, {"value": value}, **options)
+        return write(tmp_path, items, list("abcdefgh"), make, {"value": value}, **options)
 
-    write(1, soft=True)
+    labelled(1, soft=True)
     assert len(list(tmp_path.glob("*.npz"))) == 3
-    with pytest.raises(ConfigError, match="other settings.*--overwrite"):
-        write(2)
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        labelled(2)
     with pytest.raises(KeyboardInterrupt):
-        write(2, die_after=1, overwrite=True)
-    assert write(2).skipped == 1
+        labelled(2, die_after=1, overwrite=True)
+    assert labelled(2).skipped == 1
     assert not list(tmp_path.glob("*.npz")), "soft maps of the first labels, beside the second ones"
     assert {int(np.array(Image.open(path)).max()) for path in tmp_path.glob("*.png")} == {2}
-    extra = replace(items[0], id="further")
-    with pytest.raises(ConfigError, match="further photos"):
-        write_label_files(tmp_path, [extra], [], None, {"value": 3}, overwrite=True)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        write(tmp_path, [replace(items[0], id="further")], [], None, {"value": 3}, overwrite=True)
 
 
 def test_the_list_of_masks_that_lack_a_class_is_whole_or_not_there(tmp_path: Path, scenes: Path) -> None:
@@ -116,30 +129,30 @@ def test_the_list_of_masks_that_lack_a_class_is_whole_or_not_there(tmp_path: Pat
     items = [replace(item, id=f"sub/{i}, {item.id}") for i, item in enumerate(collection.items) if item.tags][:3]
     classes = ['a "b", c', *collection.classes[1:]]
 
-    def write(value: int, die_after: int = 9, own: Any = items, **options: Any) -> Any:
-        def make(item: Any, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    def labelled(value: int, die_after: int = 9, own: Any = items, **options: Any) -> Labelled:
+        def make(item: Any, look: Look) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
             if items.index(item) == die_after:
                 raise KeyboardInterrupt
-            return torch.full(photo.shape[-2:], value, dtype=torch.uint8), torch.zeros(1, 2, 2), ["x"]
+            return torch.full(look.photo.shape[-2:], value, dtype=torch.uint8), torch.zeros(1, 2, 2), ["x"]
 
-        return write_label_files(tmp_path, own, classes, make, {"value": value}, **options)
+        return write(tmp_path, own, classes, make, {"value": value}, **options)
 
     every = {item.id: [classes[tag] for tag in item.tags or ()] for item in items}
-    assert write(0, own=items[:1]).missing == read_missing(tmp_path) == {items[0].id: every[items[0].id]}
-    again = write(0)
+    assert labelled(0, own=items[:1]).missing == read_missing(tmp_path) == {items[0].id: every[items[0].id]}
+    again = labelled(0)
     assert again.skipped == 1 and again.missing == read_missing(tmp_path) == every
     (tmp_path / "missing.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "missing.csv").read_bytes())
-    assert write(0, own=items[:1]).skipped == 1 and read_missing(tmp_path) == every, "rows of others stay"
+    assert labelled(0, own=items[:1]).skipped == 1 and read_missing(tmp_path) == every, "rows of others stay"
     with pytest.raises(KeyboardInterrupt):
-        write(1, die_after=1, overwrite=True)
+        labelled(1, die_after=1, overwrite=True)
     assert read_missing(tmp_path) == {}, "these masks are no more"
     (tmp_path / "missing.csv").write_text("image,class,note\n")
-    with pytest.raises(DataError, match=r"missing\.csv, row 1: 3 columns.*Delete it"):
-        write(1)
+    with pytest.raises(DataError, match=r"missing\.csv, row 1"):
+        labelled(1)
     (tmp_path / "missing.csv").unlink()
     path = tmp_path / f"{items[0].id}.png"
     path.write_bytes(path.read_bytes()[:40])
-    broken = write(1)
+    broken = labelled(1)
     assert broken.failed[0][0] == str(path) and "Delete it" in broken.failed[0][1] and broken.written == 2
 
 
@@ -155,9 +168,10 @@ def test_the_crf_of_masks_is_applied() -> None:
     inference = fake_inference(cams)
     inference._autocast = lambda: torch.autocast("cpu", enabled=False)
     present = torch.tensor([0, 1])
-    plain, scores = WalkedMasks(inference, MasksStage(), Walker())(photo, present)  # type: ignore[arg-type]
+    seen = look(inference, photo, present)
+    plain, scores = WalkedMasks(inference, MasksStage(), Walker())(seen, present)  # type: ignore[arg-type]
     assert torch.equal(plain, torch.cat([torch.full((1, 9, 11), 0.5), cams]).argmax(0).byte())
-    smooth, _ = WalkedMasks(inference, MasksStage(crf="psa"), Walker())(photo, present)  # type: ignore[arg-type]
+    smooth, _ = WalkedMasks(inference, MasksStage(crf="psa"), Walker())(seen, present)  # type: ignore[arg-type]
     probs = scores / scores.sum(0)
     assert torch.equal(smooth, DenseCRF.preset("psa")(photo[None], probs[None])[0].argmax(0).byte())
     assert not torch.equal(plain, smooth)

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,26 @@ from typer.testing import CliRunner
 
 from tagmask.cli import app
 from tagmask.config import RunConfig, load_config
-from tagmask.errors import ConfigError, WeightsError
+from tagmask.errors import WeightsError
 from tagmask.methods import build_method
 from tagmask.training import RunFolder, load_model, read_json, write_json
-from tagmask.workflow import evaluate, prepare, run, run_stages, staged_run, training_items
-from tagmask.workflow.stages import check_stages, network_config, save_stages
-from tests.workflow.conftest import STAGES, made
+from tagmask.workflow import Run, evaluate, run
+from tagmask.workflow.stages import Stages, stage_configs
+from tagmask.workflow.train import training_items
+from tests.workflow.conftest import STAGES, made, through_stages
 
 
-def test_every_stage_leaves_its_outputs(staged: Path, config: RunConfig) -> None:
-    collection = prepare(config)[0]
-    names = {item.id for item in collection.split("train")}
+def changed(config: RunConfig, stages: Any) -> RunConfig:
+    """A configuration with other stages in the place of its own."""
+    return load_config(config.model_dump(mode="json") | {"stages": stages})
+
+
+def test_every_stage_leaves_its_outputs(staged: Path) -> None:
+    opened = Run(staged)
+    items = opened.collection.split("train")
     for folder in ("seeds", "masks"):
-        assert {p.stem for p in (staged / folder).glob("*.png")} == names
-    for item in collection.split("train"):
+        assert {p.stem for p in (staged / folder).glob("*.png")} == {item.id for item in items}
+    for item in items:
         allowed = {0} | {t + 1 for t in item.tags or ()}
         for folder, extra in (("seeds", {255}), ("masks", set())):
             values = set(np.unique(np.array(Image.open(staged / folder / f"{item.id}.png"))).tolist())
@@ -40,163 +47,113 @@ def test_every_stage_leaves_its_outputs(staged: Path, config: RunConfig) -> None
     sub = RunFolder(staged / "segmenter").config()
     assert sub.method.name == "supervised" and sub.stages is None
     assert sub.data.train_masks == staged / "masks"
-    (score,) = evaluate(staged, "train", ["masks"])
-    assert score["protocol"]["grid"] is None, "label files do not say on which grid they were made"
-    assert "random walk (irn" in score["protocol"]["refine"] and "walk_steps 16" in score["protocol"]["refine"]
-    assert score["protocol"]["threshold"] == 0.25 and score["protocol"]["supervision"] == "tags"
-    (of_segmenter,) = evaluate(staged / "segmenter", "test")
-    assert of_segmenter["name"] == "segmenter" and of_segmenter["protocol"]["supervision"] == "masks"
-    how = of_segmenter["protocol"]["masks"]
-    assert how.startswith("baseline on resnet18, CAMs, scales 1") and "random walk (irn, " in how
-    assert "walk_steps 16" in how and str(staged) not in json.dumps(of_segmenter["protocol"])
+    learned, _ = training_items(Stages(opened).part("affinity"))
+    assert learned and all(item.mask == staged / "seeds" / f"{item.id}.png" for item in learned)
 
 
-def test_weights_of_later_stages_are_missed_before_the_first_training(
-    config: RunConfig, scenes: Path, tmp_path: Path, classifier: Path
-) -> None:
-    lacking = load_config(
-        config.model_dump(mode="json"), {"stages": {"segmenter": {"encoder": {"weights": "nowhere.pth"}}}}
-    )
-    with pytest.raises(WeightsError, match="nowhere.pth"):
-        staged_run(lacking, tmp_path / "tables", ())
-    assert not (tmp_path / "tables" / "model").exists() and not (tmp_path / "tables" / "log.jsonl").exists()
+def test_scores_of_a_staged_run_say_how_its_labels_were_made(staged: Path, tmp_path: Path) -> None:
+    opened = Run(staged)
+    found = evaluate(opened, "train", ["masks", "seeds"], record=tmp_path)
+    masks, seeds = ({s["name"]: s for s in found}[name] for name in ("masks", "seeds"))
+    settings = masks["stamp"]["settings"]
+    assert settings["stage.affinity"] == "irn" and settings["stage.walk"]["walk_steps"] == 16
+    assert not any(key.startswith(("label.threshold", "label.refine", "label.scales")) for key in settings)
+    assert masks["stamp"]["run"]["supervision"] == "tags" and masks["stamp"]["tags"]
+    settings = seeds["stamp"]["settings"]
+    assert (settings["stage.high"], settings["stage.low"], settings["stage.crf"]) == (0.6, 0.3, "none")
+    assert seeds["stamp"]["threshold"] is None
+    assert seeds["coverage"] < masks["coverage"] == 1
+    (of_segmenter,) = evaluate(Stages(opened).last, "test", record=tmp_path)
+    learned = of_segmenter["stamp"]["run"]
+    assert of_segmenter["name"] == "segmenter" and learned["supervision"] == "masks"
+    assert (learned["masks"]["method"], learned["masks"]["encoder"]) == ("baseline", "resnet18")
+    assert learned["masks"]["stage"]["affinity"] == "irn" and learned["masks"]["settings"]["label.cam_scales"] == [1.0]
+    assert str(staged) not in json.dumps(of_segmenter["stamp"]), "nobody else has this folder"
+
+
+def test_weights_of_later_stages_are_missed_before_the_first_training(config: RunConfig, tmp_path: Path) -> None:
+    values = config.model_dump(mode="json")
+    lacking = load_config(values, {"stages": {"segmenter": {"encoder": {"weights": "nowhere.pth"}}}})
     for dry_run in (True, False):
-        with pytest.raises(WeightsError, match="nowhere.pth"):
+        with pytest.raises(WeightsError, match=r"nowhere\.pth"):
             run([lacking.model_dump(mode="json")], {}, [], tmp_path / "run", dry_run=dry_run)
     assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "log.jsonl").exists()
 
 
-def test_staged_run_scores_what_is_wanted(config: RunConfig, staged: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(staged, out)
-    for checkpoint in out.rglob("*.ckpt"):
-        checkpoint.unlink()  # what is finished needs none
-    wanted = [("masks", "train"), ("seeds", "train"), ("cam", "val"), ("cam", "train"), ("segmenter", "test")]
-    result = staged_run(config, out, wanted)
-    assert made(out) == made(staged) and result["stages"]["masks"]["written"] == 0
-    found = [(s["name"], s["protocol"]["split"], s["protocol"]["method"]) for s in result["scores"]]
-    assert found == [
-        ("cam", "val", "baseline"), ("segmenter", "test", "supervised"), ("masks", "train", "baseline"),
-        ("seeds", "train", "baseline"), ("cam", "train", "baseline"), ("cam (val threshold)", "train", "baseline"),
-    ]  # fmt: skip
-    scores = {s["name"]: s for s in result["scores"] if s["protocol"]["split"] == "train"}
-    assert scores["seeds"]["protocol"]["refine"] == "confident labels (high 0.6, low 0.3)"
-    assert scores["seeds"]["protocol"]["threshold"] is None and scores["seeds"]["protocol"]["crf"] is None
-    assert scores["seeds"]["coverage"] < scores["masks"]["coverage"] == 1
-    assert scores["masks"]["protocol"]["refine"].startswith("random walk")
-    assert set(result["minutes"]) == {"check", "train", "cams", "affinity", "masks", "segmenter", "evaluate"}
-
-
-@pytest.mark.parametrize(
-    "stages,wanted,message",
-    [
-        (None, (), "no stages"),
-        (["classifier", "cams"], [("masks", "train")], "stage 'masks'"),
-        (["classifier", "cams"], [("seeds", "val")], "split 'train' only"),
-        (["classifier", "cams"], [("sedes", "train")], "not a score.*seeds"),
-    ],
-)
-def test_staged_run_refuses_before_it_trains(
-    stages: Any, wanted: Any, message: str, config: RunConfig, tmp_path: Path
-) -> None:
-    values = config.model_dump(mode="json") | {"stages": stages}
-    with pytest.raises(ConfigError, match=message):
-        staged_run(load_config(values), tmp_path / "run", wanted)
-    assert not (tmp_path / "run").exists()
-
-
 def test_untagged_photos_are_predicted_by_the_segmenter_of_the_stages(
-    config: RunConfig, staged: Path, tmp_path: Path
+    config: RunConfig, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(import_module("tagmask.workflow.run"), "report", lambda *args, **options: None)
     out, scenes = tmp_path / "run", tmp_path / "scenes"
     shutil.copytree(staged, out)
     shutil.copytree(config.data.root, scenes)  # type: ignore[arg-type]
     shutil.copy(next((scenes / "images").iterdir()), scenes / "images" / "bare.png")
-    save_stages(RunFolder(out), config)
     result = run([], {"data": {"root": str(scenes)}}, [], out, resume=True)
     assert result["predictions"]["written"] == 1 and (out / "predictions" / "bare.png").is_file()
     note, about = (read_json(out / part / "classes.json") for part in ("predictions", "segmenter/model"))
-    assert note["model"] == about["digest"] and not note["tags_used"]
+    assert note["model"] == about["digest"] and not note["tags"]
     write_json(out / "predictions" / "classes.json", note | {"model": "of another"})  # as after it was trained again
     assert run([], {"data": {"root": str(scenes)}}, [], out, resume=True)["predictions"]["written"] == 1
     assert read_json(out / "predictions" / "classes.json") == note
 
 
 def test_photos_that_cannot_be_labelled_are_said(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(classifier, out)
-    collection, found = prepare(config)
+    opened = Run(shutil.copytree(classifier, tmp_path / "run"), changed(config, STAGES[:2]))
+    collection = opened.collection
     first, *_ = collection.splits["train"]
     items = [replace(i, image=tmp_path / "gone.png") if i.id == first else i for i in collection.items]
+    opened.collection = replace(collection, items=items)
     console = Console(file=io.StringIO(), width=300)
-    values = load_config(config.model_dump(mode="json") | {"stages": STAGES[:2]})
-    done = run_stages(values, out, (replace(collection, items=items), found), console)
-    assert len(done["cams"]["failed"]) == 1
-    assert f"left out: {tmp_path / 'gone.png'}" in console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_no_stage_sees_the_true_masks_of_training_photos(
-    config: RunConfig, classifier: Path, staged: Path, tmp_path: Path
-) -> None:
-    """Their files are swapped for ones that are not there: opening one would fail."""
-    out = tmp_path / "run"
-    shutil.copytree(classifier, out)
-    collection, found = prepare(config)
-    trains = set(collection.splits["train"])
-    hidden = [replace(i, mask=Path("nowhere.png")) if i.id in trains else i for i in collection.items]
-    run_stages(config, out, (replace(collection, items=hidden), found))
-    assert made(out) == made(staged)
-    items, _ = training_items(network_config(config, "affinity", RunFolder(out)), collection)
-    assert items and all(item.mask == out / "seeds" / f"{item.id}.png" for item in items)
+    done = through_stages(opened, console)
+    assert [entry["file"] for entry in done["cams"]["failed"]] == [str(tmp_path / "gone.png")]
+    assert str(tmp_path / "gone.png") in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_masks_without_an_affinity_are_refined_cams(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(classifier, out)
-    values = config.model_dump(mode="json") | {"stages": {"masks": {"crf": "psa", "soft": True}}}
-    done = run_stages(load_config(values), out, prepare(config))
-    assert set(done) == {"masks"} and not (out / "seeds").exists()
+    out = Path(shutil.copytree(classifier, tmp_path / "run"))
+    opened = Run(out, changed(config, {"masks": {"crf": "psa", "soft": True}}))
+    assert set(through_stages(opened)) == {"train", "masks"} and not (out / "seeds").exists()
     path = next((out / "masks").glob("*.npz"))
     with np.load(path) as saved:
         assert saved["scores"].dtype == np.float16 and saved["scores"].shape[1:] == (64, 80)
         names = json.loads(str(saved["classes"]))
         assert names[0] == "background" and len(names) == len(saved["scores"])
-    (score,) = evaluate(out, "train", ["masks"])
-    assert score["protocol"]["refine"] == "par" and score["protocol"]["crf"].startswith("psa")
-    assert "complete" not in read_json(out / "masks" / "classes.json")["label"], "a stage's masks are not completed"
+    (score,) = evaluate(opened, "train", ["masks"])
+    settings = score["stamp"]["settings"]
+    assert settings["label.refine"] == "par" and settings["stage.crf"] == "psa"
+    assert "label.complete" not in settings, "a stage's masks are not completed"
 
 
 def test_refined_masks_may_have_a_background_of_their_own(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
     share = {}
     for threshold in (None, 0.05, 0.9):
-        out = tmp_path / str(threshold)
-        shutil.copytree(classifier, out)
-        values = config.model_dump(mode="json") | {"stages": {"masks": {"threshold": threshold}}}
-        run_stages(load_config(values), out, prepare(config))
+        out = Path(shutil.copytree(classifier, tmp_path / str(threshold)))
+        opened = Run(out, changed(config, {"masks": {"threshold": threshold}}))
+        through_stages(opened)
         share[threshold] = np.mean([np.mean(np.array(Image.open(p)) == 0) for p in (out / "masks").glob("*.png")])
-        (score,) = evaluate(out, "train", ["masks"])
-        assert score["protocol"]["threshold"] == (threshold or config.label.threshold)
+        (score,) = evaluate(opened, "train", ["masks"])
+        assert score["stamp"]["threshold"] == (threshold or config.label.threshold)
     assert share[0.05] < share[None] < share[0.9]
 
 
 def test_a_segmenter_may_start_from_the_classifier(config: RunConfig, classifier: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(classifier, out)
+    out = Path(shutil.copytree(classifier, tmp_path / "run"))
     own = {"method": {"head": "largefov", "head_options": {"hidden": 16}}, "encoder": {"weights": "classifier"}}
-    values = load_config(config.model_dump(mode="json"), {"stages": ["classifier", "masks", {"segmenter": own}]})
-    before = check_stages(values, RunFolder(tmp_path / "not_there"))["segmenter"]
+    values = changed(config, ["classifier", "masks", {"segmenter": own}])
+    before = stage_configs(values, RunFolder(tmp_path / "not_there"))["segmenter"]
     assert before.encoder.weights == "none", "nothing is trained yet: as the run"
-    started = check_stages(values, RunFolder(out))["segmenter"]
+    started = stage_configs(values, RunFolder(out))["segmenter"]
     source = load_model(out / "model")[0].encoder.state_dict()
     encoder = build_method(started, 4).encoder
     assert all(torch.equal(value, source[key]) for key, value in encoder.state_dict().items())
-    run_stages(values, out, prepare(values))
+    through_stages(Run(out, values))
     origin = read_json(out / "segmenter" / "model" / "classes.json")["weights_origin"]
     digest = read_json(out / "model" / "classes.json")["digest"]
     assert origin == f"encoder of baseline {digest} from tags (none (random))"
-    moved = tmp_path / "moved"
-    out.rename(moved)
-    run_stages(values, moved, prepare(values))  # nothing is left to do, wherever the run lies
+    before_the_move = made(out)
+    moved = out.rename(tmp_path / "moved")
+    through_stages(Run(moved, values))  # nothing is left to do, wherever the run lies
+    assert made(moved) == before_the_move
 
 
 @pytest.mark.slow
@@ -212,19 +169,22 @@ def test_run_goes_through_all_stages_and_shows_them_first(scenes: Path, tmp_path
     assert [row["stage"] for row in shown["stages"]] == ["classifier", "cams", "affinity", "masks", "segmenter"]
     assert shown["plan"]["stages.segmenter.method.head_options"] == {"dilation": 2} and not out.exists()
     result = json.loads(CliRunner().invoke(app, [*words, "-o", str(out)]).stdout)
-    assert set(result["minutes"]) >= {"train", "cams", "affinity", "masks", "segmenter", "evaluate", "report"}
+    steps = ["check", "train", "cams", "affinity", "masks", "segmenter", "evaluate", "predict", "report"]
+    assert list(result["minutes"]) == steps
     assert result["model"] == str(out / "segmenter" / "model") and Path(result["report"]).is_file()
-    scored = {(s["name"], s["protocol"]["split"], s["protocol"]["method"]) for s in result["scores"]}
-    assert {("masks", "train", "rcm_mam"), ("segmenter", "test", "supervised")} <= scored
+
+    def key(score: dict[str, Any]) -> tuple[str, str, str]:
+        return score["name"], score["stamp"]["split"], score["stamp"]["run"]["method"]
+
+    scores = {key(score): score["miou"] for score in result["scores"]}
+    assert {("masks", "train", "rcm_mam"), ("segmenter", "test", "supervised")} <= set(scores)
     assert RunFolder(out / "affinity").config().method.name == "affinity_net"
     again = json.loads(CliRunner().invoke(app, ["run", "--resume", "-o", str(out), "--json"]).stdout)
     assert again["masks"]["written"] == 0 and again["masks"]["skipped"] == result["masks"]["written"]
-    scores = {(s["name"], s["protocol"]["split"], s["protocol"]["method"]): s["miou"] for s in result["scores"]}
-    for score in again["scores"]:
-        assert scores[score["name"], score["protocol"]["split"], score["protocol"]["method"]] == score["miou"]
+    assert {key(score): score["miou"] for score in again["scores"]} == scores
     for path in (out / "masks").iterdir():
         path.unlink()
     words = ["run", "--resume", "-o", str(out), "--json", "stages.masks.walk.walk_steps=2", "stages.segmenter=null"]
-    changed = json.loads(CliRunner().invoke(app, words).stdout)
-    assert changed["masks"]["written"] == result["masks"]["written"] and "segmenter" not in changed["stages"]
+    other = json.loads(CliRunner().invoke(app, words).stdout)
+    assert other["masks"]["written"] == result["masks"]["written"] and "segmenter" not in other["stages"]
     assert read_json(out / "masks" / "classes.json")["stage"]["walk"]["walk_steps"] == 2

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
-from tagmask.config import RunConfig, dump_yaml, load_config
+from tagmask.config import RunConfig, load_config
 from tagmask.errors import ConfigError
-from tagmask.training import RunFolder, read_json, write_text
-from tagmask.workflow import prepare, resumed, run, run_stages, staged_run, train
-from tagmask.workflow.stages import network_config, save_stages
-from tests.workflow.conftest import BASE, STAGES, made
+from tagmask.training import RunFolder, read_json
+from tagmask.workflow import Run, resumed, run, train
+from tagmask.workflow.opened import open_collection
+from tagmask.workflow.stages import Stages, network_config
+from tests.workflow.conftest import BASE, STAGES, made, through_stages, without
+
+TRAINING = import_module("tagmask.workflow.train")
+"""The module; the package has the verb under this name."""
 
 
 def kill_at(patch: pytest.MonkeyPatch, what: str, times: int) -> None:
@@ -39,24 +43,25 @@ def kill_at(patch: pytest.MonkeyPatch, what: str, times: int) -> None:
     patch.setattr(import_module(room), name, killing)
 
 
-LABEL = "tagmask.label.engine.write_mask"
+LABEL = "tagmask.label.writer.write_mask"
 CHECKPOINT = "tagmask.training.loop.save_checkpoint"
 MODEL = "tagmask.training.model_files.write_json"
 """Called once a photo, once a step (two steps a network), and once a model, whose weights are there already then."""
 DONE = {"seeds": "cams", "affinity": "affinity", "masks": "masks", "segmenter": "segmenter"}
+"""What stages leave behind: their folders in the run's, in order."""
 
 
 @pytest.mark.parametrize(
     "where,what,times",
     [
-        ("classifier", CHECKPOINT, 1),
-        ("classifier", MODEL, 1),
+        ("train", CHECKPOINT, 1),
+        ("train", MODEL, 1),
         ("cams", LABEL, 2),
         ("affinity", CHECKPOINT, 1),
         ("affinity", MODEL, 1),
         ("masks", LABEL, 2),
-        ("segmenter", CHECKPOINT, 3),
-        ("segmenter", MODEL, 2),
+        ("segmenter", CHECKPOINT, 1),
+        ("segmenter", MODEL, 1),
     ],
 )
 def test_a_killed_run_goes_on_and_gives_the_same_masks(
@@ -64,26 +69,31 @@ def test_a_killed_run_goes_on_and_gives_the_same_masks(
     what: str,
     times: int,
     config: RunConfig,
-    classifier: Path,
     staged: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = tmp_path / "run"
-    if where != "classifier":
-        shutil.copytree(classifier, out)
-    count = len(prepare(config)[0].split("train"))
+    """Each from a run whose stages before are done; what comes after looks only at what a stage leaves."""
+    out, stages = tmp_path / "run", ["train", *DONE.values()]
+    undone = [folder for folder, stage in DONE.items() if stages.index(stage) >= stages.index(where)]
+    if where != "train":
+        without(staged, out, undone)
     with monkeypatch.context() as patch:
-        kill_at(patch, what, times + count * (where == "masks"))
+        kill_at(patch, what, times)
         with pytest.raises(KeyboardInterrupt):
-            staged_run(config, out, ())
+            through_stages(Run(out, config), last=where)
     begun = [stage for folder, stage in DONE.items() if (out / folder).is_dir()]
-    assert begun == list(DONE.values())[: list(DONE.values()).index(where) + 1 if where in DONE.values() else 0]
-    done = staged_run(config, out, ())["stages"]
+    assert begun == stages[1 : stages.index(where) + 1]
+    opened = Run(out, config)
+    done = through_stages(opened, last=where)
     if what == LABEL:
-        assert done[where]["skipped"] == 2 and done[where]["written"] == count - 2
-    assert made(out) == made(staged)
-    assert read_json(out / "model" / "classes.json") == read_json(classifier / "model" / "classes.json")
+        assert done[where]["skipped"] == 2 and done[where]["written"] == len(opened.collection.split("train")) - 2
+    found = made(out)
+    of_stage = {
+        name for name in made(staged) if name.partition("/")[0] in DONE and DONE[name.partition("/")[0]] in begun
+    }
+    assert set(found) == of_stage and found == {name: made(staged)[name] for name in found}
+    assert read_json(out / "model" / "classes.json") == read_json(staged / "model" / "classes.json")
 
 
 def test_soft_maps_that_were_cut_short_are_made_again(
@@ -94,7 +104,7 @@ def test_soft_maps_that_were_cut_short_are_made_again(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for out in (whole, cut):
         shutil.copytree(classifier, out)
-    staged_run(asked, whole, ())
+    through_stages(Run(whole, asked))
 
     def half(path: Path, **arrays: Any) -> None:
         path.write_bytes(b"PK")
@@ -103,9 +113,9 @@ def test_soft_maps_that_were_cut_short_are_made_again(
     with monkeypatch.context() as patch:
         patch.setattr("numpy.savez_compressed", half)
         with pytest.raises(KeyboardInterrupt):
-            staged_run(asked, cut, ())
+            through_stages(Run(cut, asked))
     assert len(list((cut / "seeds").glob("*.npz"))) == 1
-    staged_run(asked, cut, ())
+    through_stages(Run(cut, asked))
     files = [{p.name: p.read_bytes() for p in (out / "seeds").iterdir()} for out in (whole, cut)]
     assert files[0] == files[1] and any(name.endswith(".npz") for name in files[0])
 
@@ -139,21 +149,22 @@ def test_a_process_that_is_killed_in_every_stage_gives_the_same_masks(scenes: Pa
 
 
 def test_stages_may_change_after_a_training_that_saved_them(config: RunConfig, tmp_path: Path) -> None:
-    """As after ``tagmask train -c rcm_mam_voc``, whose config.yaml holds the stages of that file."""
+    """As after ``tagmask train -c rcm_mam_voc``, whose configuration has stages."""
     folder = RunFolder(tmp_path / "run")
     folder.create(config)
+    assert folder.config() == config
     changed = resumed(folder, [], {}, ["stages.masks.walk.walk_steps=2"])
     assert changed.stages is not None and changed.stages.masks is not None
     assert changed.stages.masks.walk == {"walk_steps": 2}
     assert resumed(folder, [], {}, ["stages=null"]).stages is None
-    with pytest.raises(ConfigError, match="train.lr differ"):
+    with pytest.raises(ConfigError, match=r"train\.lr"):
         resumed(folder, [], {}, ["train.lr=0.5", "stages=null"])
 
 
 def test_nothing_is_done_twice(config: RunConfig, staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = made(staged)
-    monkeypatch.setattr("tagmask.workflow.train_run.train_method", None)
-    done = run_stages(config, staged, prepare(config))
+    monkeypatch.setattr(TRAINING, "train_method", None)
+    done = through_stages(Run(staged, config))
     assert done["cams"]["written"] == done["masks"]["written"] == 0 and made(staged) == before
 
 
@@ -165,19 +176,19 @@ def test_what_is_trained_needs_neither_checkpoints_nor_weights(
     out = folder.path
     shutil.copytree(staged if stages else classifier, out)
     asked = load_config(config.model_dump(mode="json"), {"encoder": {"weights": str(tmp_path / "gone.pth")}})
-    write_text(folder.config_file, dump_yaml(asked.model_copy(update={"stages": None})))
+    folder.save(asked if stages else asked.model_copy(update={"stages": None}))
     if stages:
-        save_stages(folder, asked)
         for name in ("affinity", "segmenter"):
-            write_text(out / name / "config.yaml", dump_yaml(network_config(asked, name, folder)))
+            RunFolder(out / name).save(network_config(asked, name, folder))
     for checkpoint in out.rglob("*.ckpt"):
         checkpoint.unlink()
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
     spent = [r["seconds"] for r in folder.log() if "seconds" in r][-1]
-    monkeypatch.setattr("tagmask.workflow.train_run.train_method", None)
-    run([], {}, [], out, resume=True, dry_run=True)
-    result = run([], {}, [], out, resume=True)
-    assert set(result.get("stages", {})) == (set(DONE.values()) if stages else set())
+    monkeypatch.setattr(TRAINING, "train_method", None)
+    shown = run([], {}, [], out, resume=True, dry_run=True)
+    assert [row["stage"] for row in shown["stages"]] == (["classifier", *DONE.values()] if stages else [])
+    if stages:
+        through_stages(Run(out))
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
     assert train(folder.config(), out, resume=True).seconds == spent > 0
     with pytest.raises(ConfigError, match="--resume"):
@@ -191,44 +202,44 @@ def test_photos_that_come_later_leave_a_run_as_it_is(scenes: Path, tmp_path: Pat
     table = (scenes / "tags.csv").read_text()
     (photos / "tags.csv").write_text(table)
     config = load_config(BASE, {"data": {"root": str(photos), "val_share": 0.4}, "stages": STAGES[:2]})
-    collection = prepare(config)[0]
-    staged_run(config, out, ())
+    through_stages(Run(out, config))
+    splits = Run(out).collection.splits
     kept = {p: p.read_bytes() for p in (out / "data.json", out / "fingerprint.json", *(out / "seeds").iterdir())}
     rows = []
     for path in sorted(photos.glob("*.png")):
         shutil.copy(path, path.with_stem(f"new_{path.stem}"))
         rows.append(f"new_{path.name},\n")
     (photos / "tags.csv").write_text(table + "".join(rows))
-    later = prepare(config)[0]
-    assert set(collection.splits["train"]) & set(later.splits["val"]), "or this shows nothing"
+    assert set(splits["train"]) & set(open_collection(config).splits["val"]), "or this shows nothing"
     # Each as if it had been killed: in the training, and before its seeds were through.
     (out / "model" / "README.md").unlink()
     train(RunFolder(out).config(), out, resume=True)
-    staged_run(config, out, ())
-    run([], {}, [], out, resume=True)
-    seeds = set((out / "seeds").iterdir())
-    assert all(path.read_bytes() == content for path, content in kept.items()) and seeds <= set(kept)
-    assert {p.stem for p in (out / "seeds").glob("*.png")} == set(collection.splits["train"])
+    next((out / "seeds").glob("*.png")).unlink()
+    through_stages(Run(out))
+    assert set((out / "seeds").iterdir()) <= set(kept)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert {p.stem for p in (out / "seeds").glob("*.png")} == set(splits["train"])
 
 
 def test_other_settings_are_not_mixed(config: RunConfig, staged: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(staged, out)
-    collection, found = prepare(config)
-    fewer = replace(collection, splits=collection.splits | {"train": collection.splits["train"][1:]})
-    with pytest.raises(ConfigError, match="affinity.*other photos.*delete"):
-        run_stages(config, out, (fewer, found))
-    with pytest.raises(ConfigError, match="masks.*other settings.*delete"):
-        run_stages(
-            load_config(config.model_dump(mode="json"), overrides=["stages.masks.crf=psa"]), out, prepare(config)
-        )
-    other = load_config(config.model_dump(mode="json"), overrides=["stages.cams.high=0.9"])
-    with pytest.raises(ConfigError, match="seeds.*delete"):
-        run_stages(other, out, prepare(config))
+    out = Path(shutil.copytree(staged, tmp_path / "run"))
+
+    def stages(*overrides: str) -> Stages:
+        return Stages(Run(out, load_config(config.model_dump(mode="json"), overrides=overrides)))
+
+    fewer = Run(out, config)
+    splits = fewer.collection.splits
+    fewer.collection = replace(fewer.collection, splits=splits | {"train": splits["train"][1:]})
+    with pytest.raises(ConfigError, match="affinity.* photos .*delete"):
+        Stages(fewer).train("affinity")
+    with pytest.raises(ConfigError, match="run/masks"):
+        stages("stages.masks.crf=psa").mask_writer()
+    with pytest.raises(ConfigError, match="run/seeds"):
+        stages("stages.cams.high=0.9").seeds()
     shutil.rmtree(out / "seeds")
-    with pytest.raises(ConfigError, match="affinity.*other labels.*delete"):
-        run_stages(other, out, prepare(config))
-    slower = load_config(config.model_dump(mode="json"), overrides=["stages.affinity.train.lr=0.5"])
-    shutil.rmtree(out / "seeds")
-    with pytest.raises(ConfigError, match="train.lr differ"):
-        run_stages(slower, out, prepare(config))
+    stages("stages.cams.high=0.9").seeds()
+    with pytest.raises(ConfigError, match="affinity.* labels .*delete"):
+        stages("stages.cams.high=0.9").train("affinity")
+    with pytest.raises(ConfigError, match=r"affinity.*train\.lr"):
+        shutil.copytree(staged / "seeds", out / "seeds", dirs_exist_ok=True)
+        stages("stages.affinity.train.lr=0.5").train("affinity")

@@ -1,4 +1,4 @@
-"""Local views around objects, cut once labels say where those are; not a method."""
+"""Local views around objects, cut once labels say where those are."""
 
 from __future__ import annotations
 

@@ -1,43 +1,88 @@
-"""What methods that learn affinities from self-attention share (AFA, TSCD); not a method."""
+"""What methods that learn affinities from self-attention share (AFA, TSCD, ECA)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from tagmask.config import MethodConfig
+from tagmask.cam.maps import resize
+from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.errors import ConfigError
 from tagmask.heads import AffinityHead
 from tagmask.losses import affinity_labels, affinity_loss, downsample_labels
+from tagmask.methods.baseline import Baseline, BaselineConfig
 from tagmask.types import Features
 
 PROBE = 64
 """Side of the image that blocks are tried on: the last map has several positions, the reduced keys fewer."""
 
 
-class AffinitySettings(MethodConfig):
-    """Where affinities come from."""
+class AffinityConfig(BaselineConfig):
+    """Settings of an ``AffinityMethod``. ``affinity_term``: name of its affinity loss."""
 
+    affinity_term: ClassVar[str] = "aff"
+    head: str = Field("segformer", description="segmentation head: largefov, aspp, segformer or upernet")
     affinity: Literal["none", "attention"] = Field("attention", description="none where the encoder has no attention")
     affinity_blocks: list[int] = Field([-2, -1], description="blocks whose attention is read")
     affinity_radius: int = Field(8, ge=1, description="rows and columns of the grid within which pairs count")
     affinity_symmetric: bool = Field(True, description="add the transposed attention")
 
-    def learns_affinity(self, weight: float) -> bool:
-        """Whether there is an affinity head, by the weight of its loss."""
-        return self.affinity != "none" and weight > 0
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """A radius that suits the maps of small crops."""
+        plan = super().short_schedule(schedule)
+        if schedule.small_crop:
+            plan["method.affinity_radius"] = (4, f"positions, of a map of crops of {schedule.crop}")
+        return plan
+
+    @property
+    def wanted(self) -> set[str]:
+        """As the baseline's; no affinity loss with ``affinity: none``."""
+        return super().wanted - ({self.affinity_term} if self.affinity == "none" else set())
 
 
-def build_affinity(config: AffinitySettings, encoder: Encoder, weight: float) -> AffinityHead | None:
+class PropagationConfig(AffinityConfig):
+    """Settings of a method whose affinities spread its CAMs."""
+
+    affinity_power: float = Field(2.0, gt=0, description="of affinities in the propagation")
+    affinity_steps: int = Field(1, ge=1, description="of the propagation")
+
+
+class AffinityMethod(Baseline):
+    """Baseline that learns affinities from the encoder's self-attention, of pairs of its own pseudo labels."""
+
+    config: AffinityConfig
+
+    def __init__(self, config: AffinityConfig, encoder: Encoder, classes: int) -> None:
+        super().__init__(config, encoder, classes)
+        self.affinity = build_affinity(config, encoder)
+
+    def attention_blocks(self, active: set[str]) -> list[int]:
+        """``affinity_blocks`` where the affinity loss is active."""
+        return self.config.affinity_blocks if self.config.affinity_term in active else []
+
+    def affinity_loss(self, affinity: Tensor, features: Features, labels: Tensor) -> Tensor:
+        """Loss of affinities (B,N,N) between the positions of the last map against pseudo labels (B,H,W)."""
+        coarse = downsample_labels(labels, grid_of(features))
+        return affinity_loss(affinity, affinity_labels(coarse, self.config.affinity_radius))
+
+    def spread(self, cams: Tensor, affinity: Tensor, features: Features) -> Tensor:
+        """CAMs (B,C,·,·) on the last map's grid, propagated along affinities (B,N,N); needs ``PropagationConfig``."""
+        cfg: Any = self.config
+        coarse = resize(cams, grid_of(features))
+        return propagate(coarse, affinity.detach(), cfg.affinity_radius, cfg.affinity_power, cfg.affinity_steps)
+
+
+def build_affinity(config: AffinityConfig, encoder: Encoder) -> AffinityHead | None:
     """The head for the attention of the blocks that ``config`` names; None with ``affinity: none`` or weight 0.
 
-    Raises ConfigError where there is none, and where it is not between the positions of the encoder's last map.
+    Raises ConfigError where there is no attention, and where it is not between the positions of the encoder's last map.
     """
-    if not config.learns_affinity(weight):
+    if config.affinity_term not in config.wanted:
         return None
     blocks = config.affinity_blocks
     if not encoder.has_attention:
@@ -82,9 +127,9 @@ def predict_affinity(head: AffinityHead, features: Features) -> Tensor:
     return affinity
 
 
-def affinity_term(affinity: Tensor, labels: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
-    """Affinity loss of (B,N,N) affinities between the positions of ``grid`` against pseudo labels (B,H,W)."""
-    return affinity_loss(affinity, affinity_labels(downsample_labels(labels, grid), radius))
+def grid_of(features: Features) -> tuple[int, int]:
+    """(h,w) of the last map."""
+    return features.maps[-1].shape[-2], features.maps[-1].shape[-1]
 
 
 def propagate(cams: Tensor, affinity: Tensor, radius: int, power: float = 2.0, steps: int = 1) -> Tensor:

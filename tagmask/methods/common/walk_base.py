@@ -30,14 +30,17 @@ class WalkConfig(MethodConfig):
         256, ge=0, description="steps of the walk; the papers square a matrix eight times"
     )
 
-    @classmethod
-    def stage_labels(cls) -> dict[str, Any]:
-        """Settings of stage ``cams`` that suit the method."""
-        return {}
-
     def walk(self) -> dict[str, Any]:
         """The settings of the walk by name: all that may be set when the trained network is used."""
         return settings(self, lambda role: role.used)
+
+    @classmethod
+    def stage_labels(cls) -> dict[str, Any]:
+        """Settings of stage ``cams``, by their names there, that make the labels this method learns from best.
+
+        ``tagmask run`` plans them where the user sets none. Empty: that stage's defaults suit the method.
+        """
+        return {}
 
 
 class WalkMethod(Method):

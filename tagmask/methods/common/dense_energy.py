@@ -1,4 +1,4 @@
-"""The dense energy regulariser as methods use it (AFA, TSCD); not a method."""
+"""The dense energy regulariser as methods use it (AFA, TSCD, CoSA)."""
 
 from __future__ import annotations
 

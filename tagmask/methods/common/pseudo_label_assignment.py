@@ -1,4 +1,4 @@
-"""How a teacher's maps become labels in ``cosa``; not a method."""
+"""From CAMs to pseudo labels: which tags of a crop count, which pixels do, and equation 3 of CoSA."""
 
 from __future__ import annotations
 
@@ -46,11 +46,19 @@ def cam_assignment(assigned: Assigned, size: tuple[int, int], low: float | None 
 
 
 @torch.no_grad()
-def refined_assignment(assigned: Assigned, batch: Batch, refine: nn.Module, low: float | None = None) -> Tensor:
-    """Labels (B,H,W) of CAMs that the batch's images have refined; background scores as in ``cam_assignment``."""
-    high = float(assigned.threshold)
-    low = high if low is None else low
-    return pseudo_labels(assigned.cams, assigned.trusted, high, low, refine=refine, images=batch.images)
+def batch_labels(
+    assigned: Assigned, batch: Batch, refiner: nn.Module | None, low: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Labels, which the refiner may have refined, and confidence of the CAMs; (B,H,W) as the batch's images.
+
+    ``low`` as in ``cam_assignment``; 255 also as ``without_doubt`` has it.
+    """
+    labels, confidence = cam_assignment(assigned, (batch.images.shape[-2], batch.images.shape[-1]), low)
+    if refiner is not None:
+        high = float(assigned.threshold)
+        low = high if low is None else low
+        labels = pseudo_labels(assigned.cams, assigned.trusted, high, low, refine=refiner, images=batch.images)
+    return without_doubt(labels, batch, assigned.trusted), confidence
 
 
 def without_doubt(labels: Tensor, batch: Batch, trusted: Tensor) -> Tensor:
