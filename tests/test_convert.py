@@ -91,7 +91,6 @@ def name(image: int) -> str:
 def test_coco_masks(annotations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: int) -> None:
     pytest.importorskip("pycocotools")
     monkeypatch.setattr(coco_module, "BUCKET_BYTES", bucket)
-    monkeypatch.setattr(coco_module, "HELD_BYTES", 100)
     calls: list[tuple[int, int]] = []
     counts = coco_masks(annotations, workers=1, progress=lambda *c: calls.append(c))
     assert counts == {"images": 5, "with_tags": 4, "crowds": 2}
@@ -133,7 +132,7 @@ def test_coco_masks_go_on_where_they_were_cut_off(
         coco_masks(annotations, workers=1)
     assert not (tmp_path / "tags_train2014.jsonl").exists(), "a table is whole or not there"
     monkeypatch.setattr(coco_module, "_draw_bucket", lambda job: (drawn.append(job[1]), real(job))[1])
-    monkeypatch.setattr(coco_module, "stream_json", lambda path, keys: pytest.fail("the file was split before"))
+    monkeypatch.setattr(coco_module, "read_instances", lambda path: pytest.fail("the file was split before"))
     assert coco_masks(annotations, workers=1)["images"] == 5
     assert len(drawn) == len(set(drawn)) > 3
     for image, objects in TRUTH.items():
@@ -143,7 +142,7 @@ def test_coco_masks_go_on_where_they_were_cut_off(
 
 def test_another_annotation_file_is_split_anew(annotations: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    assert coco_module.fill_buckets(annotations, work) == 1
+    assert coco_module.fill_buckets(annotations, work)[0] == 1
     (work / "0.tags").write_text("stale")
     annotations.write_text(annotations.read_text() + "\n")
     coco_module.fill_buckets(annotations, work)
@@ -288,27 +287,34 @@ def test_voc_submission(voc: Path, tmp_path: Path) -> None:
     with Image.open(got) as opened:
         assert opened.mode == "P" and opened.getpalette() == palette().ravel().tolist()
     assert "comp5_test_cls" in str(
-        next((voc_submission(tmp_path / "masks", tmp_path / "o5", ["t"], None, "comp5")).parent.rglob("*.png"))
+        next(
+            (voc_submission(tmp_path / "masks", tmp_path / "o5", ["t"], voc / "JPEGImages", "comp5")).parent.rglob(
+                "*.png"
+            )
+        )
     )
 
 
 def test_voc_submission_refuses(voc: Path, tmp_path: Path) -> None:
-    masks, out = tmp_path / "masks", tmp_path / "out"
+    masks, out, photos = tmp_path / "masks", tmp_path / "out", voc / "JPEGImages"
     with pytest.raises(DataError, match="masks"):
-        voc_submission(masks, out, ["t"])
+        voc_submission(masks, out, ["t"], photos)
     write_mask(masks / "t.png", np.pad(np.full((SIZE[0], 1), 255), ((0, 0), (0, SIZE[1] - 1))))
     with pytest.raises(DataError, match=r"t\.png: 6\.2%.*label\.unsure=0"):
-        voc_submission(masks, out, ["t"])
+        voc_submission(masks, out, ["t"], photos)
     write_mask(masks / "t.png", np.full(SIZE, 21))
     with pytest.raises(DataError, match="value 21"):
-        voc_submission(masks, out, ["t"])
+        voc_submission(masks, out, ["t"], photos)
     write_mask(masks / "t.png", np.zeros(SIZE[::-1], int))
     with pytest.raises(DataError, match="12x16 pixels, its photo .* has 16x12"):
-        voc_submission(masks, out, ["t"], voc / "JPEGImages")
+        voc_submission(masks, out, ["t"], photos)
     with pytest.raises(DataError, match="comp7"):
-        voc_submission(masks, out, ["t"], None, "comp7")
+        voc_submission(masks, out, ["t"], photos, "comp7")
     with pytest.raises(DataError, match="masks"):
-        voc_submission(masks, out, [])
+        voc_submission(masks, out, [], photos)
+    write_mask(masks / "u.png", np.zeros(SIZE, int))
+    with pytest.raises(DataError, match="JPEGImages.*'u'"):
+        voc_submission(masks, out, ["u"], photos)
     assert not (out / "results.tgz").exists()
 
 

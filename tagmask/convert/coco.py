@@ -1,10 +1,11 @@
-"""COCO's instance annotations to masks and tags, and masks to COCO's results; memory does not grow with the images."""
+"""COCO's instance annotations to masks and tags, and masks to COCO's results; neither is held in memory whole."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
@@ -13,30 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from tagmask.data.json_stream import stream_json
 from tagmask.data.pixels import read_mask, write_mask
-from tagmask.data.source_coco import (
-    COCO_CATEGORIES,
-    INSTANCES,
-    JSON_KEYS,
-    annotation_fields,
-    check_category,
-    image_fields,
-)
+from tagmask.data.source_coco import COCO_CATEGORIES, INSTANCES, Annotation, Photo, read_instances
 from tagmask.errors import DataError
 from tagmask.types import IGNORE
 
 BUCKET_BYTES = 4 << 20
 """Annotation text in a bucket, on average."""
-HELD_BYTES = 8 << 20
-"""Text kept in memory before it goes to the buckets' files."""
+MOST_BUCKETS = 128
+"""All are open at once, and some systems allow a process 256 files."""
 
 
 def coco_masks(
     annotations: str | Path,
     out: str | Path | None = None,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
     """Write a mask a photo and one table of tags from ``instances_<split><year>.json``.
 
@@ -53,122 +46,100 @@ def coco_masks(
     annotations = Path(annotations)
     match = INSTANCES.fullmatch(annotations.name)
     if match is None:
-        raise DataError(
-            f"{annotations}: the file's name is not like instances_train2014.json or instances_val2017.json."
-        )
+        raise DataError(f"{annotations}: the file's name is not like instances_train2014.json.")
     if not annotations.is_file():
         raise DataError(f"{annotations}: no such file. It comes with annotations_trainval{match[2]}.zip of COCO.")
     mask_tools()
     home = Path(out) if out is not None else annotations.parent.parent
     split = "".join(match.groups())
     work = home / f".convert_{split}"
-    count = fill_buckets(annotations, work)
-    todo = [i for i in range(count) if not (work / f"{i}.tags").is_file()]
-    if progress is not None:
-        progress(count - len(todo), count)
-    jobs = [(work, i, home / "masks" / split, annotations) for i in todo]
+    count, counts = fill_buckets(annotations, work)
+    jobs = [(work, i, home / "masks" / split, annotations) for i in range(count) if not (work / f"{i}.tags").is_file()]
+    progress(count - len(jobs), count)
     with ExitStack() as stack:
-        done: Iterable[None]
+        done: Iterable[None] = map(_draw_bucket, jobs)
         if workers > 1:
             # Fresh processes: a fork would copy the threads that PyTorch holds.
             pool = ProcessPoolExecutor(workers, get_context("spawn"))
             stack.callback(pool.shutdown, cancel_futures=True)
             done = pool.map(_draw_bucket, jobs)
-        else:
-            done = map(_draw_bucket, jobs)
-        for number, _ in enumerate(done, count - len(todo) + 1):
-            if progress is not None:
-                progress(number, count)
-    return _collect(work, count, home / f"tags_{split}.jsonl")
+        for number, _ in enumerate(done, count - len(jobs) + 1):
+            progress(number, count)
+    partial = work / "tags.part"
+    with partial.open("wb") as table:
+        for i in range(count):
+            table.write((work / f"{i}.tags").read_bytes())
+    partial.replace(home / f"tags_{split}.jsonl")
+    shutil.rmtree(work)
+    return counts
 
 
-def fill_buckets(annotations: Path, work: Path) -> int:
+def fill_buckets(annotations: Path, work: Path) -> tuple[int, dict[str, int]]:
     """Split images and annotations by image id into files of one JSON value a line, in the file's order.
 
-    Returns how many there are. Those of an earlier call for the same file are kept.
+    Returns how many files there are, and counts: images, with_tags, crowds. Files that an earlier call made of the
+    same annotations are kept.
     """
     state = annotations.stat()
-    count = max(1, state.st_size // BUCKET_BYTES)
-    mark = {"bytes": state.st_size, "changed": state.st_mtime_ns, "buckets": count}
-    if (work / "mark.json").is_file() and json.loads((work / "mark.json").read_text(encoding="utf-8")) == mark:
-        return count
+    source, mark = [state.st_size, state.st_mtime_ns], work / "mark.json"
+    if mark.is_file():
+        saved = json.loads(mark.read_text(encoding="utf-8"))
+        if saved["source"] == source:
+            return saved["buckets"], saved["counts"]
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    held: list[list[str]] = [[] for _ in range(count)]
-    size = images = 0
-    for key, value in stream_json(annotations, JSON_KEYS):
-        if key == "categories":
-            check_category(value, annotations)
-        if key == "images":
-            id, name, shape = image_fields(value, annotations)
-            record: list[Any] = [id, name, *shape]
-            images += 1
-        elif key == "annotations":
-            id, label = annotation_fields(value, annotations)
-            record = [id, value.get("id"), label, int(value.get("iscrowd", 0)), value.get("segmentation")]
-        else:
-            continue
-        line = json.dumps(record, separators=(",", ":")) + "\n"
-        held[id % count].append(line)
-        size += len(line)
-        if size > HELD_BYTES:
-            _flush(held, work)
-            size = 0
-    _flush(held, work)
-    if not images:
-        raise DataError(f"{annotations}: it lists no images. Are these COCO's instance annotations?")
-    (work / "mark.json").write_text(json.dumps(mark), encoding="utf-8")
-    return count
-
-
-def _flush(held: list[list[str]], work: Path) -> None:
-    for i, lines in enumerate(held):
-        with (work / f"{i}.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-        lines.clear()
+    buckets = min(MOST_BUCKETS, 1 + state.st_size // BUCKET_BYTES)
+    images = crowds = 0
+    tagged = set()
+    with ExitStack() as stack:
+        files = [stack.enter_context((work / f"{i}.jsonl").open("w", encoding="utf-8")) for i in range(buckets)]
+        for record in read_instances(annotations):
+            if isinstance(record, Photo):
+                id = record.id
+                images += 1
+            else:
+                id = record.image
+                tagged.add(id)
+                crowds += record.crowd
+            files[id % buckets].write(json.dumps(record, separators=(",", ":")) + "\n")
+    counts = {"images": images, "with_tags": len(tagged), "crowds": crowds}
+    mark.write_text(json.dumps({"source": source, "buckets": buckets, "counts": counts}), encoding="utf-8")
+    return buckets, counts
 
 
 def _draw_bucket(job: tuple[Path, int, Path, Path]) -> None:
     """Masks of one bucket; its tags are written last and mark it as finished."""
     work, number, folder, annotations = job
-    images: dict[int, list[Any]] = {}
-    objects: dict[int, list[list[Any]]] = {}
+    photos: list[Photo] = []
+    objects: dict[int, list[Annotation]] = defaultdict(list)
     with (work / f"{number}.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            if len(record) == 4:
-                images[record[0]] = record[1:]
+        for fields in map(json.loads, file):
+            if len(fields) == len(Photo._fields):
+                photos.append(Photo(*fields))
             else:
-                objects.setdefault(record[0], []).append(record[1:])
-    for id, found in objects.items():
-        if id not in images:
-            raise DataError(f"{annotations}: annotation {found[0][0]} is of image {id}, which is not among its images.")
+                objects[fields[0]].append(Annotation(*fields))
     names = list(COCO_CATEGORIES.values())
     lines = []
-    for id in sorted(images):
-        name, height, width = images[id]
-        found = objects.get(id, [])
-        labels = draw_objects(found, (height, width), f"{annotations}: ")
-        write_mask(folder / f"{Path(name).stem}.png", labels)
-        tags = [names[label - 1] for label in sorted({label for _, label, _, _ in found})]
-        crowds = sum(crowd for _, _, crowd, _ in found)
-        lines.append(json.dumps({"image": name, "tags": tags, "crowds": crowds}) + "\n")
+    for photo in photos:
+        found = objects[photo.id]
+        labels = draw_objects(found, (photo.height, photo.width), annotations)
+        write_mask(folder / f"{Path(photo.name).stem}.png", labels)
+        tags = [names[label - 1] for label in sorted({entry.label for entry in found})]
+        lines.append(json.dumps({"image": photo.name, "tags": tags}) + "\n")
     partial = work / f"{number}.part"
     partial.write_text("".join(lines), encoding="utf-8")
     partial.replace(work / f"{number}.tags")
 
 
-def draw_objects(objects: Sequence[Sequence[Any]], size: tuple[int, int], where: str = "") -> np.ndarray:
-    """Label map uint8 (H,W) of one photo. objects: (annotation id, label, crowd 0/1, COCO segmentation) in order.
+def draw_objects(objects: Sequence[Annotation], size: tuple[int, int], path: Path) -> np.ndarray:
+    """Label map uint8 (H,W) of one photo: objects lie under those before them, crowds (255) under all objects.
 
-    Objects are laid under those before them; crowds are 255 where there is no object. Raises DataError.
+    path: of the annotations, for errors. Raises DataError.
     """
     labels = np.zeros(size, np.uint8)
-    for crowd in (False, True):
-        for id, label, is_crowd, segmentation in objects:
-            if bool(is_crowd) == crowd:
-                inside = decode(segmentation, size, f"{where}annotation {id}")
-                labels[inside & (labels == 0)] = IGNORE if crowd else label
+    for entry in sorted(objects, key=lambda entry: entry.crowd):
+        inside = decode(entry.segmentation, size, f"{path}: annotation {entry.id}")
+        labels[inside & (labels == 0)] = IGNORE if entry.crowd else entry.label
     return labels
 
 
@@ -205,25 +176,8 @@ def mask_tools() -> Any:
     return mask
 
 
-def _collect(work: Path, count: int, table: Path) -> dict[str, int]:
-    counts = {"images": 0, "with_tags": 0, "crowds": 0}
-    partial = table.with_suffix(".part")
-    with partial.open("w", encoding="utf-8") as file:
-        for i in range(count):
-            with (work / f"{i}.tags").open(encoding="utf-8") as part:
-                for line in part:
-                    entry = json.loads(line)
-                    counts["images"] += 1
-                    counts["with_tags"] += bool(entry["tags"])
-                    counts["crowds"] += entry["crowds"]
-                    file.write(json.dumps({"image": entry["image"], "tags": entry["tags"]}) + "\n")
-    partial.replace(table)
-    shutil.rmtree(work)
-    return counts
-
-
 def coco_results(
-    masks: str | Path, out: str | Path, progress: Callable[[int, int], None] | None = None
+    masks: str | Path, out: str | Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, int]:
     """Write label maps as COCO results: one packed run-length entry for each photo and category in it.
 
@@ -247,12 +201,14 @@ def coco_results(
     with partial.open("w", encoding="utf-8") as file:
         file.write("[")
         for done, (path, number) in enumerate(zip(paths, numbers), 1):
-            for label, runs in _runs(read_mask(path, len(categories)).numpy(), tools):
+            labels = read_mask(path, len(categories)).numpy()
+            for label in np.unique(labels[(labels > 0) & (labels != IGNORE)]).tolist():
+                packed = tools.encode(np.asfortranarray(labels == label, dtype=np.uint8))
+                runs = {"size": list(labels.shape), "counts": packed["counts"].decode("ascii")}
                 entry = {"image_id": number, "category_id": categories[label - 1], "segmentation": runs, "score": 1.0}
                 file.write((",\n" if entries else "\n") + json.dumps(entry, separators=(",", ":")))
                 entries += 1
-            if progress is not None:
-                progress(done, len(paths))
+            progress(done, len(paths))
         file.write("\n]\n")
     partial.replace(out)
     return {"images": len(paths), "entries": entries}
@@ -263,10 +219,3 @@ def _image_number(path: Path) -> int:
     if not (digits.isascii() and digits.isdigit()):
         raise DataError(f"{path}: the name does not end in an image's number, as COCO_val2014_000000000042.png does.")
     return int(digits)
-
-
-def _runs(labels: np.ndarray, tools: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    for label in np.unique(labels).tolist():
-        if label not in (0, IGNORE):
-            packed = tools.encode(np.asfortranarray(labels == label, dtype=np.uint8))
-            yield label, {"size": list(labels.shape), "counts": packed["counts"].decode("ascii")}

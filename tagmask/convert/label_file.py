@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,10 +12,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tagmask.errors import DataError
-
-DTYPES = frozenset(("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"))
-UNICODE = re.compile(r"U[1-9]\d{0,2}")
-"""Types of names; arrays are of numbers only."""
 
 
 class _Refused(Exception):
@@ -27,37 +22,25 @@ class _DType:
     """Stands for numpy.dtype, so that nothing of NumPy's own unpickling sees what the file says."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
-        text = name.decode("latin1") if isinstance(name, bytes) else str(name)
-        self.name = text.lstrip("<>|=")
-        self.order = "<"
-        known = self.name in DTYPES or self.name in ("O", "O8", "object")
-        if not known and not UNICODE.fullmatch(self.name):
-            raise _Refused(f"values of type '{text}'")
+        # The name alone makes a plain type; whatever has fields or a shape is of kind V.
+        self.type = np.dtype(name) if isinstance(name, str) else np.dtype("V")
+        if self.type.kind not in "biufUO" or not self.type.itemsize:
+            raise _Refused(f"values of type {name!r}")
 
     def __setstate__(self, state: Any) -> None:
         # (version, byte order, subtype, names, fields, size, alignment, flags)
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise _Refused("values of a structured type")
-        order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
-        if order not in ("<", ">", "|", "="):
-            raise _Refused(f"byte order {order!r}")
-        self.order = "<" if order in ("|", "=") else order
-
-    @property
-    def is_object(self) -> bool:
-        return self.name.lower().startswith("o")
-
-    @property
-    def is_text(self) -> bool:
-        return self.name.startswith("U")
+        if state[1] not in ("<", ">", "|", "="):
+            raise _Refused(f"byte order {state[1]!r}")
+        self.type = self.type.newbyteorder(state[1])
 
     def read(self, data: Any, count: int) -> np.ndarray:
         """``count`` numbers or texts from exactly as many bytes, (count,)."""
         data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
-        kind = np.dtype(self.order + self.name)
-        if not isinstance(data, bytes) or len(data) != count * kind.itemsize:
+        if not isinstance(data, bytes) or len(data) != count * self.type.itemsize:
             raise _Refused("an array or a number whose bytes do not fit its type and shape")
-        return np.frombuffer(data, kind)
+        return np.frombuffer(data, self.type)
 
 
 class _Array:
@@ -72,14 +55,14 @@ class _Array:
         _, shape, dtype, columns, data = state
         if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
             raise _Refused("an array without a shape")
-        if dtype.is_object:
+        if dtype.type.kind == "O":
             if not isinstance(data, list) or len(data) != math.prod(shape):
                 raise _Refused("an array of objects whose number does not fit")
             self.value = data
-            return
-        if dtype.is_text:
+        elif dtype.type.kind == "U":
             raise _Refused("an array of text")
-        self.value = dtype.read(data, math.prod(shape)).reshape(shape, order="F" if columns else "C")
+        else:
+            self.value = dtype.read(data, math.prod(shape)).reshape(shape, order="F" if columns else "C")
 
 
 class _Call:
@@ -103,7 +86,7 @@ def _empty_array(*args: Any) -> _Array:
 
 def _scalar(dtype: Any = None, data: Any = None) -> Any:
     """A number or name of NumPy's, as Python's own."""
-    if not isinstance(dtype, _DType) or dtype.is_object:
+    if not isinstance(dtype, _DType) or dtype.type.kind == "O":
         raise _Refused("a single value that is neither a number nor text")
     return dtype.read(data, 1)[0].item()
 
@@ -115,24 +98,23 @@ def _bytes(text: Any, encoding: Any = None) -> bytes:
     return text.encode("latin1")
 
 
-ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _empty_array,
-    ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
-    ("builtins", "dict"): dict,
-    ("__builtin__", "dict"): dict,
-    ("_codecs", "encode"): _bytes,
+ALLOWED: dict[str, Callable[..., Any]] = {
+    "numpy.ndarray": _empty_array,
+    "numpy.dtype": _DType,
+    "numpy.core.multiarray._reconstruct": _empty_array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "builtins.dict": dict,
+    "_codecs.encode": _bytes,
 }
+"""Names as of Python 3 and NumPy 1."""
 
 
 class _LabelUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
+        known = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        if known not in ALLOWED:
             raise _Refused(f"a call of {module}.{name}")
-        return _Call(ALLOWED[module, name])
+        return _Call(ALLOWED[known])
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused("an outside object")
@@ -149,7 +131,7 @@ def read_label_file(path: str | Path) -> dict[str | int, np.ndarray]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            _skip_header(file, path)
+            _skip_header(file)
             found = _LabelUnpickler(file, encoding="latin1").load()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
@@ -158,10 +140,8 @@ def read_label_file(path: str | Path) -> dict[str | int, np.ndarray]:
             f"{path}: refused, because it contains {error}, which a label file has no need of. Opened in the usual way "
             "it could run code. Do not load it with NumPy, and take tags from the data set's own files."
         ) from error
-    except DataError:
-        raise
     except Exception as error:  # broken pickles raise nearly any type
-        raise DataError(f"{path}: not a readable label file ({error!r}).") from error
+        raise DataError(f"{path}: not a readable label file ({error}).") from error
     value = _plain(found)
     if isinstance(value, list) and len(value) == 1:  # a dictionary in an array of no dimensions
         value = value[0]
@@ -186,14 +166,12 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, _Array) else value
 
 
-def _skip_header(file: BinaryIO, path: Path) -> None:
+def _skip_header(file: BinaryIO) -> None:
     version = np.lib.format.read_magic(file)
-    reader = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(version[0])
-    if reader is None:
-        raise DataError(f"{path}: .npy version {version[0]} is unknown.")
-    _, _, dtype = reader(file)
+    read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+    dtype = read(file)[2]
     if not dtype.hasobject:
-        raise DataError(f"{path}: an array of {dtype}, not a dictionary of image names.")
+        raise ValueError(f"an array of {dtype}, not a dictionary of image names")
 
 
 def image_names(labels: Mapping[str | int, np.ndarray], numbers: str = "", prefix: str = "") -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ def sbd_masks(
     voc: str | Path,
     sbd: str | Path | None = None,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
     """Write SBD's class masks and the list train_aug into a VOC 2012 folder.
 
@@ -28,10 +28,9 @@ def sbd_masks(
     voc = Path(voc)
     folder = Path(sbd) if sbd is not None else find_sbd(voc)
     if folder is None or not is_sbd(folder):
-        where = folder if folder is not None else f"{voc} and the two folders above"
         raise DataError(
-            f"{where}: no folder of SBD, with cls, train.txt and val.txt, is there. Unpack benchmark.tgz (it holds "
-            "benchmark_RELEASE/dataset) and name the folder with --sbd."
+            f"{folder or voc}: SBD, a folder with cls, train.txt and val.txt, is not there. Unpack benchmark.tgz (it "
+            "holds benchmark_RELEASE/dataset) and name the folder with --sbd."
         )
     lists = voc / "ImageSets" / "Segmentation"
     own = {name: [line for _, line in read_lines(lists / f"{name}.txt", "list of images")] for name in ("train", "val")}
@@ -52,7 +51,6 @@ def sbd_masks(
 
     with ThreadPoolExecutor(workers) as pool:
         for done, _ in enumerate(pool.map(one, todo), len(names) - len(todo) + 1):
-            if progress is not None:
-                progress(done, len(names))
+            progress(done, len(names))
     (lists / "train_aug.txt").write_text("\n".join(augmented) + "\n", encoding="utf-8")
     return {"written": len(todo), "kept": len(names) - len(todo), "train_aug": len(augmented)}

@@ -6,10 +6,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from tagmask.data.pixels import read_mask, write_mask
+from tagmask.data.pixels import check_size, read_image, read_mask, write_mask
 from tagmask.data.source_voc import VOC_CLASSES
 from tagmask.errors import DataError
 from tagmask.types import IGNORE
@@ -21,16 +18,16 @@ def voc_submission(
     masks: str | Path,
     out: str | Path,
     ids: Sequence[str],
-    images: str | Path | None = None,
+    images: str | Path,
     competition: str = "comp6",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write ``results/VOC2012/Segmentation/<competition>_test_cls/<id>.png`` below ``out``, and ``out``/results.tgz.
 
-    masks: folder of label maps ``<id>.png``, 0 to 20. ids: of the whole test list. images: folder of the photos, to
-    compare sizes. competition: comp5 is for methods trained on VOC's own data only, comp6 for all others, such as
-    those whose weights were pretrained. Returns the archive's path. Raises DataError on a mask that is absent, is of
-    another size than its photo, or holds 255: the server counts on a class at every pixel.
+    masks: folder of label maps ``<id>.png``, 0 to 20. ids: of the whole test list. images: folder of the photos.
+    competition: comp5 is for methods trained on VOC's own data only, comp6 for all others, such as those whose weights
+    were pretrained. Returns the archive's path. Raises DataError on a mask that is absent, is of another size than its
+    photo, or holds 255: the server counts on a class at every pixel.
     """
     masks, out = Path(masks), Path(out)
     if competition not in COMPETITIONS:
@@ -44,19 +41,21 @@ def voc_submission(
             "'tagmask predict'."
         )
     inner = Path("results") / "VOC2012" / "Segmentation" / f"{competition}_test_cls"
-    photos = {p.stem: p for p in Path(images).iterdir()} if images is not None else {}
+    photos = {path.stem: path for path in Path(images).iterdir()}
     for done, id in enumerate(ids, 1):
-        values = read_mask(masks / f"{id}.png", len(VOC_CLASSES)).numpy()
-        if (values == IGNORE).any():
+        path = masks / f"{id}.png"
+        mask = read_mask(path, len(VOC_CLASSES))
+        unsure = (mask == IGNORE).float().mean().item()
+        if unsure:
             raise DataError(
-                f"{masks / f'{id}.png'}: {np.mean(values == IGNORE):.1%} of its pixels are 255 (unsure), which the "
-                "server does not take. Make the masks with label.unsure=0 and without label.high and label.low."
+                f"{path}: {unsure:.1%} of its pixels are 255 (unsure), which the server does not take. Make the masks "
+                "with label.unsure=0 and without label.high and label.low."
             )
-        if images is not None:
-            _check_size(values, photos.get(id), id, Path(images))
-        write_mask(out / inner / f"{id}.png", values)
-        if progress is not None:
-            progress(done, len(ids))
+        if id not in photos:
+            raise DataError(f"{images}: there is no photo '{id}'.")
+        check_size(path, mask, photos[id], read_image(photos[id]))
+        write_mask(out / inner / f"{id}.png", mask)
+        progress(done, len(ids))
     archive = out / "results.tgz"
     partial = archive.with_suffix(".part")
     with tarfile.open(partial, "w:gz") as tar:
@@ -65,14 +64,3 @@ def voc_submission(
             tar.add(out / inner / f"{id}.png", (inner / f"{id}.png").as_posix())
     partial.replace(archive)
     return archive
-
-
-def _check_size(values: np.ndarray, photo: Path | None, id: str, folder: Path) -> None:
-    if photo is None:
-        raise DataError(f"{folder}: there is no photo '{id}'.")
-    with Image.open(photo) as opened:
-        size = opened.size
-    if size != values.shape[::-1]:
-        raise DataError(
-            f"{id}: its mask has {values.shape[1]}x{values.shape[0]} pixels, its photo {photo} has {size[0]}x{size[1]}."
-        )

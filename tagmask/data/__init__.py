@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from tagmask.data.collection import Box, Collection, ColourMap, Item, Problem, tag_vector
+from tagmask.data.collection import Collection, Item, tag_vector
 from tagmask.data.detect import open_data
 from tagmask.data.fingerprint import clean, fingerprint, print_fingerprint
-from tagmask.data.loader import SampleSet, TrainLoader, read_ahead
+from tagmask.data.loader import TrainLoader, read_ahead
 from tagmask.data.pixels import palette, read_colour_map, read_image, read_mask, write_mask
 from tagmask.data.source_demo import write_demo
 from tagmask.data.views import TrainViews, make_affine, warp
 
 __all__ = [
-    "Box",
     "Collection",
-    "ColourMap",
     "Item",
-    "Problem",
-    "SampleSet",
     "TrainLoader",
     "TrainViews",
     "clean",

@@ -12,6 +12,7 @@ from tagmask.errors import DataError
 
 VOC_PAGE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 COCO_PAGE = "https://cocodataset.org/#download"
+CUB_PAGE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ BENCHMARKS: dict[str, dict[str, Listed]] = {
         "val2017": Listed(4952, "annotations_trainval2017.zip and val2017.zip", COCO_PAGE),
     },
     "cub200_2011": {
-        "train": Listed(5994, "CUB_200_2011.tgz", "https://www.vision.caltech.edu/datasets/cub_200_2011/"),
-        "test": Listed(5794, "CUB_200_2011.tgz", "https://www.vision.caltech.edu/datasets/cub_200_2011/"),
+        "train": Listed(5994, "CUB_200_2011.tgz", CUB_PAGE),
+        "test": Listed(5794, "CUB_200_2011.tgz", CUB_PAGE),
     },
 }
 """Photos by list. Of COCO those with an annotation are counted, as in papers: 702 of train2014's 82,783 have none."""
@@ -92,26 +93,23 @@ def check_archives(folder: Path) -> list[dict[str, Any]]:
         with (folder / name).open("rb") as file:
             while part := file.read(1 << 22):
                 md5.update(part)
-        digest = md5.hexdigest()
-        whole = digest == ARCHIVES[name]
+        whole = md5.hexdigest() == ARCHIVES[name]
         what = "" if whole else f"differs from the published {ARCHIVES[name]}: download it again"
-        rows.append({"archive": name, "md5": digest, "whole": whole, "what": what})
+        rows.append({"archive": name, "md5": md5.hexdigest(), "whole": whole, "what": what})
     return rows
 
 
-def count_lists(
-    benchmark: str, lists: Mapping[str, Sequence[str]], masked: Collection[str] | None = None
-) -> list[dict[str, Any]]:
+def count_lists(benchmark: str, lists: Mapping[str, Sequence[str]], masked: Collection[str]) -> list[dict[str, Any]]:
     """Every published list with keys list, expected, found (None: the list is not there), masks and what (what to do).
 
-    masked: ids of the photos that have a mask; None where nobody looked. masks: how many of a list have one; None for
-    lists whose truth is no label map.
+    masked: ids of the photos that have a mask. masks: how many of a list have one; None for lists whose truth is no
+    label map.
     """
     rows = []
     for name, listed in BENCHMARKS[benchmark].items():
         found = len(lists[name]) if name in lists else None
-        counted = masked is not None and found is not None and not {name, benchmark}.intersection(WITHOUT_MASKS)
-        masks = len(set(lists[name]).intersection(masked or ())) if counted else None
+        counted = found is not None and not {name, benchmark}.intersection(WITHOUT_MASKS)
+        masks = len(set(lists[name]).intersection(masked)) if counted else None
         what = ""
         if found is None:
             what = f"not there.{listed.describe()}"

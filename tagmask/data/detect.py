@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
-from tagmask.data.find import data_root, find_images, image_folder, mask_folder, resolve
-from tagmask.data.source_coco import is_coco
+from tagmask.data.find import data_root, find_images, image_folder
+from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
-from tagmask.data.source_folders import NO_CLASS, NO_TAGS, class_folders
+from tagmask.data.source_folders import class_folders
 from tagmask.data.source_table import TABLE_NAMES, table_path
 from tagmask.data.source_voc import is_voc
 from tagmask.data.splits import assign_splits
@@ -21,14 +21,11 @@ def open_data(config: DataConfig, seed: int = 0) -> Collection:
     """Read the data set that a configuration names and fix its train, val and test lists.
 
     ``source='auto'`` takes the layouts of VOC, COCO and CUB, then a table of tags, then class folders, whichever is
-    there first.
-    ``seed`` decides which share is held out where there is no val list. Raises DataError.
+    there first. ``seed`` decides which share is held out where there is no val list. Raises DataError.
     """
     source = detect(config, data_root(config)) if config.source == "auto" else config.source
-    collection = SOURCES.get(source)(config, seed)
-    bases = [collection.root]
-    if collection.source != "demo":
-        bases.insert(0, image_folder(config, collection.root))
+    collection = SOURCES.get(source)(config)
+    bases = [image_folder(config, collection.root), collection.root]
     return assign_splits(collection, config, seed, bases)
 
 
@@ -36,15 +33,13 @@ def detect(config: DataConfig, root: Path) -> str:
     """Name of the source that fits a folder. Raises DataError that says what was looked for."""
     if is_voc(root):
         return "voc"
-    if config.tags is None and is_coco(root):
+    if config.tags is None and coco_lists(root):
         return "coco"
     if config.tags is None and is_cub(root):
         return "cub"
     if table_path(config, root) is not None:
         return "table"
-    base = resolve(config.images, root, "images") if config.images is not None else root
-    masks = mask_folder(config, root)
-    if base.is_dir() and set(class_folders(base, masks)) - {NO_CLASS, NO_TAGS, "images"}:
+    if class_folders(config, root)[1]:
         return "folders"
     have = "There are images, but no tags" if find_images(root) else "There are no images"
     raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tagmask.config import DataConfig
@@ -37,12 +37,12 @@ def resolve(path: Path, root: Path, setting: str) -> Path:
     raise DataError(f"{path} (data.{setting}): neither in the working directory nor in {root}.")
 
 
-def find_images(folder: Path, without: Iterable[Path] = ()) -> list[Path]:
-    """Images below ``folder``, sorted by path; hidden files and folders and those in ``without`` are left out."""
-    skip = {path.resolve() for path in without}
+def find_images(folder: Path, without: Path | None = None) -> list[Path]:
+    """Images below ``folder``, sorted by path; hidden files and folders and the folder ``without`` are left out."""
+    skip = without and without.resolve()
     found = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".") and Path(parent, f).resolve() not in skip]
+        folders[:] = [f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != skip]
         found += [Path(parent, n) for n in names if not n.startswith(".") and is_image(n)]
     return sorted(found)
 

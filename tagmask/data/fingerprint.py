@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,12 +32,10 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
 
     Keys: source, root, classes, digest (SHA-256 over classes, ids, tags and the sizes of the image files); counts
     (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images, labelled,
-    masks that can be read; hash); sizes (width, height, each min, median, max; landscape, portrait, square as shares;
-    pixels, the mean of width · height; distinct sizes); tags (images by class), tags_per_image (images by number of
-    tags), cooccurrence (C×C, images that have both, the diagonal counts the class itself); masks (pixels by value,
-    warnings); unreadable, bad_masks and problems (lists of {path, what}, unreadable ones with the id); unlabelled
-    (ids); warnings; benchmark (name and lists, as ``count_lists`` gives them; None where this is no published data
-    set).
+    masks that can be read; hash); sizes (width and height: min, median, max; pixels, the mean of width · height); tags
+    (images by class); cooccurrence (C×C, images that have both, the diagonal counts the class itself); masks (pixels
+    by value, warnings); unreadable, bad_masks and problems (lists of {path, what}, the first two with the id);
+    unlabelled (ids); warnings; benchmark (name and lists, as ``count_lists`` gives them, or None).
     """
     items = collection.items
     with ThreadPoolExecutor(threads) as pool:
@@ -52,11 +51,12 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         there = list(item.tags or ())
         together[np.ix_(there, there)] += 1
     tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
-    published = None
+    warnings, published = _warnings(collection, tags, together), None
     if collection.benchmark is not None:
         masked = {item.id for item in items if item.mask is not None}
         rows = count_lists(collection.benchmark, collection.lists, masked)
         published = {"name": collection.benchmark, "lists": rows}
+        warnings += [f"List '{row['list']}': {row['what']}" for row in rows if row["found"] is not None and row["what"]]
     return {
         "source": collection.source,
         "benchmark": published,
@@ -76,7 +76,6 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         "splits": {name: _split(collection, name, unreadable, bad_masks) for name in collection.splits},
         "sizes": _sizes([k["size"] for k in looks if k["size"]]),
         "tags": tags,
-        "tags_per_image": {str(n): c for n, c in sorted(Counter(len(i.tags or ()) for i in tagged).items())},
         "cooccurrence": together.tolist(),
         "masks": {
             "values": {str(value): count for value, count in sorted(histogram.items())},
@@ -86,7 +85,7 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         "bad_masks": bad_masks,
         "unlabelled": [item.id for item in items if item.tags is None],
         "problems": [asdict(problem) for problem in collection.problems],
-        "warnings": [*_warnings(collection, tags, together), *_miscounted(published)],
+        "warnings": warnings,
     }
 
 
@@ -110,26 +109,20 @@ def clean(collection: Collection, fingerprint: Mapping[str, Any]) -> Collection:
 
 def mask_warnings(histogram: Mapping[int, int], classes: int) -> list[str]:
     """What is suspicious about the values of all masks together. histogram: pixels by value."""
-    values = {value for value, count in histogram.items() if count}
-    labels = sorted(values - {IGNORE})
-    if not values:
-        return []
-    warnings = []
-    if values == {0, IGNORE}:
-        warnings.append(
-            "Masks hold only 0 and 255, and 255 means 'ignore': they look like binary 0/255 masks. "
-            "Save the object as 1."
-        )
-    elif not labels:
-        warnings.append("Masks hold only 255, which means 'ignore'.")
-    elif labels[-1] == classes + 1 and labels[0] == 1:
-        warnings.append(f"Mask values go from 1 to {classes + 1}: off by one. Background should be 0.")
-    elif labels[-1] > classes:
-        hint = " Off by one?" if labels[-1] == classes + 1 else " Another class list?"
-        warnings.append(f"Mask value {labels[-1]} is above the number of classes, {classes}.{hint}")
-    elif labels[0] == 1:
-        warnings.append("No mask pixel is 0 (background). If the background is 1, the values are off by one.")
-    return warnings
+    labels = sorted(value for value, count in histogram.items() if count and value != IGNORE)
+    ignored = histogram.get(IGNORE, 0) > 0
+    if not labels:
+        return ["Masks hold only 255, which means 'ignore'."] if ignored else []
+    if labels == [0] and ignored:
+        return ["Masks hold only 0 and 255 ('ignore'): they look like binary 0/255 masks. Save the object as 1."]
+    if labels[0] == 1 and labels[-1] == classes + 1:
+        return [f"Mask values go from 1 to {classes + 1}: off by one. Background should be 0."]
+    if labels[-1] > classes:
+        hint = "Off by one?" if labels[-1] == classes + 1 else "Another class list?"
+        return [f"Mask value {labels[-1]} is above the number of classes, {classes}. {hint}"]
+    if labels[0] == 1:
+        return ["No mask pixel is 0 (background). If the background is 1, the values are off by one."]
+    return []
 
 
 def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
@@ -149,10 +142,10 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
     for name, split in fp["splits"].items():
         table.add_row(name, str(split["images"]), str(split["labelled"]), str(split["masks"]), split["hash"])
     console.print(table)
-    if fp.get("benchmark"):
+    if fp["benchmark"]:
         table = Table("list", "photos", "published", "masks", "", title=f"As published: {fp['benchmark']['name']}")
         for row in fp["benchmark"]["lists"]:
-            found, masks = ("–" if row.get(key) is None else str(row[key]) for key in ("found", "masks"))
+            found, masks = ("–" if row[key] is None else str(row[key]) for key in ("found", "masks"))
             what = escape(row["what"]) if row["found"] is None else "[yellow]differs[/yellow]" if row["what"] else "ok"
             table.add_row(row["list"], found, str(row["expected"]), masks, what)
         console.print(table)
@@ -174,11 +167,8 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
         console.print(table)
     for warning in (*fp["warnings"], *fp["masks"]["warnings"]):
         console.print(f"[yellow]Warning:[/yellow] {escape(warning)}")
-    if fp["unlabelled"]:
-        more = " …" if len(fp["unlabelled"]) > SHOWN else ""
-        console.print(f"[bold]Unlabelled: {len(fp['unlabelled'])}[/bold]")
-        console.print(f"  {', '.join(fp['unlabelled'][:SHOWN])}{more}", markup=False, highlight=False)
     for key, title in (
+        ("unlabelled", "Unlabelled"),
         ("unreadable", "Unreadable, left out"),
         ("bad_masks", "Masks left out"),
         ("problems", "Problems"),
@@ -186,14 +176,10 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
         if fp[key]:
             console.print(f"[bold]{title}: {len(fp[key])}[/bold]")
             for entry in fp[key][:SHOWN]:
-                console.print(f"  {entry['path']}: {entry['what']}", markup=False, highlight=False)
+                text = entry if key == "unlabelled" else f"{entry['path']}: {entry['what']}"
+                console.print(f"  {text}", markup=False, highlight=False)
             if len(fp[key]) > SHOWN:
                 console.print(f"  … and {len(fp[key]) - SHOWN} more; the saved fingerprint lists all.")
-
-
-def _miscounted(published: Mapping[str, Any] | None) -> list[str]:
-    rows = published["lists"] if published else []
-    return [f"List '{row['list']}': {row['what']}" for row in rows if row["found"] is not None and row["what"]]
 
 
 def _look(item: Item, colour_map: ColourMap | None) -> dict[str, Any]:
@@ -248,26 +234,20 @@ def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
     if not sizes:
         return {}
     widths, heights = zip(*sizes)
-    shapes = Counter("landscape" if w > h else "portrait" if h > w else "square" for w, h in sizes)
     return {
         "width": {"min": min(widths), "median": median(widths), "max": max(widths)},
         "height": {"min": min(heights), "median": median(heights), "max": max(heights)},
-        **{shape: round(shapes[shape] / len(sizes), 4) for shape in ("landscape", "portrait", "square")},
         "pixels": round(sum(w * h for w, h in sizes) / len(sizes)),
-        "distinct": len(set(sizes)),
     }
 
 
 def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndarray) -> list[str]:
     warnings = [f"Class '{name}' is on no image." for name, count in tags.items() if count == 0]
     warnings += [f"Class '{name}' is on {count} images only." for name, count in tags.items() if 0 < count < 5]
-    everywhere = [
-        n for n, count in tags.items() if count and count == sum(i.tags is not None for i in collection.items)
-    ]
+    tagged = sum(item.tags is not None for item in collection.items)
+    everywhere = [name for name, count in tags.items() if 0 < count == tagged]
     warnings += [f"Class '{name}' is on every tagged image: tags cannot show where it is." for name in everywhere]
-    for i, name in enumerate(collection.classes):
-        for j in range(i + 1, len(collection.classes)):
-            if 5 <= together[i, j] == together[i, i] == together[j, j]:
-                other = collection.classes[j]
-                warnings.append(f"'{name}' and '{other}' are always together: tags cannot tell them apart.")
+    for (i, name), (j, other) in combinations(enumerate(collection.classes), 2):
+        if 5 <= together[i, j] == together[i, i] == together[j, j]:
+            warnings.append(f"'{name}' and '{other}' are always together: tags cannot tell them apart.")
     return warnings

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tagmask.data.collection import ColourMap, Item, tag_vector
-from tagmask.data.pixels import read_image, read_mask
+from tagmask.data.pixels import check_size, read_image, read_mask
 from tagmask.data.views import TrainViews
 from tagmask.errors import DataError
 from tagmask.types import Batch, Sample, View
@@ -26,76 +27,58 @@ def seeded(*parts: int | str) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
-class SampleSet(Dataset):
-    """Samples at the photos' own sizes, by position. ``masks=False``: mask files are never opened.
+def read_sample(item: Item, classes: int, masks: bool = False, colour_map: ColourMap | None = None) -> Sample:
+    """The photo at its own size, with its tags. ``masks=False``: no mask file is opened.
 
-    Raises DataError on unreadable files and on a mask of another size than its photo.
+    Raises DataError on an unreadable file and on a mask of another size than its photo.
     """
-
-    def __init__(self, items: Sequence[Item], C: int, masks: bool = False, colour_map: ColourMap | None = None) -> None:
-        self.items, self.C, self.masks, self.colour_map = list(items), C, masks, colour_map
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, position: int) -> Sample:
-        item = self.items[position]
-        image = read_image(item.image)
-        mask = None
-        if self.masks and item.mask is not None:
-            mask = read_mask(item.mask, self.C, self.colour_map)
-            check_size(item, image, mask)
-        tags = None
-        if item.tags is not None:
-            tags = tag_vector(item.tags, self.C)
-        return Sample(image.float() / 255, tags, mask, item.id)
+    image = read_image(item.image)
+    mask = None
+    if masks and item.mask is not None:
+        mask = read_mask(item.mask, classes, colour_map)
+        check_size(item.mask, mask, item.image, image)
+    tags = None if item.tags is None else tag_vector(item.tags, classes)
+    return Sample(image.float() / 255, tags, mask, item.id)
 
 
-def check_size(item: Item, image: Tensor, mask: Tensor) -> None:
-    """Raise DataError when a mask is not of its photo's size; names a turned photo as the likely cause."""
-    size, other = tuple(image.shape[-2:]), tuple(mask.shape)
-    if size != other:
-        turned = " The photo is shown turned (EXIF); save the mask turned the same way." if size == other[::-1] else ""
-        raise DataError(
-            f"{item.mask}: {other[1]}x{other[0]} pixels, its photo {item.image} has {size[1]}x{size[0]}.{turned}"
-        )
+@lru_cache(maxsize=1)
+def epoch_order(images: int, seed: int, epoch: int) -> list[int]:
+    """The permutation in which an epoch draws the images."""
+    return torch.randperm(images, generator=seeded("order", seed, epoch)).tolist()
 
 
+@dataclass
 class _Steps(Dataset):
     """The parts of the batch of one step and process, as plain tensors that can cross process borders."""
 
-    def __init__(
-        self, samples: SampleSet, views: TrainViews, batch_size: int, seed: int, rank: int, world: int
-    ) -> None:
-        self.samples, self.views = samples, views
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self._order: tuple[int, Tensor] | None = None
-
-    def image_at(self, draw: int) -> int:
-        """Position of the image that is drawn as number ``draw`` in the run: a fresh permutation each epoch."""
-        epoch, place = divmod(draw, len(self.samples))
-        if self._order is None or self._order[0] != epoch:
-            order = torch.randperm(len(self.samples), generator=seeded("order", self.seed, epoch))
-            self._order = (epoch, order)
-        return int(self._order[1][place])
+    items: Sequence[Item]
+    classes: int
+    views: TrainViews
+    batch_size: int
+    seed: int
+    rank: int
+    world: int
+    masks: bool
+    colour_map: ColourMap | None
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         entries, samples = [], []
         try:
             for i in range(self.batch_size):
                 position = self.rank * self.batch_size + i
-                sample = self.samples[self.image_at(step * self.batch_size * self.world + position)]
+                epoch, place = divmod(step * self.batch_size * self.world + position, len(self.items))
+                item = self.items[epoch_order(len(self.items), self.seed, epoch)[place]]
+                sample = read_sample(item, self.classes, self.masks, self.colour_map)
                 entries.append(self.views(sample, seeded("views", self.seed, step, position)))
                 samples.append(sample)
         except DataError as error:
             # Raised in a worker it would reach the user inside a traceback: send the message instead.
             return {"error": str(error)}
-        masks = [e["mask"] for e in entries]
         return {
             "images": torch.stack([e["image"] for e in entries]),
             "tags": torch.stack([s.tags for s in samples if s.tags is not None]),
             "boxes": torch.stack([e["box"] for e in entries]),
-            "masks": torch.stack(masks) if self.samples.masks else None,
+            "masks": torch.stack([e["mask"] for e in entries]) if self.masks else None,
             "ids": [s.id for s in samples],
             "views": {name: _stack([e["views"][name] for e in entries]) for name in sorted(self.views.wanted)},
         }
@@ -150,9 +133,8 @@ class TrainLoader:
                 "Give their folder as data.masks."
             )
         self.steps, self.start_step, self.seed, self.rank = steps, start_step, seed, rank
-        samples = SampleSet(items, collection_classes, masks, colour_map)
         self._loader: DataLoader = DataLoader(
-            _Steps(samples, views, batch_size, seed, rank, world),
+            _Steps(items, collection_classes, views, batch_size, seed, rank, world, masks, colour_map),
             batch_size=None,
             sampler=range(start_step, steps),
             num_workers=workers,
@@ -167,19 +149,15 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # One pass is a whole run, so the workers live as long as it does and end with it.
-        error = None
         for step, parts in enumerate(self._loader, self.start_step):
-            error = parts.get("error")
-            if error is not None:
-                break
+            if "error" in parts:
+                raise DataError(parts["error"])
             views = {name: View(**tensors) for name, tensors in parts.pop("views").items()}
             yield Batch(views=views, generator=seeded("method", self.seed, step, self.rank), **parts)
-        if error is not None:
-            raise DataError(error)
 
 
-def read_ahead(items: Sequence[Item], workers: int = 2) -> Iterator[tuple[Item, Tensor | DataError]]:
-    """Items with their photos, uint8 (3,H,W), in order, decoded ahead by ``workers`` threads (0: when asked for).
+def read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Tensor | DataError]]:
+    """Items with their photos, uint8 (3,H,W), in order, decoded ahead by two threads.
 
     Pillow decodes outside Python's lock, so threads suffice. A photo that cannot be read comes as its DataError.
     """
@@ -190,17 +168,11 @@ def read_ahead(items: Sequence[Item], workers: int = 2) -> Iterator[tuple[Item, 
         except DataError as error:
             return item, error
 
-    if workers == 0:
-        yield from map(read, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        rest = iter(items)
-        waiting = deque(pool.submit(read, item) for item in islice(rest, 2 * workers))
-        try:
-            while waiting:
-                found = waiting.popleft().result()
-                waiting.extend(pool.submit(read, item) for item in islice(rest, 1))
-                yield found
-        finally:
-            for future in waiting:
-                future.cancel()
+    with ThreadPoolExecutor(2) as pool:
+        waiting: deque[Future] = deque()
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > 4:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

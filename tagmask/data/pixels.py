@@ -7,7 +7,6 @@ they are, because they were drawn on the photo as shown. Transparent pixels are 
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from scipy.io import loadmat
 from torch import Tensor
 
 from tagmask.data.collection import ColourMap
+from tagmask.data.find import read_lines
 from tagmask.errors import DataError, nearest
 from tagmask.types import IGNORE
 
@@ -36,10 +36,6 @@ def read_image(path: str | Path) -> Tensor:
                 return image_tensor(opened, path)
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such image.") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too large to open safely ({error}). Cut it into parts.") from error
     except Exception as error:  # Pillow raises nearly any type on broken files
         raise _undecodable(path, "an image", error) from error
 
@@ -53,24 +49,16 @@ def _undecodable(path: str | Path, what: str, error: Exception, advice: str = "R
 
 def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
     """An opened picture as uint8 RGB (3,H,W), upright, by the rules of ``read_image``. name: for errors."""
-    rgb = _to_rgb(ImageOps.exif_transpose(image), name)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
-
-
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise DataError(f"{path}: 32-bit values have no known range. Save it with 8 or 16 bits.")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DataError(f"{path}: floating-point values have no known range. Save it with 8 or 16 bits.")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise DataError(f"{name}: values of 32 bits have no known range. Save it with 8 or 16 bits.")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarray:
@@ -81,8 +69,6 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
         with Image.open(path) as opened:
             opened.load()
             mode, values = opened.mode, np.array(opened)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such mask.") from error
     except Exception as error:
         raise _undecodable(path, "a mask", error) from error
     if mode in ("1", "P", "L") or mode.startswith("I"):
@@ -107,8 +93,6 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
 
 def sbd_mask(path: str | Path) -> np.ndarray:
     """The label map (H,W), int64, of a file of SBD (Hariharan et al. 2011), ``cls/<id>.mat``. Raises DataError."""
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such mask.")
     try:
         record = loadmat(path, squeeze_me=True, struct_as_record=False)
     except Exception as error:  # SciPy raises many types on broken files
@@ -135,6 +119,16 @@ def read_mask(path: str | Path, classes: int, colour_map: ColourMap | None = Non
     return torch.from_numpy(values.astype(np.uint8))
 
 
+def check_size(path: Path, mask: Tensor, photo: Path, image: Tensor) -> None:
+    """Raise DataError when a mask is not of its photo's size; names a turned photo as the likely cause."""
+    (height, width), shape = mask.shape, image.shape[-2:]
+    if (height, width) != shape:
+        turned = (
+            " The photo is shown turned (EXIF); save the mask turned the same way." if shape == (width, height) else ""
+        )
+        raise DataError(f"{path}: {width}x{height} pixels, its photo {photo} has {shape[1]}x{shape[0]}.{turned}")
+
+
 def read_colour_map(path: str | Path, classes: list[str]) -> ColourMap:
     """Labels by colour from a file of lines ``r g b name``; '#' starts a comment.
 
@@ -143,17 +137,13 @@ def read_colour_map(path: str | Path, classes: list[str]) -> ColourMap:
     """
     known = {"background": 0, "ignore": IGNORE, "void": IGNORE} | {name: i + 1 for i, name in enumerate(classes)}
     result: ColourMap = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read the colour map ({error}).") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in read_lines(Path(path), "colour map"):
         parts = line.split("#")[0].split(None, 3)
         if not parts:
             continue
         if len(parts) != 4 or not all(p.isdigit() and int(p) < 256 for p in parts[:3]):
-            raise DataError(f"{path}, line {number}: expected 'r g b name' with 0 to 255 each, found '{line.strip()}'.")
-        name = parts[3].strip()
+            raise DataError(f"{path}, line {number}: expected 'r g b name' with 0 to 255 each, found '{line}'.")
+        name = parts[3].strip()  # a comment may have followed
         if name not in known:
             raise DataError(f"{path}, line {number}: unknown class '{name}'.{nearest(name, known)}")
         colour = (int(parts[0]), int(parts[1]), int(parts[2]))
@@ -188,12 +178,9 @@ def write_mask(path: str | Path, labels: Tensor | np.ndarray) -> None:
     image.putpalette(palette().tobytes())
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG")
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        image.save(partial, format="PNG")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -64,8 +64,7 @@ def _place_object(
         x, y = rng.uniform(0.12, 0.88, size=2) * (width, height)
         alpha, colour = _draw(rng, name, radius, x, y, height, width)
         solid = alpha >= 0.5
-        hidden = np.bincount(owner[solid & (owner >= 0)], minlength=len(areas))
-        left = [int((owner == i).sum()) - hidden[i] for i in range(len(areas))]
+        left = np.bincount(owner[~solid & (owner >= 0)], minlength=len(areas))
         if solid.sum() >= 0.006 * height * width and all(n >= VISIBLE * area for n, area in zip(left, areas)):
             return alpha, colour
     return None

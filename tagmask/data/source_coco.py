@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import BENCHMARKS, missing
 from tagmask.data.collection import Collection, Item, Problem
-from tagmask.data.find import check_classes, data_root, image_folder, mask_folder
+from tagmask.data.find import data_root, image_folder, mask_folder
 from tagmask.data.json_stream import stream_json
+from tagmask.data.source_table import read_table, tag_indices
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
 INSTANCES = re.compile(r"instances_(train|val)(2014|2017)\.json")
-JSON_KEYS = ("categories", "images", "annotations")
 CONVERTED = re.compile(r"tags_(train|val)(2014|2017)\.jsonl")
 GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 NAMES = """
@@ -30,11 +32,7 @@ scissors, teddy bear, hair drier, toothbrush
 COCO_CATEGORIES = dict(zip((i for i in range(1, 91) if i not in GAPS), re.split(r",\s+", NAMES.strip())))
 """COCO's 80 categories by its own ids, 1 to 90 with gaps. In masks they are 1 to 80, in this order."""
 LABELS = {id: label for label, id in enumerate(COCO_CATEGORIES, 1)}
-
-
-def is_coco(root: Path) -> bool:
-    """Whether COCO's instance annotations, or what was converted from them, lie in the folder."""
-    return bool(coco_lists(root))
+OTHER_SETS = " Sets of other categories are read as a table of tags with masks."
 
 
 def coco_lists(root: Path) -> dict[str, Path]:
@@ -49,7 +47,7 @@ def coco_lists(root: Path) -> dict[str, Path]:
 
 
 @SOURCES.register("coco")
-def coco(config: DataConfig, seed: int = 0) -> Collection:
+def coco(config: DataConfig) -> Collection:
     """``annotations/instances_{train,val}{2014,2017}.json`` and photos in ``train2014/`` and so on, or in ``images/``.
 
     Tags are the categories of a photo's annotations, those of crowds included; the lists leave out photos without an
@@ -64,7 +62,6 @@ def coco(config: DataConfig, seed: int = 0) -> Collection:
     year = _year(config, root, files)
     benchmark = f"coco{year}"
     base, masks = image_folder(config, root), mask_folder(config, root)
-    classes = check_classes(list(COCO_CATEGORIES.values()), "COCO's categories")
     items: list[Item] = []
     lists: dict[str, list[str]] = {}
     problems: list[Problem] = []
@@ -81,22 +78,22 @@ def coco(config: DataConfig, seed: int = 0) -> Collection:
                 raise DataError(f"{folder}: {what}")
             absent.append(Problem(str(folder), what))
             continue
-        drawn = {p.name for p in (masks / split).glob("*.png")} if masks is not None else set()
+        drawn = {path.stem: path for path in (masks / split).glob("*.png")} if masks is not None else {}
         lists[split] = []
         for name, tags in tagged.items():
             if name not in there:
                 problems.append(Problem(str(folder / name), f"listed in {files[split].name}, but not there"))
                 continue
-            id, png = Path(name).stem, f"{Path(name).stem}.png"
-            items.append(Item(id, folder / name, tags, masks / split / png if masks and png in drawn else None))
+            id = Path(name).stem
+            items.append(Item(id, folder / name, tags, drawn.get(id)))
             if tags:
                 lists[split].append(id)
     if not lists:
         raise DataError(f"{absent[0].path}: {absent[0].what}")
     problems += absent
-    roles = {role: lists[f"{role}{year}"] for role in ("train", "val") if f"{role}{year}" in lists}
-    if "train" not in roles:
-        roles["train"] = []  # else the photos of val that are in no list would be trained on
+    # Without a list of train the photos of val that are in no list would be trained on.
+    roles = {"train": [], **{split.removesuffix(year): ids for split, ids in lists.items()}}
+    classes = list(COCO_CATEGORIES.values())
     return Collection("coco", root, classes, items, roles, problems, None, benchmark, lists)
 
 
@@ -121,70 +118,69 @@ def read_coco_tags(path: Path) -> dict[str, tuple[int, ...]]:
     () for photos without annotations. Raises DataError on unknown images or categories and on broken files.
     """
     if path.suffix == ".jsonl":
-        return _converted_tags(path)
+        position = {name: i for i, name in enumerate(COCO_CATEGORIES.values())}
+        rows, _ = read_table(path, separator=",")
+        return {row.name: tag_indices(row.tags, position, f"{path}, line {row.line}") for row in rows}
     names: dict[int, str] = {}
-    found: dict[int, set[int]] = {}
-    for key, value in stream_json(path, JSON_KEYS):
-        if key == "images":
-            id, name, _ = image_fields(value, path)
-            names[id] = name
-        elif key == "annotations":
-            image, label = annotation_fields(value, path)
-            found.setdefault(image, set()).add(label - 1)
-        elif key == "categories":
-            check_category(value, path)
-    unknown = next((image for image in found if image not in names), None)
-    if unknown is not None:
-        raise DataError(f"{path}: an annotation is of image {unknown}, which is not among its images.")
-    if not names:
-        raise DataError(f"{path}: it lists no images. Are these COCO's instance annotations?")
-    return {name: tuple(sorted(found.get(id, ()))) for id, name in names.items()}
+    found: dict[int, set[int]] = defaultdict(set)
+    for record in read_instances(path):
+        if isinstance(record, Photo):
+            names[record.id] = record.name
+        else:
+            found[record.image].add(record.label - 1)
+    return {name: tuple(sorted(found[id])) for id, name in names.items()}
 
 
-def _converted_tags(path: Path) -> dict[str, tuple[int, ...]]:
-    position = {name: i for i, name in enumerate(COCO_CATEGORIES.values())}
-    result = {}
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+class Photo(NamedTuple):
+    """An entry of 'images'."""
+
+    id: int
+    name: str
+    height: int
+    width: int
+
+
+class Annotation(NamedTuple):
+    """An entry of 'annotations'. label: 1 to 80. segmentation: polygons or run lengths, as the file has them."""
+
+    image: int
+    id: Any
+    label: int
+    crowd: bool
+    segmentation: Any
+
+
+def read_instances(path: Path) -> Iterator[Photo | Annotation]:
+    """The photos of an instance JSON, then their annotations, one at a time.
+
+    Raises DataError on a broken file, a category that is not COCO's, and an annotation of an unknown image.
+    """
+    ids: set[int] = set()
+    for key, value in stream_json(path, ("categories", "images", "annotations")):
         try:
-            entry = json.loads(text)
-            result[str(entry["image"])] = tuple(sorted(position[tag] for tag in entry["tags"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}, line {line}: not what 'tagmask convert coco' writes ({error!r}). Delete it and convert again."
-            ) from error
-    return result
-
-
-def image_fields(value: dict, path: Path) -> tuple[int, str, tuple[int, int]]:
-    """Id, file name and (height, width) of an entry of 'images'. Raises DataError."""
-    try:
-        name = str(value["file_name"])
-        if Path(name).name != name:
-            raise DataError(f"{path}: image '{name}' is not a bare file name, as COCO's are.")
-        return int(value["id"]), name, (int(value["height"]), int(value["width"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: an image without id, file_name, height or width ({error!r}).") from error
-
-
-def annotation_fields(value: dict, path: Path) -> tuple[int, int]:
-    """Image id and label (1 to 80) of an entry of 'annotations'. Raises DataError on an unknown category."""
-    try:
-        image, category = int(value["image_id"]), int(value["category_id"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: an annotation without image_id or category_id ({error!r}).") from error
-    if category not in LABELS:
-        raise DataError(
-            f"{path}: annotation {value.get('id')} has category {category}, which is none of COCO's 80. Sets of other "
-            "categories are read as a table of tags with masks."
-        )
-    return image, LABELS[category]
-
-
-def check_category(value: dict, path: Path) -> None:
-    """Raise DataError unless an entry of 'categories' is COCO's own."""
-    id, name = value.get("id"), value.get("name")
-    if COCO_CATEGORIES.get(id) != name:  # type: ignore[arg-type]
-        raise DataError(
-            f"{path}: category {id} is '{name}', in COCO it is '{COCO_CATEGORIES.get(id)}'. "  # type: ignore[arg-type]
-            "Sets of other categories are read as a table of tags with masks."
-        )
+            if key == "categories":
+                known = COCO_CATEGORIES.get(value["id"])
+                if known != value["name"]:
+                    raise DataError(
+                        f"{path}: category {value['id']} is '{value['name']}', in COCO '{known}'.{OTHER_SETS}"
+                    )
+            elif key == "images":
+                photo = Photo(int(value["id"]), str(value["file_name"]), int(value["height"]), int(value["width"]))
+                if Path(photo.name).name != photo.name:
+                    raise DataError(f"{path}: image '{photo.name}' is not a bare file name, as COCO's are.")
+                ids.add(photo.id)
+                yield photo
+            else:
+                image, category, id = int(value["image_id"]), int(value["category_id"]), value.get("id")
+                if image not in ids:
+                    raise DataError(f"{path}: annotation {id} is of image {image}, which is not among its images.")
+                if category not in LABELS:
+                    raise DataError(
+                        f"{path}: annotation {id} has category {category}, not one of COCO's 80.{OTHER_SETS}"
+                    )
+                crowd = bool(value.get("iscrowd", 0))
+                yield Annotation(image, id, LABELS[category], crowd, value.get("segmentation"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: an entry of '{key}' lacks a field, or it is wrong ({error!r}).") from error
+    if not ids:
+        raise DataError(f"{path}: it lists no images. Are these COCO's instance annotations?")

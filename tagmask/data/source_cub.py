@@ -21,33 +21,34 @@ def is_cub(root: Path) -> bool:
 
 
 @SOURCES.register("cub")
-def cub(config: DataConfig, seed: int = 0) -> Collection:
+def cub(config: DataConfig) -> Collection:
     """``images/`` with images.txt, image_class_labels.txt, train_test_split.txt, bounding_boxes.txt, classes.txt.
 
     One tag an image, 'train' and 'test' as published, and each photo's box. There are no label maps: the set's own
-    ``segmentations`` say how many annotators marked a pixel, not which class it is. Photos that are
-    listed and not there are problems. Raises DataError naming the file and line that is wrong, and the archive where
-    one is missing.
+    ``segmentations`` say how many annotators marked a pixel, not which class it is. Photos that are listed and not
+    there are problems. Raises DataError naming the file and line that is wrong, and the archive where one is missing.
     """
     root = data_root(config)
     for name in FILES:
         if not (root / name).is_file():
             raise DataError(f"{root / name}: no such file.{missing(BENCHMARK, 'train')}")
     base = image_folder(config, root)
-    numbers = _table(root / "classes.txt", 2)
+    images, labels, halves, boxes, numbers = (
+        _table(root / name, 5 if name == "bounding_boxes.txt" else 2) for name in FILES
+    )
+    for name, rows in zip(FILES[1:4], (labels, halves, boxes)):
+        for number in images.keys() ^ rows.keys():
+            where = "has no line for" if number in images else "has a line for the unknown"
+            raise DataError(f"{root / name}: {where} image {number}; its images are those of images.txt.")
     classes = check_classes([fields[0] for fields in numbers.values()], str(root / "classes.txt"))
     order = {number: i for i, number in enumerate(numbers)}
-    names = _table(root / "images.txt", 2)
-    labels = _same(_table(root / "image_class_labels.txt", 2), names, root / "image_class_labels.txt")
-    halves = _same(_table(root / "train_test_split.txt", 2), names, root / "train_test_split.txt")
-    boxes = _same(_table(root / "bounding_boxes.txt", 5), names, root / "bounding_boxes.txt")
-    there = [number for number, (name,) in names.items() if (base / name).is_file()]
+    paths = {number: base / name for number, (name,) in images.items()}
+    there = {number: path for number, path in paths.items() if path.is_file()}
     if not there:
         raise DataError(f"{base}: none of the photos of {root / FILES[0]} is there.{missing(BENCHMARK, 'train')}")
-    paths = [base / names[number][0] for number in there]
     items: list[Item] = []
     lists: dict[str, list[str]] = {"train": [], "test": []}
-    for number, path, id in zip(there, paths, make_ids(paths, base)):
+    for (number, path), id in zip(there.items(), make_ids(list(there.values()), base)):
         label, half = labels[number][0], halves[number][0]
         if label not in order:
             raise DataError(f"{root / 'image_class_labels.txt'}: image {number} has class {label}, which is unknown.")
@@ -56,8 +57,8 @@ def cub(config: DataConfig, seed: int = 0) -> Collection:
         box = _box(boxes[number], f"{root / 'bounding_boxes.txt'}, image {number}")
         items.append(Item(id, path, (order[label],), None, (box,)))
         lists["train" if half == "1" else "test"].append(id)
-    absent = [base / names[number][0] for number in names.keys() - set(there)]
-    gone = [Problem(str(path), "listed in images.txt, but not there") for path in sorted(absent)]
+    absent = [path for number, path in paths.items() if number not in there]
+    gone = [Problem(str(path), "listed in images.txt, but not there") for path in absent]
     return Collection("cub", root, classes, items, dict(lists), gone, None, BENCHMARK, lists)
 
 
@@ -72,14 +73,6 @@ def _table(path: Path, columns: int) -> dict[str, list[str]]:
         if fields[0] in rows:
             raise DataError(f"{path}, line {line}: number {fields[0]} is there twice.")
         rows[fields[0]] = fields[1:]
-    return rows
-
-
-def _same(rows: dict[str, list[str]], images: dict[str, list[str]], path: Path) -> dict[str, list[str]]:
-    wrong = next((n for n in images if n not in rows), None) or next((n for n in rows if n not in images), None)
-    if wrong is not None:
-        where = "has no line for" if wrong in images else "has a line for the unknown"
-        raise DataError(f"{path}: {where} image {wrong}; its images are those of images.txt. Unpack the archive again.")
     return rows
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,22 +39,17 @@ def write_demo(folder: str | Path, images: int = 160, size: tuple[int, int] = (1
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Drawn beside its place and moved there whole, so that an interrupted run leaves no half data set.
-        drawn = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot write the demo data ({error}). Set data.root to another folder.") from error
-    try:
-        _write(drawn, parameters)
-        drawn.chmod(0o755)
-        try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+            drawn = Path(beside, folder.name)
+            drawn.mkdir()
+            _write(drawn, parameters)
             if folder.is_dir():
                 folder.rmdir()
             drawn.rename(folder)
-        except OSError as error:
-            # Another process may have been quicker.
-            if not _is_there(folder, parameters):
-                raise DataError(f"{folder}: cannot write the demo data ({error}). Set data.root.") from error
-    finally:
-        shutil.rmtree(drawn, ignore_errors=True)
+    except OSError as error:
+        # Another process may have been quicker.
+        if not _is_there(folder, parameters):
+            raise DataError(f"{folder}: cannot write the demo data ({error}). Set data.root to another one.") from error
     return folder
 
 
@@ -91,7 +86,7 @@ def _write(folder: Path, parameters: dict) -> None:
 
 
 @SOURCES.register("demo")
-def demo(config: DataConfig, seed: int = 0) -> Collection:
+def demo(config: DataConfig) -> Collection:
     """The demo data in ``data.root``, or else in the user's cache folder, drawn if it is not there yet.
 
     The scenes do not depend on the run's seed, so that runs of several seeds can be compared.
@@ -101,7 +96,4 @@ def demo(config: DataConfig, seed: int = 0) -> Collection:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(cache) / "tagmask" / f"demo-{VERSION}-{config.demo_images}"
     write_demo(folder, config.demo_images)
-    own = DataConfig(root=folder, source="table")
-    collection = table(own, seed)
-    collection.source = "demo"
-    return collection
+    return replace(table(DataConfig(root=folder)), source="demo")

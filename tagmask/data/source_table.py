@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tagmask.data.find import (
     make_ids,
     mask_folder,
     pair_masks,
+    read_lines,
     resolve,
 )
 from tagmask.data.pixels import read_colour_map
@@ -44,7 +45,7 @@ class Row:
 
 
 @SOURCES.register("table")
-def table(config: DataConfig, seed: int = 0) -> Collection:
+def table(config: DataConfig) -> Collection:
     """Photos tagged by a CSV or JSONL file (see ``read_table``).
 
     Images without a row are unlabelled, rows without an image are listed as problems. Classes are ``data.classes``,
@@ -60,17 +61,12 @@ def table(config: DataConfig, seed: int = 0) -> Collection:
     if classes is None:
         names = columns or sorted({t for r in rows for t in r.tags})
         if not names:
-            raise DataError(
-                f"{path}: {len(rows)} photos are named there, and none has a tag. Name what is in them, or the classes "
-                "in data.classes."
-            )
+            raise DataError(f"{path}: no photo there has a tag. Name what is in them, or the classes in data.classes.")
         classes = check_classes(names, str(path))
     base, masks = image_folder(config, root), mask_folder(config, root)
-    images = find_images(base, [masks] if masks is not None else [])
+    images = find_images(base, masks)
     if not images:
-        raise DataError(
-            f"{base}: no images there. Set data.images to the folder that the names in {path} are relative to."
-        )
+        raise DataError(f"{base}: no images there. Set data.images to the folder that {path} names them from.")
     tags, problems = match_rows(rows, images, [base, root], classes, path)
     return assemble("table", config, root, base, images, tags, classes, problems)
 
@@ -92,7 +88,7 @@ def assemble(
     if config.colour_map is not None:
         colours = read_colour_map(resolve(config.colour_map, root, "colour_map"), classes)
     splits, unknown = own_splits(root, items, [base, root])
-    found = [*problems, *orphans, *unknown, *_twins(classes), *_joined(classes, config.separator)]
+    found = [*problems, *orphans, *unknown, *_suspicious(classes, config.separator)]
     return Collection(source, root, classes, items, splits, found, colours)
 
 
@@ -115,14 +111,11 @@ def match_rows(
     lines: dict[int, int] = {}
     problems = []
     for row in rows:
-        unknown = [t for t in row.tags if t not in position]
-        if unknown:
-            raise DataError(f"{path}, line {row.line}: '{unknown[0]}' is not a class.{nearest(unknown[0], classes)}")
+        tags = tag_indices(row.tags, position, f"{path}, line {row.line}")
         where = index.find(row.name)
         if where is None:
             problems.append(Problem(row.name, f"{path.name}, line {row.line}: no such image"))
             continue
-        tags = tuple(sorted({position[t] for t in row.tags}))
         if where in lines:
             if tags != result[where]:
                 raise DataError(
@@ -137,6 +130,14 @@ def match_rows(
     return result, problems
 
 
+def tag_indices(tags: Iterable[str], position: Mapping[str, int], where: str) -> tuple[int, ...]:
+    """Indices of tags, ascending. position: index by class. Raises DataError on a tag that is no class."""
+    for tag in tags:
+        if tag not in position:
+            raise DataError(f"{where}: '{tag}' is not a class.{nearest(tag, position)}")
+    return tuple(sorted({position[tag] for tag in tags}))
+
+
 def read_table(path: Path, separator: str) -> tuple[list[Row], list[str] | None]:
     """Rows of a CSV or JSONL file, and the class names where the table is one-hot.
 
@@ -145,12 +146,12 @@ def read_table(path: Path, separator: str) -> tuple[list[Row], list[str] | None]
     one column a class with 0 or 1. JSONL: ``{"image": "a.jpg", "tags": ["cat"]}`` a line; a string of tags is
     split at ``separator``. Raises DataError with the line's number.
     """
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _read_jsonl(path, separator), None
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Save it as UTF-8.") from error
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return _read_jsonl(path, text, separator), None
     return _read_csv(path, text, separator)
 
 
@@ -162,9 +163,7 @@ def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[st
         table = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(c.strip() for c in row)]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
-    if not table:
-        raise DataError(f"{path}: the table is empty; its first line names the columns, as in 'image,tags'.")
-    header = table[0][1]
+    header, rows = (table[0][1] if table else []), table[1:]
     lower = [name.lower() for name in header]
     image = next((lower.index(name) for name in IMAGE_COLUMNS if name in lower), None)
     if image is None or len(header) < 2:
@@ -172,7 +171,7 @@ def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[st
             f"{path}, line 1: the first line must name the columns, one of them {', '.join(IMAGE_COLUMNS)}, as in "
             f"'image,tags'; found '{first.strip()}'."
         )
-    for line, cells in table[1:]:
+    for line, cells in rows:
         if len(cells) != len(header):
             raise DataError(
                 f"{path}, line {line}: {len(cells)} columns, the header has {len(header)}. Put cells that hold "
@@ -181,49 +180,38 @@ def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[st
         if not cells[image]:
             raise DataError(f"{path}, line {line}: no image is named.")
     others = [i for i in range(len(header)) if i != image]
-    tags = next((lower.index(name) for name in TAG_COLUMNS if name in lower and lower.index(name) != image), None)
-    if tags is None and len(others) == 1 and any(cells[others[0]] not in NUMBERS for _, cells in table[1:]):
+    one_hot = all(cells[i] in NUMBERS for _, cells in rows for i in others)
+    tags = next((lower.index(name) for name in TAG_COLUMNS if name in lower), None)
+    if tags is None and len(others) == 1 and not one_hot:
         tags = others[0]
-    if tags is not None and not _one_hot(header, table, others):
-        return [Row(line, cells[image], split_tags(cells[tags], separator)) for line, cells in table[1:]], None
-    return [_one_hot_row(path, line, cells, header, image, others) for line, cells in table[1:]], [
-        header[i] for i in others
-    ]
-
-
-def _one_hot(header: list[str], table: list[tuple[int, list[str]]], others: list[int]) -> bool:
     # A class may be called 'label' or 'tag': several columns that hold nothing but 0 and 1 are one-hot all the same.
-    return len(others) > 1 and all(cells[i] in NUMBERS for _, cells in table[1:] for i in others)
+    if tags is not None and not (one_hot and len(others) > 1):
+        return [Row(line, cells[image], split_tags(cells[tags], separator)) for line, cells in rows], None
+    for line, cells in rows:
+        for i in others:
+            if cells[i] not in NUMBERS:
+                raise DataError(
+                    f"{path}, line {line}: column '{header[i]}' holds '{cells[i]}'. Without a column called 'tags' "
+                    "each further column is a class and holds 0 or 1."
+                )
+    found = [Row(line, cells[image], tuple(header[i] for i in others if NUMBERS[cells[i]])) for line, cells in rows]
+    return found, [header[i] for i in others]
 
 
-def _one_hot_row(path: Path, line: int, cells: list[str], header: list[str], image: int, others: list[int]) -> Row:
-    for i in others:
-        if cells[i] not in NUMBERS:
-            raise DataError(
-                f"{path}, line {line}: column '{header[i]}' holds '{cells[i]}'. Without a column called 'tags' each "
-                "further column is a class and holds 0 or 1."
-            )
-    return Row(line, cells[image], tuple(header[i] for i in others if NUMBERS[cells[i]]))
-
-
-def _read_jsonl(path: Path, text: str, separator: str) -> list[Row]:
+def _read_jsonl(path: Path, separator: str) -> list[Row]:
     rows = []
-    for line, content in enumerate(text.splitlines(), 1):
-        if not content.strip():
-            continue
+    for line, content in read_lines(path, "table of tags"):
         try:
             entry = json.loads(content)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {line}: not valid JSON ({error}).") from error
         entry = entry if isinstance(entry, dict) else {}
-        name = next((entry[k] for k in IMAGE_COLUMNS if k in entry), None)
+        name = next((entry[k] for k in IMAGE_COLUMNS if k in entry), "")
         tags = next((entry[k] for k in TAG_COLUMNS if k in entry), None)
         if isinstance(tags, str):
             tags = list(split_tags(tags, separator))
-        if not isinstance(name, str) or not name.strip() or not isinstance(tags, list):
+        if not isinstance(tags, list) or not all(isinstance(part, str) for part in [name, *tags]) or not name.strip():
             raise DataError(f'{path}, line {line}: expected {{"image": "a.jpg", "tags": ["cat", "dog"]}}.')
-        if not all(isinstance(tag, str) for tag in tags):
-            raise DataError(f"{path}, line {line}: tags are strings, found {tags}.")
         rows.append(Row(line, name, tuple(tag.strip() for tag in tags if tag.strip())))
     return rows
 
@@ -234,20 +222,14 @@ def split_tags(cell: str, separator: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def _joined(classes: list[str], separator: str) -> list[Problem]:
-    """Classes that look like several tags which were not taken apart."""
-    return [
-        Problem(name, f"class '{name}' holds a '{sign}'; if these are several tags, set data.separator='{sign}'")
-        for name in classes
-        for sign in ";,|"
-        if sign in name and sign != separator
-    ]
-
-
-def _twins(classes: list[str]) -> list[Problem]:
+def _suspicious(classes: list[str], separator: str) -> Iterator[Problem]:
+    """Classes that differ in case only, and those that look like several tags which were not taken apart."""
     seen: dict[str, str] = {}
-    return [
-        Problem(name, f"class '{name}' differs from '{seen[name.lower()]}' in upper and lower case only")
-        for name in classes
-        if seen.setdefault(name.lower(), name) != name
-    ]
+    for name in classes:
+        twin = seen.setdefault(name.lower(), name)
+        if twin != name:
+            yield Problem(name, f"class '{name}' differs from '{twin}' in upper and lower case only")
+        for sign in ";,|":
+            if sign in name and sign != separator:
+                what = f"class '{name}' holds a '{sign}'; if these are several tags, set data.separator='{sign}'"
+                yield Problem(name, what)

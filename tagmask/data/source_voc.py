@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import BENCHMARKS, missing
-from tagmask.data.collection import Collection, Item, Problem
+from tagmask.data.collection import Collection, Problem
 from tagmask.data.find import check_classes, data_root, find_images, given_classes, read_lines, resolve
-from tagmask.data.source_table import assemble, match_rows, read_table, table_path
+from tagmask.data.source_table import assemble, match_rows, read_table, table_path, tag_indices
 from tagmask.data.splits import find_list, read_list
-from tagmask.errors import DataError, nearest
+from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
 VOC_CLASSES = (
@@ -34,7 +34,7 @@ def is_voc(root: Path) -> bool:
 
 
 @SOURCES.register("voc")
-def voc(config: DataConfig, seed: int = 0) -> Collection:
+def voc(config: DataConfig) -> Collection:
     """``JPEGImages``, ``SegmentationClass`` and ``ImageSets/Segmentation`` as in VOC.
 
     Tags come from ``data.tags`` or tags.csv/tags.jsonl in the root, or else from ``Annotations/*.xml``. Classes are
@@ -59,9 +59,11 @@ def voc(config: DataConfig, seed: int = 0) -> Collection:
         classes = classes or order_classes({t for row in rows for t in row.tags}, columns, str(path))
         tags, problems = match_rows(rows, images, [base, root], classes, path)
     elif annotations.is_dir():
-        names, problems = read_annotations(images, annotations)
-        classes = classes or order_classes({n for found in names if found for n in found}, None, str(annotations))
-        tags = [_indices(found, classes, annotations / f"{p.stem}.xml") for found, p in zip(names, images)]
+        named, problems = read_annotations(images, annotations)
+        classes = classes or order_classes({n for names in named.values() for n in names}, None, str(annotations))
+        position = {name: i for i, name in enumerate(classes)}
+        where = {image: str(annotations / f"{image.stem}.xml") for image in named}
+        tags = [tag_indices(named[i], position, where[i]) if i in named else None for i in images]
     else:
         raise DataError(f"{root}: neither Annotations nor tags.csv is there. Set data.tags to a table of tags.")
     collection = assemble("voc", config, root, base, images, tags, classes, problems)
@@ -85,31 +87,17 @@ def _as_published(collection: Collection, config: DataConfig) -> Collection:
         lists["train_aug"] = [id for id in ids if id in there]
         problems += [Problem(id, f"in {sbd}, but no such image") for id in ids if id not in there]
     if config.masks is None:
-        folders = [(root / AUGMENTED, ".png"), *([(sbd / "cls", ".mat")] if sbd is not None else [])]
-        items = _fill_masks(items, folders)
+        masks = {path.stem: path for path in (sbd / "cls").glob("*.mat")} if sbd is not None else {}
+        masks |= {path.stem: path for path in (root / AUGMENTED).glob("*.png")}
+        items = [replace(item, mask=item.mask or masks.get(item.image.stem)) for item in items]
     return replace(collection, items=items, lists=lists, problems=problems, benchmark=BENCHMARK)
-
-
-def _fill_masks(items: Sequence[Item], folders: Sequence[tuple[Path, str]]) -> list[Item]:
-    for folder, suffix in folders:
-        names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-        items = [
-            replace(item, mask=folder / f"{item.image.stem}{suffix}")
-            if item.mask is None and f"{item.image.stem}{suffix}" in names
-            else item
-            for item in items
-        ]
-    return list(items)
 
 
 def find_sbd(root: Path) -> Path | None:
     """SBD's folder of cls, train.txt and val.txt, in a VOC root or up to two folders above; None where it is not."""
     absolute = root.absolute()
-    for parent in (absolute, absolute.parent, absolute.parent.parent):
-        for name in SBD_FOLDERS:
-            if is_sbd(parent / name):
-                return parent / name
-    return None
+    parents = (absolute, absolute.parent, absolute.parent.parent)
+    return next((parent / name for parent in parents for name in SBD_FOLDERS if is_sbd(parent / name)), None)
 
 
 def is_sbd(folder: Path) -> bool:
@@ -130,22 +118,21 @@ def order_classes(names: set[str], columns: list[str] | None, where: str) -> lis
     return check_classes(columns or sorted(names), where)
 
 
-def read_annotations(images: list[Path], folder: Path) -> tuple[list[tuple[str, ...] | None], list[Problem]]:
-    """Object names of each image from ``<stem>.xml``; None where there is no file or it is broken (a problem)."""
-    result: list[tuple[str, ...] | None] = []
-    problems = []
+def read_annotations(images: list[Path], folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Problem]]:
+    """Object names by image, from ``<stem>.xml``; images without a file are left out, those of a broken one, too."""
+    result, problems = {}, []
     for image in images:
         path = folder / f"{image.stem}.xml"
         try:
-            result.append(object_names(path) if path.is_file() else None)
+            if path.is_file():
+                result[image] = object_names(path)
         except DataError as error:
-            result.append(None)
             problems.append(Problem(str(path), str(error)))
     return result, problems
 
 
-def object_names(path: Path, difficult: bool = True) -> tuple[str, ...]:
-    """Names of the objects in one VOC annotation, sorted, each once; those marked difficult count unless told not to.
+def object_names(path: Path) -> tuple[str, ...]:
+    """Names of the objects in one VOC annotation, those marked difficult included.
 
     Raises DataError when the file is not valid XML or an object has no name.
     """
@@ -153,20 +140,7 @@ def object_names(path: Path, difficult: bool = True) -> tuple[str, ...]:
         objects = ElementTree.parse(path).getroot().findall("object")
     except (ElementTree.ParseError, OSError) as error:
         raise DataError(f"{path}: not a readable annotation ({error}).") from error
-    names = set()
-    for entry in objects:
-        name = (entry.findtext("name") or "").strip()
-        if not name:
-            raise DataError(f"{path}: an object without a name.")
-        if difficult or (entry.findtext("difficult") or "0").strip() != "1":
-            names.add(name)
-    return tuple(sorted(names))
-
-
-def _indices(names: tuple[str, ...] | None, classes: list[str], path: Path) -> tuple[int, ...] | None:
-    if names is None:
-        return None
-    for name in names:
-        if name not in classes:
-            raise DataError(f"{path}: '{name}' is not a class.{nearest(name, classes)}")
-    return tuple(sorted(classes.index(name) for name in names))
+    names = tuple((entry.findtext("name") or "").strip() for entry in objects)
+    if "" in names:
+        raise DataError(f"{path}: an object without a name.")
+    return names

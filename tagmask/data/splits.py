@@ -35,11 +35,8 @@ def read_list(path: Path, items: Sequence[Item], bases: Sequence[Path]) -> tuple
     problems = []
     lines = read_lines(path, "list of images")
     for number, line in lines:
-        hit = None
-        for name in (line, line.split()[0]):
-            hit = by_id.get(name) if name in by_id else index.find(name)
-            if hit is not None:
-                break
+        hits = (by_id[name] if name in by_id else index.find(name) for name in (line, line.split()[0]))
+        hit = next((hit for hit in hits if hit is not None), None)
         if hit is None:
             problems.append(Problem(line, f"{path.name}, line {number}: no such image"))
         else:
@@ -77,15 +74,13 @@ def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: 
             path = _configured(collection, name, role)
             splits[role], unknown = read_list(path, collection.items, bases)
             problems += unknown
-    listed = "train" in splits
     train = splits.get("train", [item.id for item in collection.items])
     held = {id: role for role in ("test", "val") for id in splits.get(role, ())}
-    if listed:
+    bare = {item.id for item in collection.items if item.tags is None}
+    if "train" in splits:
         problems += [Problem(id, f"listed for train and {held[id]}: does not train") for id in train if id in held]
-        problems += [
-            Problem(i, "listed for train but unlabelled: does not train") for i in train if _bare(collection, i)
-        ]
-    train = [id for id in train if id not in held and not _bare(collection, id)]
+        problems += [Problem(id, "listed for train but unlabelled: does not train") for id in train if id in bare]
+    train = [id for id in train if id not in held and id not in bare]
     if "val" not in splits and config.val_share > 0 and len(train) > 1:
         splits["val"] = hold_out(train, config.val_share, seed)
         out = set(splits["val"])
@@ -106,14 +101,9 @@ def hold_out(ids: Sequence[str], share: float, seed: int) -> list[str]:
     return [id for id in ids if id in chosen]
 
 
-def _bare(collection: Collection, id: str) -> bool:
-    return collection.item(id).tags is None
-
-
 def _configured(collection: Collection, name: str, role: str) -> Path:
     root = collection.root
-    named = find_list(root, name.removesuffix(".txt"))
-    for path in (Path(name), root / name, named):
+    for path in (Path(name), root / name, find_list(root, name.removesuffix(".txt"))):
         if path is not None and path.is_file():
             return path
     folders = ", ".join(str(root / f) for f in LIST_FOLDERS)

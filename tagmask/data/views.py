@@ -117,10 +117,8 @@ class TrainViews:
 
     def _local(self, canvas: Tensor, box: list[int], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         size = self.config.local.size
-        starts = []
-        for i in (0, 1):
-            first, last = local_starts(box[i], box[i + 2], size, self.config.crop)
-            starts.append(first + _integer(generator, last - first + 1))
+        bounds = (local_starts(box[i], box[i + 2], size, self.config.crop) for i in (0, 1))
+        starts = [first + _integer(generator, last - first + 1) for first, last in bounds]
         return local_crop(canvas, box, starts, size, self.config.flip, generator)
 
 
@@ -188,19 +186,13 @@ def jitter(image: Tensor, amounts: tuple[float, float, float, float], generator:
 
     image: float (3,H,W) in [0,1]. Amounts of 0 leave the image as it is.
     """
-    steps: list[Callable[[Tensor, float], Tensor]] = [
-        F.adjust_brightness,
-        F.adjust_contrast,
-        F.adjust_saturation,
-        F.adjust_hue,
-    ]
+    steps = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     if not any(amounts):
         return image
     for i in torch.randperm(4, generator=generator).tolist():
-        amount = amounts[i]
-        centre = 0.0 if i == 3 else 1.0
-        drawn = _uniform(generator, max(centre - amount, -0.5 if i == 3 else 0.0), centre + amount)
-        if amount:
+        centre, lowest = (0.0, -0.5) if i == 3 else (1.0, 0.0)
+        drawn = _uniform(generator, max(centre - amounts[i], lowest), centre + amounts[i])
+        if amounts[i]:
             image = steps[i](image, drawn)
     return image
 
@@ -240,10 +232,8 @@ def photometric(image: Tensor, generator: Generator) -> Tensor:
 
 def crop_affine(x: int, y: int, size: int, side: int, flip: bool) -> Tensor:
     """Affine (2,3) from points of a square crop at pixel (x,y) to points of the view of ``side`` it was cut from."""
-    scale = (size - 1) / (side - 1)
-    rows = [[-scale if flip else scale, 0.0], [0.0, scale]]
-    shifts = [(2 * start + size - 1) / (side - 1) - 1 for start in (x, y)]
-    return torch.tensor([[*row, shift] for row, shift in zip(rows, shifts)], dtype=torch.float32)
+    shift = tuple((2 * start + size - 1) / (side - 1) - 1 for start in (x, y))
+    return make_affine(flip, (size - 1) / (side - 1), translation=(shift[0], shift[1]))
 
 
 def make_affine(
@@ -256,13 +246,9 @@ def make_affine(
     """
     cosine, sine = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
     sign = -1.0 if flip else 1.0
-    return torch.tensor(
-        [
-            [sign * scale * cosine, -scale * sine, translation[0]],
-            [sign * scale * sine, scale * cosine, translation[1]],
-        ],
-        dtype=torch.float32,
-    )
+    along_x = [sign * scale * cosine, -scale * sine, translation[0]]
+    along_y = [sign * scale * sine, scale * cosine, translation[1]]
+    return torch.tensor([along_x, along_y], dtype=torch.float32)
 
 
 def warp(maps: Tensor, affine: Tensor, size: tuple[int, int] | None = None) -> Tensor:

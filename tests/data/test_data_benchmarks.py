@@ -148,7 +148,7 @@ def test_archives_are_compared_with_what_was_published(tmp_path: Path, monkeypat
 
 def test_lists_of_the_published_size_are_fine() -> None:
     lists = {name: [str(i) for i in range(listed.photos)] for name, listed in BENCHMARKS["voc2012"].items()}
-    assert not any(row["what"] for row in count_lists("voc2012", lists))
+    assert not any(row["what"] for row in count_lists("voc2012", lists, lists["train_aug"]))
     assert [listed.photos for listed in BENCHMARKS["coco2014"].values()] == [82081, 40137]
     assert [listed.photos for listed in BENCHMARKS["cub200_2011"].values()] == [5994, 5794]
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tagmask.config import DataConfig, ViewConfig
-from tagmask.data import Item, SampleSet, TrainLoader, TrainViews, open_data, read_ahead, read_image
+from tagmask.data import Item, TrainLoader, TrainViews, open_data, read_ahead, read_image
+from tagmask.data.loader import read_sample
 from tagmask.errors import DataError
 from tagmask.types import Batch
 
@@ -132,24 +133,23 @@ def test_broken_files_give_a_plain_message(items: list[Item], tmp_path: Path, wo
     assert "Traceback" not in str(error.value)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_read_ahead_keeps_order_and_hands_over_errors(items: list[Item], workers: int) -> None:
+def test_read_ahead_keeps_order_and_hands_over_errors(items: list[Item]) -> None:
     broken = replace(items[1], id="broken", image=Path("/nonexistent.png"))
-    found = list(read_ahead([items[0], broken, *items[2:]], workers))
+    found = list(read_ahead([items[0], broken, *items[2:]]))
     assert [item.id for item, _ in found] == [items[0].id, "broken", *(i.id for i in items[2:])]
     assert isinstance(found[1][1], DataError) and "nonexistent.png" in str(found[1][1])
     for item, photo in found[:1] + found[2:]:
         assert torch.equal(photo, read_image(item.image))
-    assert list(read_ahead([], workers)) == []
-    stopped = read_ahead(items, workers)
+    assert list(read_ahead([])) == []
+    stopped = read_ahead(items)
     next(stopped)
     stopped.close()  # must not hang
 
 
 def test_samples_without_tags_or_mask(items: list[Item]) -> None:
-    sample = SampleSet([replace(items[0], tags=None, mask=None)], C, masks=True)[0]
+    sample = read_sample(replace(items[0], tags=None, mask=None), C, masks=True)
     assert sample.tags is None and sample.mask is None
-    empty = SampleSet([replace(items[0], tags=())], C)[0]
+    empty = read_sample(replace(items[0], tags=()), C)
     assert empty.tags is not None and empty.tags.tolist() == [0, 0, 0]
 
 
@@ -158,4 +158,4 @@ def test_mask_of_another_size(items: list[Item], mask: Callable[..., Path], tmp_
     for shape, hint in (((height, width + 1), r"w\.png"), ((width, height), "EXIF")):
         wrong = replace(items[0], mask=mask(tmp_path / "w.png", torch.zeros(shape)))
         with pytest.raises(DataError, match=hint):
-            SampleSet([wrong], C, masks=True)[0]
+            read_sample(wrong, C, masks=True)

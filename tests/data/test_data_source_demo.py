@@ -41,7 +41,7 @@ def test_source(tmp_path: Path) -> None:
         there = set(read_mask(item.mask, len(CLASSES)).unique().tolist()) - {0}
         assert item.tags == tuple(sorted(label - 1 for label in there))
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    again = SOURCES.get("demo")(DataConfig(root=folder, source="demo", demo_images=20), 5)
+    again = SOURCES.get("demo")(DataConfig(root=folder, source="demo", demo_images=20))
     assert again.splits == collection.splits and {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tagmask.config import DataConfig
 from tagmask.data import Collection, Item, open_data
 from tagmask.data.find import make_ids
+from tagmask.data.source_voc import object_names
 from tagmask.errors import DataError
 
 Writer = Callable[..., Path]
@@ -252,12 +253,9 @@ def test_voc_with_other_classes_or_a_table(tmp_path: Path, picture: Writer) -> N
 
 
 def test_voc_objects_marked_difficult(tmp_path: Path) -> None:
-    from tagmask.data.source_voc import object_names
-
     text = "<a><object><name>cat</name><difficult>1</difficult></object><object><name>dog</name></object></a>"
     (tmp_path / "a.xml").write_text(text)
     assert object_names(tmp_path / "a.xml") == ("cat", "dog")
-    assert object_names(tmp_path / "a.xml", difficult=False) == ("dog",)
     (tmp_path / "a.xml").write_text("<a><object/></a>")
     with pytest.raises(DataError, match=r"\.xml"):
         object_names(tmp_path / "a.xml")

@@ -85,7 +85,7 @@ def test_a_run_opens_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     read = calls["read_image"]
     readers = {reader for _, reader in read}
     checking, passes, training, shown = (
-        {reader for reader in readers if name in reader} for name in ("_look", "read_ahead", "SampleSet", "report")
+        {reader for reader in readers if name in reader} for name in ("_look", "read_ahead", "read_sample", "report")
     )
     assert readers == checking | passes | training | shown, readers
 
