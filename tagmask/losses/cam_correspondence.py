@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
-from tagmask.losses.affinity import LABEL_TYPES
+from tagmask.losses.affinity import check_labels
+from tagmask.tensors import check_shapes, full
 from tagmask.types import IGNORE
 
 EPS = 1e-8
@@ -46,11 +47,8 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
         >>> cam_correspondence(torch.zeros(1, 3, 2, 2), torch.ones(1, 2, 2, dtype=torch.long), "js")
         tensor(0.)
     """
-    if cams.dim() != 4 or labels.shape != (len(cams), *cams.shape[-2:]) or labels.dtype not in LABEL_TYPES:
-        raise TagmaskError(
-            "CAM correspondence takes class maps (B,C,h,w) and integer labels (B,h,w) on the same grid, got "
-            f"{tuple(cams.shape)} and {tuple(labels.shape)} {labels.dtype}."
-        )
+    check_labels("CAM correspondence", labels)
+    check_shapes("CAM correspondence", "class maps (B,C,h,w) and labels (B,h,w)", cams, labels)
     if divergence not in ("js", "cosine"):
         raise TagmaskError(f"CAM correspondence: the divergence is 'js' or 'cosine', got '{divergence}'.")
     if divergence == "js" and cams.shape[1] < 2:
@@ -59,8 +57,7 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
     positive, negative = _pair_counts(flat)
     with torch.autocast(cams.device.type, enabled=False):
         vectors = cams.flatten(2).mT
-        if vectors.dtype in (torch.float16, torch.bfloat16):
-            vectors = vectors.float()
+        vectors = full(vectors)
         # The loss is linear in the pairs' similarities: one weight a pair and a constant for each half.
         weights = 1 / torch.stack([positive.clamp(min=1), -negative.clamp(min=1)]).to(vectors)
         if divergence == "js":

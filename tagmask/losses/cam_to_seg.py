@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full
 from tagmask.types import IGNORE
 
 LEAST = 1e-8
@@ -38,18 +38,9 @@ def cam_to_seg(
         >>> cam_to_seg(torch.zeros(1, 2, 1, 2), labels, torch.tensor([[[0.2, 3.0]]]))
         tensor(0.6931)
     """
-    if logits.dim() != 4 or labels.dim() != 3 or len(logits) != len(labels):
-        raise TagmaskError(
-            f"CAM to segmentation: logits are (B,C+1,h,w) and labels (B,H,W), got {tuple(logits.shape)} and "
-            f"{tuple(labels.shape)}."
-        )
-    if perplexity is not None and perplexity.shape != labels.shape:
-        raise TagmaskError(
-            f"CAM to segmentation: perplexity has the labels' shape {tuple(labels.shape)}, "
-            f"got {tuple(perplexity.shape)}."
-        )
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    wanted = "logits (B,C+1,h,w), labels (B,H,W) and perplexity (B,H,W)"
+    check_shapes("CAM to segmentation", wanted, logits, labels, perplexity)
+    logits = full(logits)
     if logits.shape[-2:] != labels.shape[-2:]:
         if log_probs:
             raise TagmaskError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full
 from tagmask.types import IGNORE
 
 EPS = 1e-8
@@ -42,15 +43,11 @@ def contrastive_separation(
         >>> labels = torch.tensor([[[0, 0], [1, 1]]])
         >>> loss = contrastive_separation(torch.randn(1, 3, 2, 2), labels, torch.zeros(1, 2, 2))
     """
-    if cams.dim() != 4 or labels.shape != (len(cams), *cams.shape[-2:]) or perplexity.shape != labels.shape:
-        raise TagmaskError(
-            f"Contrastive separation: CAMs are (B,C,h,w), labels and perplexity (B,h,w) on their grid, got "
-            f"{tuple(cams.shape)}, {tuple(labels.shape)} and {tuple(perplexity.shape)}."
-        )
+    wanted = "CAMs (B,C,h,w), labels (B,h,w) and perplexity (B,h,w)"
+    check_shapes("Contrastive separation", wanted, cams, labels, perplexity)
     if not temperature > 0:
         raise TagmaskError(f"Contrastive separation: the temperature is above 0, got {temperature}.")
-    if cams.dtype in (torch.float16, torch.bfloat16):
-        cams = cams.float()
+    cams = full(cams)
     sure = ((perplexity <= epsilon) & (labels != IGNORE)).flatten(1)
     vectors = F.normalize(cams.flatten(2), dim=1, eps=EPS).mT
     with torch.autocast(cams.device.type, enabled=False):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes
 
 EPS = 1e-8
 """Lower bound of a norm in a cosine: a vector of zeros has cosine 0 with everything."""
@@ -48,7 +49,11 @@ def self_correspondence(
         >>> self_correspondence(cam, cam, seg, seg, points, points).shape
         torch.Size([])
     """
-    _check(cam_a, cam_b, seg_a, seg_b, points_a, points_b)
+    what, points = "Self correspondence", "points (B,n,2) and (B,m,2)"
+    check_shapes(what, f"class maps (B,C,h,w) and (B,C,h',w'), {points}", cam_a, cam_b, points_a, points_b)
+    check_shapes(what, f"segmentation maps (B,K,h,w) and (B,K,h',w'), {points}", seg_a, seg_b, points_a, points_b)
+    if 0 in (len(cam_a), points_a.shape[1], points_b.shape[1]):
+        raise TagmaskError("Self correspondence: there is no image or no point; give at least one.")
     dtype = torch.float32
     for maps in (cam_a, cam_b, seg_a, seg_b):
         dtype = torch.promote_types(dtype, maps.dtype)
@@ -118,20 +123,3 @@ def _resize(seg: Tensor, cam: Tensor) -> Tensor:
     if seg.shape[-2:] == cam.shape[-2:]:
         return seg
     return F.interpolate(seg, size=cam.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _check(cam_a: Tensor, cam_b: Tensor, seg_a: Tensor, seg_b: Tensor, points_a: Tensor, points_b: Tensor) -> None:
-    if len(cam_a) == 0:
-        raise TagmaskError("Self correspondence: the batch has no image; give at least one.")
-    for what, x, y in (("class maps", cam_a, cam_b), ("segmentation maps", seg_a, seg_b)):
-        if x.dim() != 4 or x.shape[:2] != y.shape[:2] or len(x) != len(cam_a):
-            raise TagmaskError(
-                f"Self correspondence: the {what} of the two views are (B,K,·,·) with the same images and channels, "
-                f"got {tuple(x.shape)} and {tuple(y.shape)}."
-            )
-    for points in (points_a, points_b):
-        if points.dim() != 3 or points.shape[-1] != 2 or len(points) != len(cam_a) or points.shape[1] == 0:
-            raise TagmaskError(
-                f"Self correspondence: points are (B,n,2) of (x,y), one or more an image of {len(cam_a)} images, "
-                f"got {tuple(points.shape)}."
-            )
