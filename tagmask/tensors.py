@@ -1,13 +1,18 @@
-"""What operators on tensors share: a check of shapes, and a type that is wide enough for sums."""
+"""What operators on tensors share: a check of shapes, a type wide enough for sums, resizing, strips of products."""
 
 from __future__ import annotations
 
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+
+CPU_VALUES = 2**18
+GPU_VALUES = 2**24
+"""Values of a strip; on CPUs as many as fit in the cache."""
 
 
 def check_shapes(what: str, wanted: str, *tensors: Tensor | None) -> None:
@@ -35,3 +40,16 @@ def check_shapes(what: str, wanted: str, *tensors: Tensor | None) -> None:
 def full(x: Tensor) -> Tensor:
     """float32 for half precision, anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Bilinear resize of (B,C,h,w) to size = (H,W), align_corners=False; the input itself where sizes agree."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def strips(rows: int, width: int, device: torch.device) -> list[slice]:
+    """0..rows in slices that hold about CPU_VALUES or GPU_VALUES values, ``width`` a row; at least one row each."""
+    step = max(1, (CPU_VALUES if device.type == "cpu" else GPU_VALUES) // max(1, width))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

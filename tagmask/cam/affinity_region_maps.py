@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from tagmask import comm
 from tagmask.cam.labels import Refine
-from tagmask.cam.maps import normalize, resize
+from tagmask.cam.maps import normalize
 from tagmask.errors import TagmaskError
-from tagmask.tensors import check_shapes
+from tagmask.tensors import check_shapes, resize
 from tagmask.types import IGNORE, inside
+
+CHUNK = 512
+"""Rows of an affinity graph computed at once."""
 
 Cue = Literal["minmax", "binary", "none"]
 
@@ -77,7 +80,6 @@ def affinity_region_maps(
     cue: Cue = "minmax",
     cut: float = -0.5,
     valid: Tensor | None = None,
-    chunk: int = 512,
 ) -> Tensor:
     """How many seeds of a class each position is connected to, min-max normalised (equations 4 to 7).
 
@@ -90,8 +92,8 @@ def affinity_region_maps(
     valid: bool (B,h,w); other positions are 0 and do not count in any minimum or maximum.
     Returns float32 (B,C+1,h,w) in [0,1); a constant map, such as that of a class without seeds, becomes 0.
 
-    Memory: only the seeds' rows of the affinity graph are computed, ``chunk`` at a time, image by image. For N = h·w
-    positions that is 4·N·D bytes for the unit keys of an image, 9·chunk·N for the rows and 4·B·(C+1)·N for the result:
+    Memory: only the seeds' rows of the affinity graph are computed, 512 at a time, image by image. For N = h·w
+    positions that is 4·N·D bytes for the unit keys of an image, 4.6 kB·N for the rows and 4·B·(C+1)·N for the result:
     28 MB for 8 images of 512 pixels with 20 classes and patches of 8 (N = 4096, D = 384), 36 MB with 80 classes; the
     whole graphs would take 537 MB. Raises TagmaskError when shapes do not fit or the cue lacks a query.
     """
@@ -106,7 +108,7 @@ def affinity_region_maps(
     with torch.autocast(keys.device.type, enabled=False):
         # Cue and min-max go image by image, too: over a batch they would copy all its keys and maps.
         for b in range(len(keys)):
-            _add_rows(keys[b].flatten(1), seeds[b].flatten(1), gamma, chunk, maps[b].flatten(1))
+            _add_rows(keys[b].flatten(1), seeds[b].flatten(1), gamma, maps[b].flatten(1))
             if cue != "none":
                 assert query is not None
                 similarity = _cosine(query[b], keys[b])[None]
@@ -115,12 +117,12 @@ def affinity_region_maps(
     return maps
 
 
-def _add_rows(keys: Tensor, seeds: Tensor, gamma: float, chunk: int, counts: Tensor) -> None:
+def _add_rows(keys: Tensor, seeds: Tensor, gamma: float, counts: Tensor) -> None:
     """Add to counts (K,N) the connections of each class's seeds, bool (K,N), in one image; keys (D,N)."""
     unit = F.normalize(keys.float(), dim=0, eps=1e-8)
     classes, positions = seeds.nonzero(as_tuple=True)
-    for start in range(0, len(positions), chunk):
-        rows = slice(start, start + chunk)
+    for start in range(0, len(positions), CHUNK):
+        rows = slice(start, start + CHUNK)
         connected = unit[:, positions[rows]].T @ unit > gamma
         counts.index_add_(0, classes[rows], connected.float())
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tagmask.cam.maps import resize
 from tagmask.errors import TagmaskError
-from tagmask.tensors import check_shapes
+from tagmask.tensors import check_shapes, resize
 from tagmask.types import IGNORE, inside
 
 Refine = Callable[[Tensor, Tensor], Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from tagmask.tensors import check_shapes, full
+from tagmask.tensors import check_shapes, full, resize
 from tagmask.types import IGNORE
 
 
@@ -24,9 +24,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         tensor(0.)
     """
     check_shapes("Balanced cross-entropy", "logits (B,C+1,h,w) and labels (B,H,W)", logits, labels)
-    logits = full(logits)
-    if logits.shape[-2:] != labels.shape[-2:]:
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    logits = resize(full(logits), labels.shape[-2:])
     labels = labels.long()
     # cross_entropy gives ignored pixels value and gradient 0.
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")

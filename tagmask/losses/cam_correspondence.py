@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,17 +14,13 @@ from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
 from tagmask.losses.affinity import check_labels
-from tagmask.tensors import check_shapes, full
+from tagmask.tensors import check_shapes, full, strips
 from tagmask.types import IGNORE
 
 EPS = 1e-8
 """Lower bound of a norm in a cosine: an activation of zeros has similarity 0 with everything, itself included."""
 TINY = 1e-38
 """Lower bound of the argument of a logarithm."""
-
-CPU_VALUES = 2**18
-GPU_VALUES = 2**24
-"""Values (pairs times channels) processed at once; on CPUs as many as fit in the cache."""
 
 
 def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "cosine"] = "js") -> Tensor:
@@ -113,11 +111,9 @@ class _AbsoluteCosine(torch.autograd.Function):
         return outer[:, None, None] * ctx.saved_tensors[0], None, None
 
 
-def _strips(x: Tensor, values_a_row: int) -> list[tuple[int, slice]]:
-    """(view, rows) of strips of about CPU_VALUES or GPU_VALUES values."""
-    budget = CPU_VALUES if x.device.type == "cpu" else GPU_VALUES
-    step = max(1, budget // max(1, values_a_row))
-    return [(b, slice(start, start + step)) for b in range(len(x)) for start in range(0, x.shape[1], step)]
+def _strips(x: Tensor, values_a_row: int) -> Iterator[tuple[int, slice]]:
+    """(view, rows) of vectors (B,n,C)."""
+    return itertools.product(range(len(x)), strips(x.shape[1], values_a_row, x.device))
 
 
 def _pair_weights(labels: Tensor, rows: slice, weights: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
-from tagmask.tensors import check_shapes, full
+from tagmask.tensors import check_shapes, full, resize
 from tagmask.types import IGNORE
 
 LEAST = 1e-8
@@ -40,14 +40,12 @@ def cam_to_seg(
     """
     wanted = "logits (B,C+1,h,w), labels (B,H,W) and perplexity (B,H,W)"
     check_shapes("CAM to segmentation", wanted, logits, labels, perplexity)
-    logits = full(logits)
-    if logits.shape[-2:] != labels.shape[-2:]:
-        if log_probs:
-            raise TagmaskError(
-                f"CAM to segmentation: log-probabilities {tuple(logits.shape)} and labels {tuple(labels.shape)} differ "
-                "in size; resize the logits before their log_softmax."
-            )
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    if log_probs and logits.shape[-2:] != labels.shape[-2:]:
+        raise TagmaskError(
+            f"CAM to segmentation: log-probabilities {tuple(logits.shape)} and labels {tuple(labels.shape)} differ "
+            "in size; resize the logits before their log_softmax."
+        )
+    logits = resize(full(logits), labels.shape[-2:])
     # nll_loss gives ignored pixels value and gradient 0.
     known = logits if log_probs else logits.log_softmax(1)
     losses = F.nll_loss(known, labels.long(), ignore_index=IGNORE, reduction="none")

@@ -10,15 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
-from tagmask.tensors import check_shapes, full
+from tagmask.tensors import check_shapes, full, strips
 from tagmask.types import IGNORE
 
 EPS = 1e-8
 """Lower bound of a norm in a cosine."""
-
-CPU_PAIRS = 2**18
-GPU_PAIRS = 2**24
-"""Pairs of positions processed at once; on CPUs as many as fit in the cache."""
 
 
 def contrastive_separation(
@@ -73,13 +69,9 @@ class _AnchorSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, labels: Tensor, positives: Tensor, temperature: float) -> Tensor:
-        count = len(vectors)
-        budget = CPU_PAIRS if vectors.device.type == "cpu" else GPU_PAIRS
-        strip = max(1, budget // count)
         grad = torch.zeros_like(vectors)
         total = vectors.new_zeros(())
-        for start in range(0, count, strip):
-            rows = slice(start, min(start + strip, count))
+        for rows in strips(len(vectors), len(vectors), vectors.device):
             similarity = vectors[rows] @ vectors.mT / temperature
             same = labels[rows, None] == labels
             negative = similarity.masked_fill(same, -torch.inf)

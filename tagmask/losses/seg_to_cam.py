@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
-from tagmask.tensors import check_shapes, full
+from tagmask.tensors import check_shapes, full, resize
 
 
 def segmentation_labels(seg_logits: Tensor, tags: Tensor, temperature: float = 0.01) -> Tensor:
@@ -50,9 +50,8 @@ def seg_to_cam(
     """
     check_shapes("Segmentation to CAM", "CAMs (B,C,h,w), tags (B,C) and valid (B,h,w)", cams, tags, valid)
     cams = full(cams)
-    target = segmentation_labels(seg_logits.detach(), tags, temperature)[:, 1:].to(cams.dtype)
-    if target.shape[-2:] != cams.shape[-2:]:
-        target = F.interpolate(target, size=cams.shape[-2:], mode="bilinear", align_corners=False)
+    labels = segmentation_labels(seg_logits.detach(), tags, temperature)[:, 1:]
+    target = resize(labels.to(cams.dtype), cams.shape[-2:])
     losses = F.binary_cross_entropy_with_logits(cams.relu() if rectify else cams, target, reduction="none")
     if valid is None:
         return losses.mean()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tagmask.errors import TagmaskError
 from tagmask.refine.threads import cut, for_each, worker_count
-from tagmask.tensors import check_shapes
+from tagmask.tensors import check_shapes, resize
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 EPS = 1e-8
@@ -91,10 +91,7 @@ class LocalRefiner(nn.Module):
         def prepare(part: slice) -> None:
             check_values("Refinement", images[part], "maps", maps[part])
             colours[:, part] = _pad(images[part].float(), r).transpose(0, 1)
-            values = maps[part].float()
-            if values.shape[-2:] != (height, width):
-                values = F.interpolate(values, size=(height, width), mode="bilinear", align_corners=False)
-            source[part] = _pad(values, r)
+            source[part] = _pad(resize(maps[part].float(), (height, width)), r)
 
         def weigh(band: slice) -> None:
             rows, rest = colours[..., band.start :, :].tensor_split([band.stop - band.start + 2 * r], -2)

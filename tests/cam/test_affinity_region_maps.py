@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,14 +52,15 @@ def test_seeds_are_exclusive_tagged_valid_and_none_where_a_class_wins_nowhere() 
 
 @pytest.mark.parametrize("cue", ["minmax", "binary", "none"])
 @pytest.mark.parametrize("chunk", [512, 3, 1])
-def test_region_maps_equal_loops(cue: str, chunk: int) -> None:
+def test_region_maps_equal_loops(cue: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[affinity_region_maps.__module__], "CHUNK", chunk)
     generator = torch.Generator().manual_seed(1)
     keys = torch.randn(2, 6, 4, 5, generator=generator) + 0.3
     query = torch.randn(2, 6, generator=generator) if cue != "none" else None
     cams, tags = draw(2)
     valid = some_valid()
     seeds = cam_seeds(cams, tags, 0.5, valid=valid)
-    maps = affinity_region_maps(keys, query, seeds, 0.15, cue, -0.1, valid, chunk)  # type: ignore[arg-type]
+    maps = affinity_region_maps(keys, query, seeds, 0.15, cue, -0.1, valid)  # type: ignore[arg-type]
     expected = map_loops(keys, query, seeds, 0.15, cue, -0.1, valid)
     assert expected[:, 1:].max() > 0.5 and (expected[:, 1] > 0).sum() > seeds[:, 1].sum()
     torch.testing.assert_close(maps.double(), expected, atol=1e-6, rtol=0)
@@ -137,14 +140,15 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_only_a_chunk_of_rows_is_ever_made() -> None:
+def test_only_a_chunk_of_rows_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """At 4,096 nodes, 512 pixels in patches of 8, no tensor is larger than a chunk of rows or the keys' maps."""
     nodes, chunk = 4096, 64
+    monkeypatch.setattr(sys.modules[affinity_region_maps.__module__], "CHUNK", chunk)
     keys = torch.randn(2, 8, 64, 64)
     seeds = torch.zeros(2, 3, 64, 64, dtype=torch.bool)
     seeds[:, 0, :20], seeds[:, 1, 40:45] = True, True
     with Largest(keys) as seen:
-        maps = affinity_region_maps(keys, None, seeds, cue="none", chunk=chunk)
+        maps = affinity_region_maps(keys, None, seeds, cue="none")
     assert seen.bytes <= 4 * chunk * nodes < 4 * nodes * nodes / 50
     assert maps.max() > 0.9
 
