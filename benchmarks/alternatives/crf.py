@@ -18,7 +18,7 @@ from torch import Tensor
 from alternatives import Case, Form, with_optional
 from tagmask.data.scenes import scene
 from tagmask.refine import PRESETS, DenseCRF
-from tagmask.refine.crf import _spatial_kernels
+from tagmask.refine.crf import spatial_kernel
 
 HEIGHT, WIDTH, CLASSES, BATCH = 375, 500, 21, 4
 
@@ -56,7 +56,7 @@ def ours(name: str, count: int = 1, new_size: bool = False) -> Form:
 
         def run() -> Tensor:
             if new_size:
-                _spatial_kernels.clear()
+                spatial_kernel.cache_clear()
             return crf(images, probs)
 
         return run

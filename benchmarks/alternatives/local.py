@@ -1,9 +1,8 @@
 """PAR, PAMR and VARM beside their straightforward form.
 
 That form is written as the operators are usually described: a loop over images and over thresholds, all neighbours
-stacked by one-hot dilated convolutions, the weights computed anew for each threshold. Where there is a GPU, two more
-forms: ours through torch.compile, and ``bytes``, the yardstick for it: a copy that moves, once an iteration, as many
-bytes as the weights and the maps in and out have.
+stacked by one-hot dilated convolutions, the weights computed anew for each threshold. Where there is a GPU, ``bytes``
+is a yardstick: a copy that moves, once an iteration, as many bytes as the weights and the maps in and out have.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def cases() -> list[Case]:
             shape = f"{count} images, {maps} maps x {thresholds} thresholds, {height}x{width}"
             forms = {"ours": partial(ours, operator, size), "plain": partial(plain, operator, size)}
             if torch.cuda.is_available():
-                forms |= {"compiled": partial(compiled, operator, size), "bytes": partial(necessary_bytes, size)}
+                forms["bytes"] = partial(necessary_bytes, size)
             found.append(Case(operator, name, shape, forms, TARGET if name in ("step", "label") else ""))
     return found
 
@@ -52,14 +51,6 @@ def ours(operator: str, size: tuple, device: torch.device) -> Callable[[], Tenso
     module(*inputs(1, 2, 32, 32, device))  # threads and kernels are loaded
     count, maps, thresholds, height, width = size
     images, scores = inputs(count, maps * thresholds, height, width, device)
-    return lambda: module(images, scores)
-
-
-def compiled(operator: str, size: tuple, device: torch.device) -> Callable[[], Tensor]:
-    module = torch.compile(OPERATORS[operator](), dynamic=False)
-    count, maps, thresholds, height, width = size
-    images, scores = inputs(count, maps * thresholds, height, width, device)
-    module(images, scores)
     return lambda: module(images, scores)
 
 

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from tagmask import comm
 from tagmask.cam.labels import Refine
-from tagmask.cam.maps import normalize, resize
+from tagmask.cam.maps import normalize
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, resize
 from tagmask.types import IGNORE, inside
+
+CHUNK = 512
+"""Rows of an affinity graph computed at once."""
 
 Cue = Literal["minmax", "binary", "none"]
 
@@ -41,11 +45,10 @@ def cam_seeds(
     seeds of a class. valid: bool (B,h,w), positions of the photo, without padding.
     Returns bool (B,C+1,h,w), background first. Raises TagmaskError when shapes or ``top`` do not fit.
     """
-    if cams.dim() != 4 or tags.shape != cams.shape[:2]:
-        raise TagmaskError(f"Seeds: CAMs are (B,C,h,w) and tags (B,C), got {tuple(cams.shape)}, {tuple(tags.shape)}.")
+    check_shapes("CAM seeds", "CAMs (B,C,h,w), tags (B,C) and valid (B,h,w)", cams, tags, valid)
     if not 0 < top <= 1:
         raise TagmaskError(f"Seeds: the share of positions that are kept is above 0 and at most 1, got {top}.")
-    valid = _check_valid(valid, cams)
+    valid = _positions(valid, cams)
     # Image by image: sorting takes 8 bytes a value, too much for all classes of a batch at once.
     return torch.stack([_seeds(c, t, top, background, most, v) for c, t, v in zip(cams, tags, valid)])
 
@@ -77,7 +80,6 @@ def affinity_region_maps(
     cue: Cue = "minmax",
     cut: float = -0.5,
     valid: Tensor | None = None,
-    chunk: int = 512,
 ) -> Tensor:
     """How many seeds of a class each position is connected to, min-max normalised (equations 4 to 7).
 
@@ -90,27 +92,23 @@ def affinity_region_maps(
     valid: bool (B,h,w); other positions are 0 and do not count in any minimum or maximum.
     Returns float32 (B,C+1,h,w) in [0,1); a constant map, such as that of a class without seeds, becomes 0.
 
-    Memory: only the seeds' rows of the affinity graph are computed, ``chunk`` at a time, image by image. For N = h·w
-    positions that is 4·N·D bytes for the unit keys of an image, 9·chunk·N for the rows and 4·B·(C+1)·N for the result:
+    Memory: only the seeds' rows of the affinity graph are computed, 512 at a time, image by image. For N = h·w
+    positions that is 4·N·D bytes for the unit keys of an image, 4.6 kB·N for the rows and 4·B·(C+1)·N for the result:
     28 MB for 8 images of 512 pixels with 20 classes and patches of 8 (N = 4096, D = 384), 36 MB with 80 classes; the
     whole graphs would take 537 MB. Raises TagmaskError when shapes do not fit or the cue lacks a query.
     """
-    if keys.dim() != 4 or seeds.dim() != 4 or keys.shape[::2] != seeds.shape[::2] or keys.shape[3] != seeds.shape[3]:
-        raise TagmaskError(
-            "Affinity region maps take keys (B,D,h,w) and seeds (B,C+1,h,w) on one grid, got "
-            f"{tuple(keys.shape)} and {tuple(seeds.shape)}."
-        )
+    wanted = "keys (B,D,h,w), query (B,D), seeds (B,K,h,w) and valid (B,h,w)"
+    check_shapes("affinity_region_maps", wanted, keys, query, seeds, valid)
     if cue not in ("minmax", "binary", "none"):
         raise TagmaskError(f"Affinity region maps: the cue is 'minmax', 'binary' or 'none', got '{cue}'.")
-    if cue != "none" and (query is None or query.shape != keys.shape[:2]):
-        got = None if query is None else tuple(query.shape)
-        raise TagmaskError(f"Affinity region maps: cue '{cue}' needs a query (B,D) for keys (B,D,h,w), got {got}.")
-    valid = _check_valid(valid, keys)
+    if cue != "none" and query is None:
+        raise TagmaskError(f"Affinity region maps: cue '{cue}' needs a query (B,D).")
+    valid = _positions(valid, keys)
     maps = torch.zeros(seeds.shape, device=keys.device)
     with torch.autocast(keys.device.type, enabled=False):
         # Cue and min-max go image by image, too: over a batch they would copy all its keys and maps.
         for b in range(len(keys)):
-            _add_rows(keys[b].flatten(1), seeds[b].flatten(1), gamma, chunk, maps[b].flatten(1))
+            _add_rows(keys[b].flatten(1), seeds[b].flatten(1), gamma, maps[b].flatten(1))
             if cue != "none":
                 assert query is not None
                 similarity = _cosine(query[b], keys[b])[None]
@@ -119,12 +117,12 @@ def affinity_region_maps(
     return maps
 
 
-def _add_rows(keys: Tensor, seeds: Tensor, gamma: float, chunk: int, counts: Tensor) -> None:
+def _add_rows(keys: Tensor, seeds: Tensor, gamma: float, counts: Tensor) -> None:
     """Add to counts (K,N) the connections of each class's seeds, bool (K,N), in one image; keys (D,N)."""
     unit = F.normalize(keys.float(), dim=0, eps=1e-8)
     classes, positions = seeds.nonzero(as_tuple=True)
-    for start in range(0, len(positions), chunk):
-        rows = slice(start, start + chunk)
+    for start in range(0, len(positions), CHUNK):
+        rows = slice(start, start + CHUNK)
         connected = unit[:, positions[rows]].T @ unit > gamma
         counts.index_add_(0, classes[rows], connected.float())
 
@@ -151,11 +149,8 @@ def region_labels(
     (x0,y0,x1,y1), half-open; pixels outside are 255. Returns long (B,H,W): 0, 1..C, 255 (ties: background, then the
     lower class). Raises TagmaskError when shapes do not fit.
     """
-    if maps.dim() != 4 or tags.shape != (len(maps), maps.shape[1] - 1) or len(images) != len(maps):
-        raise TagmaskError(
-            "Region labels take maps (B,C+1,h,w), background first, tags (B,C) and as many images, got "
-            f"{tuple(maps.shape)}, {tuple(tags.shape)} and {len(images)} images."
-        )
+    wanted = "maps (B,C+1,h,w), background first, tags (B,C) and images (B,3,H,W)"
+    check_shapes("region_labels", wanted, maps, tags, images)
     height, width = images.shape[-2:]
     size = (height, width) if refine is None else (max(1, height // 2), max(1, width // 2))
     with torch.no_grad():
@@ -211,7 +206,8 @@ class PrototypeCalibration(nn.Module):
         of all processes, so all of them must call this together. Classes without seeds keep their prototype. Raises
         TagmaskError when shapes do not fit.
         """
-        self._check(tokens, seeds)
+        classes, channels = self.prototypes.shape
+        check_shapes("Calibration", f"tokens (B,{channels},h,w) and seeds (B,{classes},h,w)", tokens, seeds)
         with torch.autocast(tokens.device.type, enabled=False):
             masks = seeds.flatten(2).float()
             sums = masks @ tokens.float().flatten(2).mT
@@ -231,10 +227,10 @@ class PrototypeCalibration(nn.Module):
         maps: (B,C,h,w) without background. tokens: (B,D,h,w) on the same grid. tags: (B,C) of 0/1. valid: bool (B,h,w).
         Raises TagmaskError when shapes do not fit.
         """
-        self._check(tokens, maps)
-        if tags.shape != maps.shape[:2]:
-            raise TagmaskError(f"Calibration: tags (B,C) go with maps {tuple(maps.shape)}, got {tuple(tags.shape)}.")
-        valid = _check_valid(valid, maps)
+        classes, channels = self.prototypes.shape
+        wanted = f"tokens (B,{channels},h,w), maps (B,{classes},h,w), tags (B,{classes}) and valid (B,h,w)"
+        check_shapes("Calibration", wanted, tokens, maps, tags, valid)
+        valid = _positions(valid, maps)
         result = maps.clone()
         with torch.autocast(tokens.device.type, enabled=False):
             prototypes = F.normalize(self.prototypes, dim=1, eps=1e-8)
@@ -247,16 +243,6 @@ class PrototypeCalibration(nn.Module):
                 result[b] = torch.where(counts[:, None, None], calibrated, maps[b])
         return result
 
-    def _check(self, tokens: Tensor, maps: Tensor) -> None:
-        classes, channels = self.prototypes.shape
-        fits = maps.dim() == 4 and maps.shape[1] == classes and len(tokens) == len(maps)
-        if not fits or tokens.shape[1:] != (channels, *maps.shape[2:]):
-            raise TagmaskError(
-                f"Calibration of {classes} classes by {channels} channels takes tokens (B,{channels},h,w) and maps or "
-                f"seeds (B,{classes},h,w), without background, on one grid; got {tuple(tokens.shape)} and "
-                f"{tuple(maps.shape)}."
-            )
-
 
 def _min_max(maps: Tensor, valid: Tensor) -> Tensor:
     """Maps (K,h,w) of one image to [0,1) over its valid positions (h,w), 0 elsewhere."""
@@ -265,10 +251,6 @@ def _min_max(maps: Tensor, valid: Tensor) -> Tensor:
     return normalize(torch.where(valid, maps, lowest))
 
 
-def _check_valid(valid: Tensor | None, maps: Tensor) -> Tensor:
-    shape = (len(maps), *maps.shape[-2:])
-    if valid is None:
-        return torch.ones(shape, dtype=torch.bool, device=maps.device)
-    if valid.shape != shape or valid.dtype != torch.bool:
-        raise TagmaskError(f"'valid' is bool {shape}, like the maps; got {valid.dtype} {tuple(valid.shape)}.")
-    return valid
+def _positions(valid: Tensor | None, maps: Tensor) -> Tensor:
+    """bool (B,h,w): ``valid``, or all positions of maps (B,K,h,w)."""
+    return torch.ones_like(maps[:, 0], dtype=torch.bool) if valid is None else valid.bool()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full
 
 
 def cut_and_merge(
@@ -39,16 +40,14 @@ def cut_and_merge(
             f"Cut and merge: tile {tile}, stride {stride}, at_once {at_once}; the stride must be from 1 to the tile's "
             "side, and at_once at least 1."
         )
-    if images.dim() != 4:
-        raise TagmaskError(f"Cut and merge: images are (B,3,H,W), got {tuple(images.shape)}.")
+    check_shapes("Cut and merge", "images (B,3,H,W)", images)
     height, width = images.shape[-2:]
     down, across = (max(0, -(-(side - tile) // stride)) for side in (height, width))
     padded = F.pad(images, (0, tile + across * stride - width, 0, tile + down * stride - height))
     tiles = padded.unfold(2, tile, stride).unfold(3, tile, stride)  # (B,3,rows,columns,tile,tile)
     tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     maps = torch.cat([forward(part) for part in tiles.split(at_once or len(tiles))])
-    if maps.dtype in (torch.float16, torch.bfloat16):
-        maps = maps.float()
+    maps = full(maps)
     side = maps.shape[-1]
     ratio = tile // max(side, 1)
     if maps.dim() != 4 or maps.shape[-2] != side or ratio * side != tile or stride % ratio:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tagmask.cam.maps import resize
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, resize
 from tagmask.types import IGNORE, inside
 
 Refine = Callable[[Tensor, Tensor], Tensor]
@@ -50,7 +50,7 @@ def pseudo_labels(
         raise TagmaskError(f"Pseudo labels: high ({high}) is below low ({low}); high is the stricter threshold.")
     size = _size(images if images is not None else cams)
     if refine is None:
-        _check(cams, tags, images)
+        check_shapes("pseudo_labels", "CAMs (B,C,h,w), tags (B,C) and images (B,3,H,W)", cams, tags, images)
         best, label = resize(cams.masked_fill(tags[:, :, None, None] <= 0, -1), size).max(1)
         sure, background = best > high, best <= low
         label = label + 1
@@ -94,7 +94,7 @@ def _refined_stacks(
     """
     if images is None:
         raise TagmaskError("Pseudo labels: refine needs images; pass them, or refine=None.")
-    _check(cams, tags, images)
+    check_shapes("refined_scores", "CAMs (B,C,h,w), tags (B,C) and images (B,3,H,W)", cams, tags, images)
     height, width = _size(images)
     size = (max(1, height // 2), max(1, width // 2)) if half else (height, width)
     present = tags > 0
@@ -111,12 +111,3 @@ def _refined_stacks(
 
 def _size(x: Tensor) -> tuple[int, int]:
     return int(x.shape[-2]), int(x.shape[-1])
-
-
-def _check(cams: Tensor, tags: Tensor, images: Tensor | None) -> None:
-    if cams.dim() != 4 or tags.shape != cams.shape[:2]:
-        raise TagmaskError(
-            f"CAMs are (B,C,h,w) and tags (B,C), without background; got {tuple(cams.shape)} and {tuple(tags.shape)}."
-        )
-    if images is not None and len(images) != len(cams):
-        raise TagmaskError(f"There are CAMs of {len(cams)} images, but {len(images)} images.")

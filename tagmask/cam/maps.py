@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import resize
 
 
 def normalize(cams: Tensor) -> Tensor:
@@ -63,10 +63,3 @@ def multi_scale(
         total = cams if total is None else total.add_(cams)
     assert total is not None
     return normalize(total)
-
-
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (B,C,h,w) to size = (H,W), align_corners=False; the input itself where sizes agree."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

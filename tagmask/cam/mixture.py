@@ -35,33 +35,25 @@ class Mixture(NamedTuple):
     converged: bool = True
 
 
-def fit_two_components(
-    values: Tensor, bins: int = BINS, iterations: int = STEPS, tolerance: float = TOLERANCE
-) -> Mixture:
+def fit_two_components(values: Tensor) -> Mixture:
     """Maximum-likelihood mixture of two normal distributions, by expectation maximisation (EM).
 
     (Co-training with Swapping Assignments, ECCV 2024, section 3.3, assumes it of CAM values.) Values are rounded to
-    i/(bins−1), counted on their device, and the counts fitted in float64 on the CPU, so the cost of a step does not
+    i/1023, counted on their device, and the counts fitted in float64 on the CPU, so the cost of a step does not
     grow with the number of values. It starts from the split into two groups with the least variance within (the best
     that k-means can find) and draws nothing at random. Variances are at least 1e-6. Values that are all the same (to
     rounding) give both components that value as mean, and weights 1 and 0.
 
-    It has converged when a step changes each mean, standard deviation and weight by ``tolerance`` or less. Queues of
-    CAM values take some 150 steps, values with one mode thousands. iterations: steps at most.
+    It has converged when a step changes each mean, standard deviation and weight by 1e-6 or less. Queues of CAM values
+    take some 150 steps, values with one mode thousands; it is broken off after 2000.
 
-    values: floating point, any shape, in [0,1]. Raises TagmaskError for no values, for NaN and others outside, and
-    for settings out of range.
+    values: floating point, any shape, in [0,1]. Raises TagmaskError for no values and for NaN and others outside.
     """
-    if bins < 2 or iterations < 1 or not tolerance >= 0:
-        raise TagmaskError(
-            f"Fit of two components: bins is 2 or more, iterations 1 or more, tolerance not negative; got {bins}, "
-            f"{iterations}, {tolerance}."
-        )
     if values.numel() == 0:
         raise TagmaskError("Fit of two components: there are no values; give at least one.")
-    counts, outside = torch.cat(count_values(values, bins)).cpu().split([bins, 1])
+    counts, outside = count_values(values)
     check_range(outside)
-    return fit_counts(counts, iterations, tolerance)
+    return fit_counts(counts.cpu())
 
 
 def crossing(mixture: Mixture) -> float | None:
@@ -83,15 +75,15 @@ def crossing(mixture: Mixture) -> float | None:
     return -2 * c / (b + root) if b >= 0 else (root - b) / (2 * a)
 
 
-def count_values(values: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """int64 (bins,), how many values round to each i/(bins−1), and int64 (1,), 1 if some is NaN or not in [0,1]."""
+def count_values(values: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 (1024,), how many values round to each i/1023, and int64 (1,), 1 if some is NaN or not in [0,1]."""
     flat = values.detach().flatten().float()
     # The extremes are NaN if any value is; comparing every value was half of the cost.
     low, high = flat.aminmax() if len(flat) else (flat.new_zeros(()),) * 2
     outside = torch.logical_not((low >= 0) & (high <= 1)).long()[None]
     # What is outside of [0,1] is counted somewhere, and refused.
-    place = flat.clamp(0, 1).mul_(bins - 1).add_(0.5).nan_to_num_(0).int()
-    return torch.bincount(place, minlength=bins), outside
+    place = flat.clamp(0, 1).mul_(BINS - 1).add_(0.5).nan_to_num_(0).int()
+    return torch.bincount(place, minlength=BINS), outside
 
 
 def check_range(outside: Tensor) -> None:
@@ -103,8 +95,8 @@ def check_range(outside: Tensor) -> None:
         )
 
 
-def fit_counts(counts: Tensor, iterations: int = STEPS, tolerance: float = TOLERANCE) -> Mixture:
-    """``fit_two_components`` of counts (bins,) at i/(bins−1), on the CPU; at least one is not 0."""
+def fit_counts(counts: Tensor) -> Mixture:
+    """``fit_two_components`` of counts (1024,) at i/1023, on the CPU; at least one is not 0."""
     used = counts.nonzero()[:, 0].numpy()
     x, share = used / (len(counts) - 1), counts.numpy()[used] / int(counts.sum())
     if len(x) == 1:
@@ -114,11 +106,11 @@ def fit_counts(counts: Tensor, iterations: int = STEPS, tolerance: float = TOLER
     weighted = powers * share
     whole, second = weighted.sum(1), weighted[:, _least_variance_split(x, share) :].sum(1)
     parts, converged = [_component(whole - second), _component(second)], False
-    for _ in range(iterations):
+    for _ in range(STEPS):
         # E step: each value's probability of being the second component's. M step: the moments of both parts.
         second = weighted @ expit(_log_ratio(*parts) @ powers)
         before, parts = parts, [_component(whole - second), _component(second)]
-        converged = bool(np.abs(np.subtract(parts, before)).max() <= tolerance)
+        converged = bool(np.abs(np.subtract(parts, before)).max() <= TOLERANCE)
         if converged:
             break
     ordered = zip(*sorted(parts, key=lambda part: part[1]))

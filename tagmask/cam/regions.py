@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tagmask import comm
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full
 
 
 @torch.no_grad()
@@ -25,10 +26,7 @@ def region_masks(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
         tensor([[0, 1],
                 [1, 0]], dtype=torch.int32)
     """
-    if cams.dim() != 4 or tags.shape != cams.shape[:2]:
-        raise TagmaskError(
-            f"Region masks: CAMs are (B,C,h,w) and tags (B,C), got {tuple(cams.shape)} and {tuple(tags.shape)}."
-        )
+    check_shapes("Region masks", "CAMs (B,C,h,w) and tags (B,C)", cams, tags)
     if threshold < 0:
         raise TagmaskError(f"Region masks: the threshold must be in [0,1], as CAMs are, got {threshold}.")
     present = cams.masked_fill(tags[:, :, None, None] <= 0, -1)
@@ -54,9 +52,8 @@ def class_prototypes(features: Tensor, masks: Tensor) -> Tensor:
         >>> class_prototypes(torch.tensor([[[[3.0]], [[4.0]]]]), torch.ones(1, 1, 1, 1))
         tensor([[0.6000, 0.8000]])
     """
-    _check("Class prototypes", features, masks)
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+    check_shapes("Class prototypes", "features (B,D,h,w) and masks (B,K,h,w)", features, masks)
+    features = full(features)
     inside = masks.flatten(2).to(features.dtype)
     counts = inside.sum(2)
     # Autocast would compute the product in half precision.
@@ -65,11 +62,3 @@ def class_prototypes(features: Tensor, masks: Tensor) -> Tensor:
     sums = comm.all_sum(means.sum(0))
     images = comm.all_sum((counts > 0).sum(0))
     return F.normalize(sums / images.clamp(min=1)[:, None], dim=1)
-
-
-def _check(what: str, features: Tensor, masks: Tensor) -> None:
-    fits = features.dim() == masks.dim() == 4
-    if not fits or len(features) != len(masks) or features.shape[-2:] != masks.shape[-2:]:
-        raise TagmaskError(
-            f"{what}: features are (B,D,h,w) and masks (B,K,h,w), got {tuple(features.shape)} and {tuple(masks.shape)}."
-        )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tagmask import comm
 from tagmask.cam.mixture import BINS, check_range, count_values, crossing, fit_counts
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes
 
 LEAST_SHARE = 1e-3
 """A component with less of the values is a few outliers, and says nothing about where foreground begins."""
@@ -23,14 +24,13 @@ class DynamicThreshold(nn.Module):
     the more probable for it, and so has the largest product of equation 6's two products. Their sum, as printed, has
     its maximum elsewhere: one of the two is all of it, which one depends on the unit of the values.
 
-    Values that round to 0, which are those below 0.5/(bins−1), are left out: ReLU has put most of them there, from
+    Values that round to 0, which are those below 0.5/1023, are left out: ReLU has put most of them there, from
     anywhere below. A normal distribution would shrink on them, take all other values for foreground, and the
     threshold would be next to 0.
 
-    queue: batches kept; the queue starts empty. initial: ξ until the first fit, in [0,1]. every: batches from one fit
-    to the next; default: a tenth of the queue, at least 1. The first ``every`` batches are each fitted. bins: a batch
-    is kept as its counts on a grid of that many values, so the memory is queue·bins·8 bytes (0.8 MB), whatever the
-    CAMs' size. Each fit has its own start.
+    queue: batches kept; the queue starts empty. initial: ξ until the first fit, in [0,1]. From one fit to the next go
+    ``every`` batches, a tenth of the queue; the first ``every`` batches are each fitted. A batch is kept as its counts
+    on a grid of 1024 values: 0.8 MB for the queue, whatever the CAMs' size. Each fit has its own start.
 
     Buffers: ``value`` (float32 scalar, ξ), ``counts`` and ``batches``, so saving the module saves its state. With
     several processes the counts of all are summed, and all get the same ξ.
@@ -44,25 +44,15 @@ class DynamicThreshold(nn.Module):
     counts: Tensor
     batches: Tensor
 
-    def __init__(
-        self,
-        queue: int = 100,
-        initial: float = 0.5,
-        every: int | None = None,
-        bins: int = BINS,
-    ) -> None:
+    def __init__(self, queue: int = 100, initial: float = 0.5) -> None:
         super().__init__()
-        self.every = max(1, queue // 10) if every is None else every
-        if queue < 1 or self.every < 1 or bins < 2:
-            raise TagmaskError(
-                f"Dynamic threshold: queue and every are 1 or more, bins is 2 or more; got queue={queue}, "
-                f"every={self.every}, bins={bins}."
-            )
+        if queue < 1:
+            raise TagmaskError(f"Dynamic threshold: the queue is 1 or more batches, got {queue}.")
         if not 0 <= initial <= 1:
             raise TagmaskError(f"Dynamic threshold: initial is a value of normalised CAMs, 0 to 1, got {initial}.")
-        self.bins = bins
+        self.every = max(1, queue // 10)
         self.register_buffer("value", torch.tensor(float(initial)))
-        self.register_buffer("counts", torch.zeros(queue, bins, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(queue, BINS, dtype=torch.int64))
         self.register_buffer("batches", torch.zeros(1, dtype=torch.int64))
 
     @torch.no_grad()
@@ -71,28 +61,19 @@ class DynamicThreshold(nn.Module):
 
         cams: (B,C,h,w) in [0,1], floating point. tags: (B,C) of 0/1; images without a tag give no values. valid: bool
         (B,h,w), positions that are photo and not padding; default: all. With several processes all must call it.
-        Raises TagmaskError when shapes or types do not fit and for NaN and values outside of [0,1], in all
+        Raises TagmaskError when shapes do not fit and for NaN and values outside of [0,1], in all
         processes alike.
         """
-        if cams.dim() != 4 or tags.shape != cams.shape[:2] or not cams.is_floating_point():
-            raise TagmaskError(
-                f"Dynamic threshold takes floating-point cams (B,C,h,w) and tags (B,C), "
-                f"got {tuple(cams.shape)} {cams.dtype} and {tuple(tags.shape)}."
-            )
+        check_shapes("Dynamic threshold", "CAMs (B,C,h,w), tags (B,C) and valid (B,h,w)", cams, tags, valid)
         values = cams.masked_fill(tags[:, :, None, None] <= 0, 0).amax(1)
         if valid is not None:
-            if valid.shape != values.shape or valid.dtype != torch.bool:
-                raise TagmaskError(
-                    f"Dynamic threshold: valid is bool (B,h,w), {tuple(values.shape)} here, got {valid.dtype} "
-                    f"{tuple(valid.shape)}; masks of 0 and 1 go through valid.bool()."
-                )
-            values = values.masked_fill(~valid, 0)
-        counts, outside = comm.all_sum(torch.cat(count_values(values, self.bins))).split([self.bins, 1])
+            values = values.masked_fill(~valid.bool(), 0)
+        counts, outside = comm.all_sum(torch.cat(count_values(values))).split([BINS, 1])
         counts[0] = 0
         place = self.batches % len(self.counts)
         queued = self.counts.sum(0) - self.counts[place][0] + counts
         # The only wait for the device.
-        queued, outside, batches = torch.cat([queued, outside, self.batches + 1]).cpu().split([self.bins, 1, 1])
+        queued, outside, batches = torch.cat([queued, outside, self.batches + 1]).cpu().split([BINS, 1, 1])
         check_range(outside)
         self.counts[place] = counts
         self.batches += 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full
 from tagmask.types import IGNORE
 
 LABEL_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -19,7 +20,7 @@ def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     labels: integers (B,H,W). size: (h,w), at most (H,W); cell (i,j) reads pixel (⌊i·H/h⌋, ⌊j·W/w⌋).
     Returns (B,h,w), same dtype. Raises TagmaskError when shapes do not fit.
     """
-    _check_labels(labels)
+    check_labels("Affinity labels", labels)
     for cells, pixels in zip(size, labels.shape[1:]):
         if not 1 <= cells <= pixels:
             raise TagmaskError(f"Labels of {tuple(labels.shape[1:])} cannot be downsampled to {tuple(size)}.")
@@ -50,7 +51,7 @@ def affinity_labels(labels: Tensor, radius: int) -> Tensor:
                  [255,   1,   1, 255],
                  [255, 255, 255, 255]]], dtype=torch.uint8)
     """
-    _check_labels(labels)
+    check_labels("Affinity labels", labels)
     if radius < 0 or radius != int(radius):
         raise TagmaskError(f"Affinity labels: the radius is an integer from 0 up, got {radius}.")
     flat = labels.flatten(1)
@@ -66,21 +67,12 @@ def affinity_loss(affinity: Tensor, labels: Tensor) -> Tensor:
     AFA (Ru et al., Learning Affinity from Attention, CVPR 2022). The means go over the pairs of the whole batch and
     divide by their number + 1, so that a batch without positive or negative pairs adds 0.
 
-    affinity: (B,N,N) in (0,1), after the sigmoid. labels: integers (B,N,N) of ``affinity_labels``: 1, 0, or 255
+    affinity: (B,N,N) in (0,1), after the sigmoid. labels: (B,N,N) of ``affinity_labels``: 1, 0, or 255
     ignored. Returns a scalar in [0,1), float32 for half-precision affinities; ignored pairs get no gradient.
-    Raises TagmaskError when shapes or dtypes do not fit.
+    Raises TagmaskError when the shapes do not fit.
     """
-    if affinity.dim() != 3 or affinity.shape != labels.shape or affinity.shape[1] != affinity.shape[2]:
-        raise TagmaskError(
-            "Affinity loss takes affinity (B,N,N) and labels (B,N,N) of one shape, got "
-            f"{tuple(affinity.shape)} and {tuple(labels.shape)}."
-        )
-    if not affinity.is_floating_point() or labels.dtype not in LABEL_TYPES:
-        raise TagmaskError(
-            f"Affinity loss takes a floating-point affinity and integer labels, got {affinity.dtype}, {labels.dtype}."
-        )
-    if affinity.dtype in (torch.float16, torch.bfloat16):
-        affinity = affinity.float()
+    check_shapes("Affinity loss", "affinity (B,N,N) and labels (B,N,N)", affinity, labels)
+    affinity = full(affinity)
     positive, negative = labels == 1, labels == 0
     # where, not a product: ignored pairs may hold NaN.
     attraction = torch.where(positive, 1 - affinity, 0).sum() / (positive.sum() + 1)
@@ -96,6 +88,8 @@ def _outside(height: int, width: int, radius: int, device: str) -> Tensor:
     return (far_y[:, None, :, None] | far_x[None, :, None, :]).view(height * width, height * width)
 
 
-def _check_labels(labels: Tensor) -> None:
-    if labels.dim() != 3 or labels.dtype not in LABEL_TYPES:
-        raise TagmaskError(f"Affinity labels are made from integers (B,h,w), got {tuple(labels.shape)} {labels.dtype}.")
+def check_labels(what: str, labels: Tensor) -> None:
+    """Raise TagmaskError for label maps that are not integers (B,h,w)."""
+    check_shapes(what, "labels (B,h,w)", labels)
+    if labels.dtype not in LABEL_TYPES:
+        raise TagmaskError(f"{what}: labels are integers, got {labels.dtype}.")

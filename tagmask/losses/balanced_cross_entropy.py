@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full, resize
 from tagmask.types import IGNORE
 
 
@@ -24,14 +23,8 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> balanced_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 8, 8), 255))
         tensor(0.)
     """
-    if logits.dim() != 4 or labels.dim() != 3 or len(logits) != len(labels):
-        raise TagmaskError(
-            f"Logits are (B,C+1,h,w) and labels (B,H,W), got {tuple(logits.shape)} and {tuple(labels.shape)}."
-        )
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    if logits.shape[-2:] != labels.shape[-2:]:
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    check_shapes("Balanced cross-entropy", "logits (B,C+1,h,w) and labels (B,H,W)", logits, labels)
+    logits = resize(full(logits), labels.shape[-2:])
     labels = labels.long()
     # cross_entropy gives ignored pixels value and gradient 0.
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")

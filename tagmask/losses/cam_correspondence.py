@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -11,17 +13,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
-from tagmask.losses.affinity import LABEL_TYPES
+from tagmask.losses.affinity import check_labels
+from tagmask.tensors import check_shapes, full, strips
 from tagmask.types import IGNORE
 
 EPS = 1e-8
 """Lower bound of a norm in a cosine: an activation of zeros has similarity 0 with everything, itself included."""
 TINY = 1e-38
 """Lower bound of the argument of a logarithm."""
-
-CPU_VALUES = 2**18
-GPU_VALUES = 2**24
-"""Values (pairs times channels) processed at once; on CPUs as many as fit in the cache."""
 
 
 def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "cosine"] = "js") -> Tensor:
@@ -46,11 +45,8 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
         >>> cam_correspondence(torch.zeros(1, 3, 2, 2), torch.ones(1, 2, 2, dtype=torch.long), "js")
         tensor(0.)
     """
-    if cams.dim() != 4 or labels.shape != (len(cams), *cams.shape[-2:]) or labels.dtype not in LABEL_TYPES:
-        raise TagmaskError(
-            "CAM correspondence takes class maps (B,C,h,w) and integer labels (B,h,w) on the same grid, got "
-            f"{tuple(cams.shape)} and {tuple(labels.shape)} {labels.dtype}."
-        )
+    check_labels("CAM correspondence", labels)
+    check_shapes("CAM correspondence", "class maps (B,C,h,w) and labels (B,h,w)", cams, labels)
     if divergence not in ("js", "cosine"):
         raise TagmaskError(f"CAM correspondence: the divergence is 'js' or 'cosine', got '{divergence}'.")
     if divergence == "js" and cams.shape[1] < 2:
@@ -59,8 +55,7 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
     positive, negative = _pair_counts(flat)
     with torch.autocast(cams.device.type, enabled=False):
         vectors = cams.flatten(2).mT
-        if vectors.dtype in (torch.float16, torch.bfloat16):
-            vectors = vectors.float()
+        vectors = full(vectors)
         # The loss is linear in the pairs' similarities: one weight a pair and a constant for each half.
         weights = 1 / torch.stack([positive.clamp(min=1), -negative.clamp(min=1)]).to(vectors)
         if divergence == "js":
@@ -116,11 +111,9 @@ class _AbsoluteCosine(torch.autograd.Function):
         return outer[:, None, None] * ctx.saved_tensors[0], None, None
 
 
-def _strips(x: Tensor, values_a_row: int) -> list[tuple[int, slice]]:
-    """(view, rows) of strips of about CPU_VALUES or GPU_VALUES values."""
-    budget = CPU_VALUES if x.device.type == "cpu" else GPU_VALUES
-    step = max(1, budget // max(1, values_a_row))
-    return [(b, slice(start, start + step)) for b in range(len(x)) for start in range(0, x.shape[1], step)]
+def _strips(x: Tensor, values_a_row: int) -> Iterator[tuple[int, slice]]:
+    """(view, rows) of vectors (B,n,C)."""
+    return itertools.product(range(len(x)), strips(x.shape[1], values_a_row, x.device))
 
 
 def _pair_weights(labels: Tensor, rows: slice, weights: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full, resize
 from tagmask.types import IGNORE
 
 LEAST = 1e-8
@@ -38,25 +38,14 @@ def cam_to_seg(
         >>> cam_to_seg(torch.zeros(1, 2, 1, 2), labels, torch.tensor([[[0.2, 3.0]]]))
         tensor(0.6931)
     """
-    if logits.dim() != 4 or labels.dim() != 3 or len(logits) != len(labels):
+    wanted = "logits (B,C+1,h,w), labels (B,H,W) and perplexity (B,H,W)"
+    check_shapes("CAM to segmentation", wanted, logits, labels, perplexity)
+    if log_probs and logits.shape[-2:] != labels.shape[-2:]:
         raise TagmaskError(
-            f"CAM to segmentation: logits are (B,C+1,h,w) and labels (B,H,W), got {tuple(logits.shape)} and "
-            f"{tuple(labels.shape)}."
+            f"CAM to segmentation: log-probabilities {tuple(logits.shape)} and labels {tuple(labels.shape)} differ "
+            "in size; resize the logits before their log_softmax."
         )
-    if perplexity is not None and perplexity.shape != labels.shape:
-        raise TagmaskError(
-            f"CAM to segmentation: perplexity has the labels' shape {tuple(labels.shape)}, "
-            f"got {tuple(perplexity.shape)}."
-        )
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    if logits.shape[-2:] != labels.shape[-2:]:
-        if log_probs:
-            raise TagmaskError(
-                f"CAM to segmentation: log-probabilities {tuple(logits.shape)} and labels {tuple(labels.shape)} differ "
-                "in size; resize the logits before their log_softmax."
-            )
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    logits = resize(full(logits), labels.shape[-2:])
     # nll_loss gives ignored pixels value and gradient 0.
     known = logits if log_probs else logits.log_softmax(1)
     losses = F.nll_loss(known, labels.long(), ignore_index=IGNORE, reduction="none")

@@ -10,14 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full, strips
 from tagmask.types import IGNORE
 
 EPS = 1e-8
 """Lower bound of a norm in a cosine."""
-
-CPU_PAIRS = 2**18
-GPU_PAIRS = 2**24
-"""Pairs of positions processed at once; on CPUs as many as fit in the cache."""
 
 
 def contrastive_separation(
@@ -42,15 +39,11 @@ def contrastive_separation(
         >>> labels = torch.tensor([[[0, 0], [1, 1]]])
         >>> loss = contrastive_separation(torch.randn(1, 3, 2, 2), labels, torch.zeros(1, 2, 2))
     """
-    if cams.dim() != 4 or labels.shape != (len(cams), *cams.shape[-2:]) or perplexity.shape != labels.shape:
-        raise TagmaskError(
-            f"Contrastive separation: CAMs are (B,C,h,w), labels and perplexity (B,h,w) on their grid, got "
-            f"{tuple(cams.shape)}, {tuple(labels.shape)} and {tuple(perplexity.shape)}."
-        )
+    wanted = "CAMs (B,C,h,w), labels (B,h,w) and perplexity (B,h,w)"
+    check_shapes("Contrastive separation", wanted, cams, labels, perplexity)
     if not temperature > 0:
         raise TagmaskError(f"Contrastive separation: the temperature is above 0, got {temperature}.")
-    if cams.dtype in (torch.float16, torch.bfloat16):
-        cams = cams.float()
+    cams = full(cams)
     sure = ((perplexity <= epsilon) & (labels != IGNORE)).flatten(1)
     vectors = F.normalize(cams.flatten(2), dim=1, eps=EPS).mT
     with torch.autocast(cams.device.type, enabled=False):
@@ -76,13 +69,9 @@ class _AnchorSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, labels: Tensor, positives: Tensor, temperature: float) -> Tensor:
-        count = len(vectors)
-        budget = CPU_PAIRS if vectors.device.type == "cpu" else GPU_PAIRS
-        strip = max(1, budget // count)
         grad = torch.zeros_like(vectors)
         total = vectors.new_zeros(())
-        for start in range(0, count, strip):
-            rows = slice(start, min(start + strip, count))
+        for rows in strips(len(vectors), len(vectors), vectors.device):
             similarity = vectors[rows] @ vectors.mT / temperature
             same = labels[rows, None] == labels
             negative = similarity.masked_fill(same, -torch.inf)

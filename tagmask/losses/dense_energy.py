@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tagmask.errors import TagmaskError
 from tagmask.refine.lattice import PermutohedralLattice, positions
-from tagmask.refine.neighbours import check_colours
+from tagmask.refine.neighbours import check_values
+from tagmask.tensors import check_shapes
 from tagmask.types import IGNORE, inside
 
 
@@ -58,7 +59,9 @@ class DenseEnergy(nn.Module):
         self.gradient = gradient
 
     def forward(self, images: Tensor, probs: Tensor, boxes: Tensor, labels: Tensor | None = None) -> Tensor:
-        _check(images, probs, boxes, labels)
+        wanted = "images (B,3,H,W), probabilities (B,K,h,w), boxes (B,4) and labels (B,H,W)"
+        check_shapes("DenseEnergy", wanted, images, probs, boxes, labels)
+        check_values("DenseEnergy", images, "probabilities", probs)
         with torch.autocast(images.device.type, enabled=False):
             return self._energy(images, probs, boxes, labels)
 
@@ -86,23 +89,3 @@ class DenseEnergy(nn.Module):
         else:
             energy = (flat * gate * lattice.filter(flat)).sum()
         return -self.weight / max(1, count) * energy
-
-
-def _check(images: Tensor, probs: Tensor, boxes: Tensor, labels: Tensor | None) -> None:
-    if images.dim() != 4 or images.shape[1] != 3 or probs.dim() != 4 or len(probs) != len(images):
-        raise TagmaskError(
-            f"DenseEnergy takes images (B,3,H,W) and probabilities (B,K,h,w), "
-            f"got {tuple(images.shape)} and {tuple(probs.shape)}."
-        )
-    if boxes.shape != (len(images), 4):
-        raise TagmaskError(f"DenseEnergy takes boxes ({len(images)},4), got {tuple(boxes.shape)}.")
-    if labels is not None and labels.shape != (len(images), *images.shape[-2:]):
-        raise TagmaskError(f"DenseEnergy: labels {tuple(labels.shape)} do not fit images {tuple(images.shape)}.")
-    for name, x in (("images", images), ("probabilities", probs)):
-        if not torch.isfinite(x).all():
-            raise TagmaskError(f"DenseEnergy: the {name} hold NaN or infinite values; look for where they came from.")
-    if not (images.is_floating_point() and probs.is_floating_point()):
-        raise TagmaskError(
-            f"DenseEnergy takes floating-point images and probabilities, got {images.dtype}, {probs.dtype}."
-        )
-    check_colours("DenseEnergy", images)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full
 
 
 def equivariance(cam_warped: Tensor, cam_of_warped: Tensor) -> Tensor:
@@ -21,13 +21,7 @@ def equivariance(cam_warped: Tensor, cam_of_warped: Tensor) -> Tensor:
         >>> equivariance(torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))
         tensor(1.)
     """
-    if cam_warped.dim() != 4 or cam_warped.shape != cam_of_warped.shape:
-        raise TagmaskError(
-            "Equivariance compares two sets of maps (B,C,h,w) of one shape, "
-            f"got {tuple(cam_warped.shape)} and {tuple(cam_of_warped.shape)}."
-        )
+    check_shapes("Equivariance", "maps (B,C,h,w) and (B,C,h,w)", cam_warped, cam_of_warped)
     if cam_warped.numel() == 0:
         raise TagmaskError(f"Equivariance: the maps {tuple(cam_warped.shape)} are empty; give at least one image.")
-    if cam_warped.dtype in (torch.float16, torch.bfloat16):
-        cam_warped = cam_warped.float()
-    return (cam_warped - cam_of_warped).abs().mean()
+    return (full(cam_warped) - cam_of_warped).abs().mean()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full
 
 
 def multi_scale_attention(
@@ -41,15 +42,11 @@ def multi_scale_attention(
         >>> multi_scale_attention(ones, halves, torch.ones(1, 1))
         tensor(0.5000)
     """
-    shapes = {tuple(cams.shape) for cams in (*cams_main, *cams_support)}
-    if not cams_main or not cams_support or len(shapes) != 1 or tuple(tags.shape) != next(iter(shapes))[:2]:
-        raise TagmaskError(
-            "Multi-scale attention: one set of CAMs (B,C,h,w) or more a network, all of one shape, and tags (B,C); "
-            f"got {sorted(shapes)} and {tuple(tags.shape)}."
-        )
-    main, support = (torch.stack(list(cams)) for cams in (cams_main, cams_support))
-    if main.dtype in (torch.float16, torch.bfloat16):
-        main = main.float()
+    if not cams_main or not cams_support:
+        raise TagmaskError("Multi-scale attention: there is no CAM of one of the networks; give at least one each.")
+    for cams in (*cams_main, *cams_support):
+        check_shapes("Multi-scale attention", "CAMs (B,C,h,w), (B,C,h,w) and tags (B,C)", cams, cams_main[0], tags)
+    main, support = full(torch.stack(list(cams_main))), torch.stack(list(cams_support))
     valid = main.new_ones(len(tags), *main.shape[-2:]) if valid is None else valid.to(main.dtype)
     main, support = main * valid[:, None], support * valid[:, None]
     # The tagged classes of all images in one dimension: (scales, n, positions).

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
-from tagmask.losses.affinity import LABEL_TYPES
+from tagmask.losses.affinity import check_labels
+from tagmask.tensors import check_shapes, full
 from tagmask.types import IGNORE
 
 NEGATIVE, BACKGROUND, FOREGROUND = 0, 1, 2
@@ -30,11 +31,8 @@ def pair_labels(labels: Tensor, edges: Tensor) -> Tensor:
         >>> pair_labels(torch.tensor([[[0, 0, 3, 3, 255]]]), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]))
         tensor([[  1,   0,   2, 255]], dtype=torch.uint8)
     """
-    if labels.dim() != 3 or labels.dtype not in LABEL_TYPES or edges.dim() != 2 or edges.shape[0] != 2:
-        raise TagmaskError(
-            f"Pair labels are made from integers (B,h,w) and edges (2,E), got {tuple(labels.shape)} {labels.dtype} "
-            f"and {tuple(edges.shape)}."
-        )
+    check_labels("Pair labels", labels)
+    check_shapes("Pair labels", "edges (2,E)", edges)
     flat = labels.flatten(1).to(torch.uint8)  # one byte a pair: a batch of IRN has tens of millions
     first, second = flat[:, edges[0]], flat[:, edges[1]]
     kinds = torch.full_like(first, FOREGROUND).masked_fill_(first == 0, BACKGROUND)
@@ -55,8 +53,7 @@ def pair_affinity_loss(affinity: Tensor, kinds: Tensor) -> dict[str, Tensor]:
     """
     if affinity.shape != kinds.shape:
         raise TagmaskError(f"Affinities {tuple(affinity.shape)} and kinds of pairs {tuple(kinds.shape)} do not fit.")
-    if affinity.dtype in (torch.float16, torch.bfloat16):
-        affinity = affinity.float()
+    affinity = full(affinity)
     known = kinds != IGNORE
     affinity, kinds = affinity[known], kinds[known]
     attract, repel = -(affinity + EPSILON).log(), -(1 - affinity + EPSILON).log()

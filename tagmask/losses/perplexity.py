@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import full
 
 TINY = 1e-12
 """Lower bound of ξ and 1 − ξ as divisors, so that a threshold of 0 or 1 does not give 0 / 0."""
@@ -28,8 +29,7 @@ def perplexity(confidence: Tensor, threshold: float | Tensor, alpha: float = 0.8
     """
     if not alpha > 0 or not beta > 0:
         raise TagmaskError(f"Perplexity: alpha and beta must be above 0, got {alpha} and {beta}.")
-    if confidence.dtype in (torch.float16, torch.bfloat16):
-        confidence = confidence.float()
+    confidence = full(confidence)
     xi = torch.as_tensor(threshold, dtype=confidence.dtype, device=confidence.device)
     above = (confidence - xi) / (1 - xi).clamp(min=TINY)
     below = (xi - confidence) / xi.clamp(min=TINY)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full
 
 LEAST_CAM = 0.01
 """Smallest distance of CAMs from 0 and 1 in a logarithm."""
@@ -43,16 +44,11 @@ def regional_contrast(
         >>> regional_contrast(features, torch.tensor([[[[1]], [[0]]]]), torch.eye(2), temperature=0.5)
         tensor(0.1269)
     """
-    fits = features.dim() == masks.dim() == 4 and features.shape[-2:] == masks.shape[-2:]
-    if not fits or len(features) != len(masks) or prototypes.shape != (masks.shape[1], features.shape[1]):
-        raise TagmaskError(
-            "Regional contrast: features are (B,D,h,w), masks (B,K,h,w) and prototypes (K,D), got "
-            f"{tuple(features.shape)}, {tuple(masks.shape)} and {tuple(prototypes.shape)}."
-        )
+    wanted = "features (B,D,h,w), masks (B,K,h,w) and prototypes (K,D)"
+    check_shapes("Regional contrast", wanted, features, masks, prototypes)
     if not temperature > 0:
         raise TagmaskError(f"Regional contrast: the temperature must be above 0, got {temperature}.")
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+    features = full(features)
     prototypes = prototypes.to(features.dtype)
     seen = prototypes.detach().square().sum(1) > 0
     # Autocast would compute the product in half precision.
@@ -88,14 +84,8 @@ def region_cross_entropy(
         >>> region_cross_entropy(torch.tensor([[[[0.0, 1.0]]]]), masks, torch.tensor([[1]]))
         tensor(0.0101)
     """
-    fits = cams.dim() == masks.dim() == 4 and cams.shape[-2:] == masks.shape[-2:]
-    if not fits or masks.shape[:2] != (len(cams), cams.shape[1] + 1) or tags.shape != cams.shape[:2]:
-        raise TagmaskError(
-            "Region cross-entropy: CAMs are (B,C,h,w), masks (B,C+1,h,w) and tags (B,C), got "
-            f"{tuple(cams.shape)}, {tuple(masks.shape)} and {tuple(tags.shape)}."
-        )
-    if cams.dtype in (torch.float16, torch.bfloat16):
-        cams = cams.float()
+    check_shapes("Region cross-entropy", "CAMs (B,C,h,w), masks (B,C+1,h,w) and tags (B,C)", cams, masks, tags)
+    cams = full(cams)
     masks = masks.bool()
     counted = masks.any(1, keepdim=True) & (tags > 0)[:, :, None, None]
     bounded = LEAST_CAM + (1 - 2 * LEAST_CAM) * cams

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, full, resize
 
 
 def segmentation_labels(seg_logits: Tensor, tags: Tensor, temperature: float = 0.01) -> Tensor:
@@ -18,17 +18,11 @@ def segmentation_labels(seg_logits: Tensor, tags: Tensor, temperature: float = 0
     Returns (B,C+1,h,w) that sum to 1 over channels, float32 for half precision. Raises TagmaskError when shapes do not
     fit and for a temperature that is not above 0.
     """
-    if seg_logits.dim() != 4 or tags.dim() != 2 or seg_logits.shape[:2] != (len(tags), tags.shape[1] + 1):
-        raise TagmaskError(
-            f"Segmentation labels: logits are (B,C+1,h,w) with background and tags (B,C) without, got "
-            f"{tuple(seg_logits.shape)} and {tuple(tags.shape)}."
-        )
+    check_shapes("Segmentation labels", "logits (B,C+1,h,w), with background, and tags (B,C)", seg_logits, tags)
     if not temperature > 0:
         raise TagmaskError(f"Segmentation labels: the temperature is above 0, got {temperature}.")
-    if seg_logits.dtype in (torch.float16, torch.bfloat16):
-        seg_logits = seg_logits.float()
     absent = F.pad(tags <= 0, (1, 0))  # the background is never absent
-    return seg_logits.masked_fill(absent[:, :, None, None], float("-inf")).div(temperature).softmax(1)
+    return full(seg_logits).masked_fill(absent[:, :, None, None], float("-inf")).div(temperature).softmax(1)
 
 
 def seg_to_cam(
@@ -54,19 +48,10 @@ def seg_to_cam(
         >>> seg_to_cam(torch.zeros(1, 2, 4, 4), torch.randn(1, 3, 4, 4), torch.tensor([[1.0, 0.0]]))
         tensor(0.6931)
     """
-    if cams.dim() != 4 or cams.shape[:2] != tags.shape:
-        raise TagmaskError(
-            f"Segmentation to CAM: CAMs are (B,C,h,w) and tags (B,C), got {tuple(cams.shape)} and {tuple(tags.shape)}."
-        )
-    if valid is not None and valid.shape != (len(cams), *cams.shape[-2:]):
-        raise TagmaskError(
-            f"Segmentation to CAM: valid is (B,h,w) as the CAMs {tuple(cams.shape)}, got {tuple(valid.shape)}."
-        )
-    if cams.dtype in (torch.float16, torch.bfloat16):
-        cams = cams.float()
-    target = segmentation_labels(seg_logits.detach(), tags, temperature)[:, 1:].to(cams.dtype)
-    if target.shape[-2:] != cams.shape[-2:]:
-        target = F.interpolate(target, size=cams.shape[-2:], mode="bilinear", align_corners=False)
+    check_shapes("Segmentation to CAM", "CAMs (B,C,h,w), tags (B,C) and valid (B,h,w)", cams, tags, valid)
+    cams = full(cams)
+    labels = segmentation_labels(seg_logits.detach(), tags, temperature)[:, 1:]
+    target = resize(labels.to(cams.dtype), cams.shape[-2:])
     losses = F.binary_cross_entropy_with_logits(cams.relu() if rectify else cams, target, reduction="none")
     if valid is None:
         return losses.mean()

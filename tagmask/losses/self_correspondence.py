@@ -10,13 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
+from tagmask.tensors import check_shapes, resize, strips
 
 EPS = 1e-8
 """Lower bound of a norm in a cosine: a vector of zeros has cosine 0 with everything."""
-
-CPU_PAIRS = 2**18
-GPU_PAIRS = 2**24
-"""Pairs of points processed at once; on CPUs as many as fit in the cache."""
 
 
 def self_correspondence(
@@ -48,15 +45,19 @@ def self_correspondence(
         >>> self_correspondence(cam, cam, seg, seg, points, points).shape
         torch.Size([])
     """
-    _check(cam_a, cam_b, seg_a, seg_b, points_a, points_b)
+    what, points = "Self correspondence", "points (B,n,2) and (B,m,2)"
+    check_shapes(what, f"class maps (B,C,h,w) and (B,C,h',w'), {points}", cam_a, cam_b, points_a, points_b)
+    check_shapes(what, f"segmentation maps (B,K,h,w) and (B,K,h',w'), {points}", seg_a, seg_b, points_a, points_b)
+    if 0 in (len(cam_a), points_a.shape[1], points_b.shape[1]):
+        raise TagmaskError("Self correspondence: there is no image or no point; give at least one.")
     dtype = torch.float32
     for maps in (cam_a, cam_b, seg_a, seg_b):
         dtype = torch.promote_types(dtype, maps.dtype)
     cam_a, cam_b, seg_a, seg_b = (maps.to(dtype) for maps in (cam_a, cam_b, seg_a, seg_b))
     with torch.autocast(cam_a.device.type, enabled=False):
         a, b = _sample(cam_a, points_a), _sample(cam_b, points_b)
-        s = _sample(_resize(seg_a, cam_a), points_a)
-        t = _sample(_resize(seg_b, cam_b), points_b)
+        s = _sample(resize(seg_a, cam_a.shape[-2:]), points_a)
+        t = _sample(resize(seg_b, cam_b.shape[-2:]), points_b)
         if centered:
             row_means = (a @ b.mean(1)[:, :, None])[..., 0]
             offset = row_means.mean() - row_means
@@ -79,14 +80,11 @@ class _PairSum(torch.autograd.Function):
         grads = [torch.zeros_like(x) for x in (a, b, offset, s, t)]
         grad_a, grad_b, grad_offset, grad_s, grad_t = grads
         a1, b1 = torch.cat([a, offset[..., None]], 2), torch.cat([b, torch.ones_like(b[..., :1])], 2)
-        budget = CPU_PAIRS if a.device.type == "cpu" else GPU_PAIRS
-        count, columns = a.shape[1], b.shape[1]
-        strip = min(count, max(1, budget // columns))
-        buffers = a.new_empty(2, strip, columns)
+        parts = strips(a.shape[1], b.shape[1], a.device)
+        buffers = a.new_empty(2, parts[0].stop, b.shape[1])
         for i in range(len(a)):
-            for start in range(0, count, strip):
-                rows = slice(start, min(start + strip, count))
-                cosine, weight = buffers[:, : rows.stop - start]
+            for rows in parts:
+                cosine, weight = buffers[:, : rows.stop - rows.start]
                 torch.mm(s[i, rows], t[i].T, out=cosine)
                 torch.mm(a1[i, rows], b1[i].T, out=weight)
                 # What relu's backward calls: 0 where the cosine is not above 0, in one pass without a mask.
@@ -112,26 +110,3 @@ def _sample(maps: Tensor, points: Tensor) -> Tensor:
     """Unit vectors (B,n,K) over the channels of maps (B,K,h,w) at points (B,n,2)."""
     values = F.grid_sample(maps, points[:, None].to(maps), padding_mode="border", align_corners=True)
     return F.normalize(values[:, :, 0], dim=1, eps=EPS).mT.contiguous()
-
-
-def _resize(seg: Tensor, cam: Tensor) -> Tensor:
-    if seg.shape[-2:] == cam.shape[-2:]:
-        return seg
-    return F.interpolate(seg, size=cam.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _check(cam_a: Tensor, cam_b: Tensor, seg_a: Tensor, seg_b: Tensor, points_a: Tensor, points_b: Tensor) -> None:
-    if len(cam_a) == 0:
-        raise TagmaskError("Self correspondence: the batch has no image; give at least one.")
-    for what, x, y in (("class maps", cam_a, cam_b), ("segmentation maps", seg_a, seg_b)):
-        if x.dim() != 4 or x.shape[:2] != y.shape[:2] or len(x) != len(cam_a):
-            raise TagmaskError(
-                f"Self correspondence: the {what} of the two views are (B,K,·,·) with the same images and channels, "
-                f"got {tuple(x.shape)} and {tuple(y.shape)}."
-            )
-    for points in (points_a, points_b):
-        if points.dim() != 3 or points.shape[-1] != 2 or len(points) != len(cam_a) or points.shape[1] == 0:
-            raise TagmaskError(
-                f"Self correspondence: points are (B,n,2) of (x,y), one or more an image of {len(cam_a)} images, "
-                f"got {tuple(points.shape)}."
-            )

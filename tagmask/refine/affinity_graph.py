@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError, nearest
+from tagmask.tensors import check_shapes, full
 
 REDUCTIONS = ("mean", "sum")
 BLOCK = 2**18
@@ -52,11 +53,7 @@ def pixel_affinity(features: Tensor, edges: Tensor, reduction: Literal["mean", "
     Memory besides the result: bounded without gradient; with it, E·D values are kept.
     Raises TagmaskError when shapes do not fit, an edge lies outside the grid, or features are NaN or infinite.
     """
-    if features.dim() != 3 or features.shape[0] == 0 or edges.dim() != 2 or edges.shape[0] != 2:
-        raise TagmaskError(
-            f"Pixel affinity takes features (D,h,w) and edges (2,E), got {tuple(features.shape)} "
-            f"and {tuple(edges.shape)}."
-        )
+    check_shapes("Pixel affinity", "features (D,h,w) and edges (2,E)", features, edges)
     if reduction not in REDUCTIONS:
         raise TagmaskError(f"Pixel affinity: unknown reduction '{reduction}'.{nearest(reduction, REDUCTIONS)}")
     if not torch.isfinite(features).all():
@@ -67,7 +64,7 @@ def pixel_affinity(features: Tensor, edges: Tensor, reduction: Literal["mean", "
             f"Pixel affinity: edges reach from {int(edges.min())} to {int(edges.max())}, but features of "
             f"{features.shape[1]}x{features.shape[2]} have the positions 0 to {count - 1}."
         )
-    vectors = _single(features).flatten(1).t().contiguous()  # (N,D): a position's channels are contiguous
+    vectors = full(features).flatten(1).t().contiguous()  # (N,D): a position's channels are contiguous
     parts = []
     for first, second in (part.unbind() for part in edges.long().split(max(1, BLOCK // len(features)), 1)):
         parts.append(torch.linalg.vector_norm(vectors.index_select(0, first) - vectors.index_select(0, second), 1, 1))
@@ -106,7 +103,7 @@ def path_affinity(boundary: Tensor, radius: float) -> tuple[Tensor, Tensor]:
             "Apply the sigmoid first."
         )
     edges, _ = radius_edges(boundary.shape[-2], boundary.shape[-1], radius, boundary.device)
-    return edges, 1 - _PathMaximum.apply(_single(boundary), float(radius), edges.shape[1])
+    return edges, 1 - _PathMaximum.apply(full(boundary), float(radius), edges.shape[1])
 
 
 class _PathMaximum(torch.autograd.Function):
@@ -201,10 +198,6 @@ def _edges(height: int, width: int, radius: float, device: str) -> tuple[Tensor,
         if not offsets:
             return positions.new_empty(2, 0), positions.new_empty(0, 2)
         return torch.stack([torch.cat(first), torch.cat(second)]), torch.tensor(offsets, device=device)
-
-
-def _single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _check_radius(radius: float) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tagmask.errors import ConfigError, TagmaskError, nearest
-from tagmask.refine.lattice import PermutohedralLattice, StackedLattices, compiles, positions
-from tagmask.refine.threads import cut, for_each, worker_count
+from tagmask.refine.lattice import PermutohedralLattice, StackedLattices, positions
+from tagmask.refine.threads import each_image
+from tagmask.tensors import check_shapes
 from tagmask.types import IGNORE
 
 CLIP = 1e-5
@@ -19,9 +19,6 @@ CLIP = 1e-5
 
 EXACT_PIXELS = 4096
 """Largest number of pixels N of the exact form, whose kernels are N×N."""
-
-KEPT_SPATIAL = 2**26
-"""Bytes of the cache of spatial kernels, which depend on the image's size only."""
 
 SETTINGS = ("iterations", "gaussian_weight", "gaussian_sxy", "bilateral_weight", "bilateral_sxy", "bilateral_srgb")
 
@@ -51,8 +48,9 @@ class DenseCRF(nn.Module):
     gaussian_sxy, bilateral_sxy: standard deviations in pixels. bilateral_srgb: in colours of 0..255. A weight of 0
     leaves its kernel out.
 
-    On a CPU each thread keeps up to 268 MB of working memory for the next call, and all instances share a cache of
-    67 MB of spatial kernels by image size. Results of different numbers of threads differ in their last digits.
+    On a CPU each thread keeps up to 268 MB of working memory for the next call. All instances share the spatial kernels
+    of the last eight image sizes, at most some 50 bytes a pixel each. Results of different numbers of threads differ in
+    their last digits.
 
     Call: images uint8 (B,3,H,W) RGB; probs (B,K,H,W), clipped to 1e-5..1 → (B,K,H,W) float32 that sum to 1 over K.
     On a CPU images are processed in parallel, one a thread. Without gradient.
@@ -107,22 +105,22 @@ class DenseCRF(nn.Module):
         if result.numel() == 0:
             return result
         position = positions(height, width, images.device)
-        spatial = self._spatial_kernel(position, height, width) if self.gaussian_weight else None
+        kernel: Any = _ExactKernel if self.exact else _lattice
+        shared: list[tuple[float, Any]] = []
+        if self.gaussian_weight:
+            sxy = self.gaussian_sxy
+            spatial = kernel(position / sxy) if self.exact else spatial_kernel(height, width, sxy, images.device)
+            shared.append((self.gaussian_weight, spatial))
 
-        def work(part: slice) -> None:
-            for i in range(part.start, part.stop):
-                kernels = [(self.gaussian_weight, spatial)] if spatial else []
-                if self.bilateral_weight:
-                    colours = images[i].flatten(1).T.float() / self.bilateral_srgb
-                    features = torch.cat([position / self.bilateral_sxy, colours], 1)
-                    kernels.append((self.bilateral_weight, self._kernel(features)))
-                rows = self._mean_field(probs[i].flatten(1).T, kernels)
-                result[i] = rows.T.view(channels, height, width)
+        def work(i: int) -> None:
+            kernels = list(shared)
+            if self.bilateral_weight:
+                colours = images[i].flatten(1).T.float() / self.bilateral_srgb
+                features = torch.cat([position / self.bilateral_sxy, colours], 1)
+                kernels.append((self.bilateral_weight, kernel(features)))
+            result[i] = self._mean_field(probs[i].flatten(1).T, kernels).T.view(channels, height, width)
 
-        if count == 1:
-            work(slice(0, 1))
-        else:
-            for_each(work, cut(count, worker_count(images.device)), images.device)
+        each_image(work, count, images.device)
         return result
 
     def _mean_field(self, probs: Tensor, kernels: list[tuple[float, Any]]) -> Tensor:
@@ -138,36 +136,8 @@ class DenseCRF(nn.Module):
             torch.softmax(logits, 1, out=current)
         return current
 
-    def _kernel(self, features: Tensor) -> Any:
-        """The normalised kernel of one image's features (N,d)."""
-        if self.exact:
-            return _ExactKernel(features)
-        return PermutohedralLattice(features[None]).normalize().images[0]
-
-    def _spatial_kernel(self, position: Tensor, height: int, width: int) -> Any:
-        """The kernel of the positions (N,2) of a height × width grid, cached."""
-        if self.exact:
-            return self._kernel(position / self.gaussian_sxy)
-        key = (height, width, self.gaussian_sxy, position.device, compiles(position.device))
-        with _spatial_lock:
-            kernel = _spatial_kernels.pop(key, None)
-        if kernel is None:
-            kernel = self._kernel(position / self.gaussian_sxy)
-        with _spatial_lock:
-            _spatial_kernels[key] = kernel  # least recently used first
-            while sum(kept.nbytes for kept in _spatial_kernels.values()) > KEPT_SPATIAL:
-                _spatial_kernels.popitem(last=False)
-        return kernel
-
     def _check(self, images: Tensor, probs: Tensor) -> None:
-        if images.dim() != 4 or images.shape[1] != 3 or probs.dim() != 4 or probs.shape[1] < 1:
-            raise TagmaskError(
-                f"DenseCRF takes images (B,3,H,W) and probabilities (B,K,H,W), got {_shapes(images, probs)}."
-            )
-        if images.shape[0] != probs.shape[0] or images.shape[2:] != probs.shape[2:]:
-            raise TagmaskError(
-                f"DenseCRF: images and probabilities differ in number or size: {_shapes(images, probs)}."
-            )
+        check_shapes("DenseCRF", "images (B,3,H,W) and probabilities (B,K,H,W)", images, probs)
         if images.dtype != torch.uint8:
             raise TagmaskError(
                 f"DenseCRF takes uint8 images with colours of 0..255, got {images.dtype}; "
@@ -185,8 +155,15 @@ class DenseCRF(nn.Module):
             )
 
 
-_spatial_kernels: OrderedDict[Any, Any] = OrderedDict()
-_spatial_lock = threading.Lock()
+@lru_cache(maxsize=8)
+def spatial_kernel(height: int, width: int, sxy: float, device: torch.device) -> Any:
+    """The normalised kernel of a grid's positions, which depends on the image's size alone."""
+    return _lattice(positions(height, width, device) / sxy)
+
+
+def _lattice(features: Tensor) -> Any:
+    """The normalised kernel of one image's features (N,d)."""
+    return PermutohedralLattice(features[None]).normalize().images[0]
 
 
 class _ExactKernel:
@@ -213,10 +190,9 @@ def label_probabilities(labels: Tensor, num_classes: int, confidence: float) -> 
         raise TagmaskError(
             f"label_probabilities: {num_classes} classes (2 or more) and confidence {confidence} (in (0,1)) do not fit."
         )
-    if labels.dim() != 3 or labels.is_floating_point():
-        raise TagmaskError(
-            f"label_probabilities takes integer labels (B,H,W), got {labels.dtype} {tuple(labels.shape)}."
-        )
+    check_shapes("label_probabilities", "labels (B,H,W)", labels)
+    if labels.is_floating_point():
+        raise TagmaskError(f"label_probabilities takes integer labels, got {labels.dtype}.")
     unknown = labels == IGNORE
     known = labels.long().masked_fill(unknown, 0)
     if labels.numel() and not 0 <= int(known.min()) <= int(known.max()) < num_classes:
@@ -225,7 +201,3 @@ def label_probabilities(labels: Tensor, num_classes: int, confidence: float) -> 
     probs = torch.full(shape, (1 - confidence) / (num_classes - 1), device=labels.device)
     probs.scatter_(1, known[:, None], confidence)
     return torch.where(unknown[:, None], 1 / num_classes, probs)
-
-
-def _shapes(images: Tensor, probs: Tensor) -> str:
-    return f"{tuple(images.shape)} and {tuple(probs.shape)}"

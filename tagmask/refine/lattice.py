@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
-from tagmask.refine.threads import cut, for_each, worker_count
+from tagmask.refine.threads import cut, each_image, for_each, worker_count
+from tagmask.tensors import check_shapes
 
 PARTIALS = 4
 """Most threads that splat one image: each has its own copy of the lattice, and the copies are summed."""
@@ -44,35 +45,30 @@ class PermutohedralLattice:
     points are lost.
 
     features: (B,N,d) floats, divided by the standard deviations of the Gaussian; float64 stays, others become float32.
-    use_compiled: whether to use numba's kernels; default: on a CPU, if numba is installed.
 
     Built once, used for any number of ``filter`` calls. Memory: N·(d+1)·16 bytes an image (18 MB for 375×500 pixels
     and five features), and two to five times the lattice points' values in a call of ``filter``. On a CPU with numba
     each thread keeps its working arrays for the next call, four of at most 67 MB.
 
-    Raises TagmaskError for features that are not (B,N,d) or not finite, for more lattice points than integers can
-    number (standard deviations far too small), and for ``use_compiled=True`` without numba or off the CPU.
+    On a CPU numba's kernels are used, if it is installed. Raises TagmaskError for features that are not (B,N,d) or not
+    finite, and for more lattice points than integers can number (standard deviations far too small).
     """
 
     @torch.compiler.disable
-    def __init__(self, features: Tensor, use_compiled: bool | None = None) -> None:
-        if features.dim() != 3 or features.shape[2] < 1:
-            raise TagmaskError(f"The lattice takes features (B,N,d), got {tuple(features.shape)}.")
+    def __init__(self, features: Tensor) -> None:
+        check_shapes("The lattice", "features (B,N,d)", features)
         if not torch.isfinite(features).all():
             raise TagmaskError("The lattice's features hold NaN or infinite values.")
-        if use_compiled and not compiles(features.device):
-            raise TagmaskError("The compiled lattice needs a CPU and numba: pip install numba, or leave it out.")
-        fast = compiles(features.device) and use_compiled is not False
-        kind: Any = _CompiledLattice if fast else _TorchLattice
+        compiled = features.device.type == "cpu" and kernels() is not None
+        kind: Any = _CompiledLattice if compiled else _TorchLattice
         features = features.detach() if features.dtype == torch.float64 else features.detach().float()
-        self.count, self.points, self.dimensions = features.shape
+        self.count, self.points = features.shape[:2]
         self.device = features.device
         self.images: list[Any] = [None] * self.count
         self.normalized = False
 
-        def build(part: slice) -> None:
-            for i in range(part.start, part.stop):
-                self.images[i] = kind(features[i].contiguous())
+        def build(i: int) -> None:
+            self.images[i] = kind(features[i].contiguous())
 
         self._each_image(build)
 
@@ -82,10 +78,7 @@ class PermutohedralLattice:
 
         Half precision is computed in float32. Raises TagmaskError for another shape.
         """
-        if values.dim() != 3 or (values.shape[0], values.shape[2]) != (self.count, self.points):
-            raise TagmaskError(
-                f"This lattice was built for values ({self.count},K,{self.points}), got {tuple(values.shape)}."
-            )
+        check_shapes("This lattice", f"values ({self.count},K,{self.points})", values)
         if not values.is_floating_point():
             raise TagmaskError(f"The lattice filters floating-point values, got {values.dtype}; take values.float().")
         return _Filter.apply(values, self, False)
@@ -97,40 +90,32 @@ class PermutohedralLattice:
             return self
         self.normalized = True
 
-        def scale(part: slice) -> None:
-            for lattice in self.images[part]:
-                shape = (self.points, lattice.lanes(1))
-                ones = torch.ones(shape, dtype=lattice.weights.dtype, device=self.device)
-                sums = torch.zeros_like(ones)
-                lattice.add_rows(ones, sums, 1.0)
-                lattice.scale((sums[:, :1] + 1e-20).rsqrt())
+        def scale(i: int) -> None:
+            lattice = self.images[i]
+            shape = (self.points, lattice.lanes(1))
+            ones = torch.ones(shape, dtype=lattice.weights.dtype, device=self.device)
+            sums = torch.zeros_like(ones)
+            lattice.add_rows(ones, sums, 1.0)
+            lattice.weights = lattice.weights * (sums[:, :1] + 1e-20).rsqrt()
 
         self._each_image(scale)
         return self
 
-    def _each_image(self, work: Any) -> None:
-        """Several images run in parallel; a single one is split inside its operations."""
-        if self.points == 0:
-            return
-        if self.count == 1:
-            work(slice(0, 1))
-        else:
-            for_each(work, cut(self.count, worker_count(self.device)), self.device)
+    def _each_image(self, work: Callable[[int], None]) -> None:
+        if self.points > 0:
+            each_image(work, self.count, self.device)
 
     def _filter(self, values: Tensor, transposed: bool) -> Tensor:
         dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
         result = torch.empty_like(values)
 
-        def work(part: slice) -> None:
-            for i in range(part.start, part.stop):
-                lattice = self.images[i]
-                channels = values.shape[1]
-                shape = (self.points, lattice.lanes(channels))
-                rows = torch.zeros(shape, dtype=dtype, device=self.device)
-                rows[:, :channels] = values[i].T
-                sums = torch.zeros_like(rows)
-                lattice.add_rows(rows, sums, 1.0, transposed)
-                result[i] = sums[:, :channels].T
+        def work(i: int) -> None:
+            lattice, channels = self.images[i], values.shape[1]
+            rows = torch.zeros(self.points, lattice.lanes(channels), dtype=dtype, device=self.device)
+            rows[:, :channels] = values[i].T
+            sums = torch.zeros_like(rows)
+            lattice.add_rows(rows, sums, 1.0, transposed)
+            result[i] = sums[:, :channels].T
 
         self._each_image(work)
         return result
@@ -147,11 +132,6 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _Filter.apply(grads[0], ctx.lattice, not ctx.transposed), None, None
-
-
-def compiles(device: torch.device) -> bool:
-    """Whether a device uses numba's kernels by default: a CPU, if numba is installed."""
-    return device.type == "cpu" and kernels() is not None
 
 
 def positions(height: int, width: int, device: torch.device) -> Tensor:
@@ -244,11 +224,6 @@ class _TorchLattice:
         self.alpha = geometry.alpha
         self.neighbours = [tuple(self._find(numbers, numbers + sign * s) for sign in (1, -1)) for s in geometry.steps]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return sum(part.nbytes for part in (self.weights, self.index, *itertools.chain(*self.neighbours)))
-
     def _find(self, numbers: Tensor, wanted: Tensor) -> Tensor:
         """Positions of ``wanted`` in the sorted ``numbers``; if missing, that of the row of zeros at the end."""
         place = torch.searchsorted(numbers, wanted).clamp_(max=max(0, self.size - 1))
@@ -257,10 +232,6 @@ class _TorchLattice:
     def lanes(self, channels: int) -> int:
         """Number of channels, padding included, that ``add_rows`` needs."""
         return channels
-
-    def scale(self, factor: Tensor) -> None:
-        """Multiply each point's values by factor (N,1), before and after filtering."""
-        self.weights = self.weights * factor
 
     def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
         """result (N,K) += factor · filtered values (N,K)."""
@@ -296,17 +267,9 @@ class _CompiledLattice:
         self.weights = torch.from_numpy(weights)
         self.alpha = geometry.alpha
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return self.weights.nbytes + self.index.nbytes + self.neighbours.nbytes
-
     def lanes(self, channels: int) -> int:
         lanes = kernels().LANES
         return -(-channels // lanes) * lanes
-
-    def scale(self, factor: Tensor) -> None:
-        self.weights = self.weights * factor
 
     def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
         """result (N,K) += factor · filtered values (N,K); K a multiple of the kernels' lanes."""

@@ -31,32 +31,11 @@ AHEAD = 8
 """Rows to fetch before they are needed: they lie anywhere in an array larger than the cache."""
 
 
-def _vector(context: Any, kind: Any) -> Any:
-    return ir.VectorType(context.get_value_type(kind.dtype), LANES)
-
-
 def _place(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
     """Pointer to the eight elements of an array from ``offset`` on."""
     data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), _vector(context, kind).as_pointer())
-
-
-def _load(builder: Any, pointer: Any) -> Any:
-    value = builder.load(pointer)
-    value.align = 4  # rows start anywhere
-    return value
-
-
-def _store(builder: Any, value: Any, pointer: Any) -> None:
-    builder.store(value, pointer).align = 4
-
-
-def _multiply_add(builder: Any, total: Any, factor: Any, values: Any) -> Any:
-    """total + factor · values, for a scalar factor."""
-    empty = ir.Constant(values.type, ir.Undefined)
-    first = builder.insert_element(empty, factor, ir.Constant(INT, 0))
-    factors = builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
-    return builder.fadd(total, builder.fmul(values, factors, flags=FAST), flags=FAST)
+    vector = ir.VectorType(context.get_value_type(kind.dtype), LANES)
+    return builder.bitcast(builder.gep(data, [offset]), vector.as_pointer())
 
 
 @intrinsic
@@ -66,42 +45,16 @@ def add_scaled(typingctx: Any, out: Any, i: Any, values: Any, j: Any, factor: An
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         target = _place(context, builder, signature.args[0], args[0], args[1])
         source = _place(context, builder, signature.args[2], args[2], args[3])
-        total = _multiply_add(builder, _load(builder, target), args[4], _load(builder, source))
-        _store(builder, total, target)
+        total, added = builder.load(target), builder.load(source)
+        total.align = added.align = 4  # rows start anywhere
+        empty = ir.Constant(added.type, ir.Undefined)
+        first = builder.insert_element(empty, args[4], ir.Constant(INT, 0))
+        factors = builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
+        total = builder.fadd(total, builder.fmul(added, factors, flags=FAST), flags=FAST)
+        builder.store(total, target).align = 4
         return context.get_dummy_value()
 
     return types.void(out, types.intp, values, types.intp, out.dtype), generate
-
-
-@intrinsic
-def add_corners(
-    typingctx: Any, out: Any, i: Any, rows: Any, j: Any, index: Any, weights: Any, factors: Any, n: Any
-) -> Any:
-    """out[i:i+8] += Σ_v factors[v] · weights[n,v] · rows[index[n,v], j:j+8]; index is int32."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kinds = signature.args
-
-        def array(k: int) -> Any:
-            return context.make_array(kinds[k])(context, builder, args[k])
-
-        places, weighing, factoring = array(4).data, array(5).data, array(6).data
-        width = cgutils.unpack_tuple(builder, array(2).shape, 2)[1]
-        corners = cgutils.unpack_tuple(builder, array(4).shape, 2)[1]
-        first = builder.mul(args[7], corners)
-        target = _place(context, builder, kinds[0], args[0], args[1])
-        total = cgutils.alloca_once_value(builder, _load(builder, target))  # becomes a register
-        with cgutils.for_range(builder, corners) as loop:
-            entry = builder.add(first, loop.index)
-            row = builder.sext(builder.load(builder.gep(places, [entry])), width.type)
-            weight = builder.load(builder.gep(weighing, [entry]))
-            factor = builder.fmul(weight, builder.load(builder.gep(factoring, [loop.index])))
-            source = _place(context, builder, kinds[2], args[2], builder.add(builder.mul(row, width), args[3]))
-            builder.store(_multiply_add(builder, builder.load(total), factor, _load(builder, source)), total)
-        _store(builder, builder.load(total), target)
-        return context.get_dummy_value()
-
-    return types.void(out, types.intp, rows, types.intp, index, weights, factors, types.intp), generate
 
 
 @intrinsic
@@ -329,7 +282,8 @@ def slice_rows(lattice: Any, index: Any, weights: Any, factors: Any, start: int,
     width = out.shape[1]
     for n in range(start, stop):
         for k in range(0, width, LANES):
-            add_corners(out, n * width + k, lattice, k, index, weights, factors, n)
+            for v in range(index.shape[1]):
+                add_scaled(out, n * width + k, lattice, index[n, v] * width + k, factors[v] * weights[n, v])
 
 
 @compiled(fastmath=True)
@@ -357,7 +311,8 @@ def mean_field(
         for k in range(width):
             q[k] = unary[n, k]
         for k in range(0, 0 if first else width, LANES):
-            add_corners(q, k, lattice, k, index, weights, factors, n)
+            for v in range(index.shape[1]):
+                add_scaled(q, k, lattice, index[n, v] * width + k, factors[v] * weights[n, v])
         top = q[0]
         for k in range(width):
             if q[k] > top:

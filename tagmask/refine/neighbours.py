@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tagmask.errors import TagmaskError
 from tagmask.refine.threads import cut, for_each, worker_count
+from tagmask.tensors import check_shapes, resize
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 EPS = 1e-8
@@ -36,9 +37,6 @@ class LocalRefiner(nn.Module):
     Memory besides the result: the weights, 8·len(dilations)·H·W floats an image (12.6 MB at 256×256 and six
     dilations), and the maps twice, padded by the largest dilation. Blocks of about 65,000 pixels (two million on a
     GPU), at least one image, are processed one after another, so that memory does not grow with the batch.
-
-    On a GPU ``torch.compile`` of the module, or of a model that holds it, fuses each iteration into one kernel. On a
-    CPU it changes nothing: blocks that fit in the cache were three times as fast as the fused iteration.
 
     Raises TagmaskError when shapes do not fit or images or maps hold NaN or infinite values.
     """
@@ -66,13 +64,10 @@ class LocalRefiner(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, images: Tensor, maps: Tensor) -> Tensor:
-        _check(images, maps)
-        return self._run(images, maps, torch.compiler.is_compiling() and images.device.type != "cpu")
-
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable
     @torch.no_grad()
-    def _run(self, images: Tensor, maps: Tensor, fused: bool) -> Tensor:
+    def forward(self, images: Tensor, maps: Tensor) -> Tensor:
+        check_shapes("Refinement", "images (B,3,H,W) and maps (B,K,h,w)", images, maps)
         count, _, height, width = images.shape
         result = maps.new_empty(count, maps.shape[1], height, width)
         if result.numel() == 0:
@@ -82,16 +77,9 @@ class LocalRefiner(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             for start in range(0, count, step):
                 block = slice(start, start + step)
-                source, weights = self._prepare(images[block], maps[block])
-                if fused:
-                    for _ in range(self.iterations):
-                        source = weighted_sum(source, weights, self.offsets, self.radius)
-                    result[block] = self.centre(source)
-                else:
-                    self._iterate(source, weights, result[block])
+                self._iterate(*self._prepare(images[block], maps[block]), result[block])
         return result
 
-    @torch.compiler.disable
     def _prepare(self, images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         """The padded maps (B,K,H+2r,W+2r) and the weights (N,B,H,W), float32."""
         r, device = self.radius, images.device
@@ -101,12 +89,9 @@ class LocalRefiner(nn.Module):
         weights = source.new_empty(len(self.offsets), count, height, width)
 
         def prepare(part: slice) -> None:
-            _check_values(images[part], maps[part])
+            check_values("Refinement", images[part], "maps", maps[part])
             colours[:, part] = _pad(images[part].float(), r).transpose(0, 1)
-            values = maps[part].float()
-            if values.shape[-2:] != (height, width):
-                values = F.interpolate(values, size=(height, width), mode="bilinear", align_corners=False)
-            source[part] = _pad(values, r)
+            source[part] = _pad(resize(maps[part].float(), (height, width)), r)
 
         def weigh(band: slice) -> None:
             rows, rest = colours[..., band.start :, :].tensor_split([band.stop - band.start + 2 * r], -2)
@@ -117,7 +102,6 @@ class LocalRefiner(nn.Module):
             for_each(weigh, _bands(height, count * maps.shape[1] * height * width, device), device)
         return source, weights
 
-    @torch.compiler.disable
     def _iterate(self, source: Tensor, weights: Tensor, result: Tensor) -> None:
         """Apply the weights ``iterations`` times and write the maps into result (B,K,H,W)."""
         r, device = self.radius, source.device
@@ -194,18 +178,6 @@ class LocalRefiner(nn.Module):
         return out
 
 
-def weighted_sum(source: Tensor, weights: Tensor, offsets: list[tuple[int, int]], radius: int) -> Tensor:
-    """One iteration as one expression, which torch.compile fuses into one kernel; uncompiled it is slow.
-
-    source: maps (B,K,h+2r,w+2r), padded by ``radius``. weights: (N,B,h,w). Returns the new maps, padded likewise.
-    """
-    height, width = weights.shape[-2:]
-    total = torch.zeros_like(source[..., :height, :width])
-    for weight, (y, x) in zip(weights.unbind(0), offsets):
-        total = total + weight[:, None] * source[..., radius + y : radius + y + height, radius + x : radius + x + width]
-    return _pad(total, radius)
-
-
 def _pad(x: Tensor, radius: int) -> Tensor:
     return F.pad(x, (radius,) * 4, mode="replicate")
 
@@ -224,27 +196,14 @@ def softmin_(energies: Tensor) -> Tensor:
     return energies.mul_(energies.sum(0).reciprocal_())
 
 
-def _check(images: Tensor, maps: Tensor) -> None:
-    if images.dim() != 4 or images.shape[1] != 3 or maps.dim() != 4 or maps.shape[0] != images.shape[0]:
-        raise TagmaskError(
-            f"Refinement takes images (B,3,H,W) and maps (B,K,h,w), got {tuple(images.shape)} and {tuple(maps.shape)}."
-        )
-    if not (images.is_floating_point() and maps.is_floating_point()):
-        raise TagmaskError(
-            f"Refinement takes floating-point images in [0,1] and maps, got {images.dtype} and {maps.dtype}; "
-            "from 0..255: images.float() / 255."
-        )
-
-
-def _check_values(images: Tensor, maps: Tensor) -> None:
-    for name, x in (("images", images), ("maps", maps)):
+def check_values(what: str, images: Tensor, name: str, maps: Tensor) -> None:
+    """Raise TagmaskError for images or maps, called ``name``, that are not finite floating-point numbers, and for
+    images that cannot be RGB in [0,1]; overshoot of resizing passes."""
+    for kind, x in (("images", images), (name, maps)):
+        if not x.is_floating_point():
+            raise TagmaskError(f"{what} takes floating-point {kind}, got {x.dtype}; from 0..255: images.float() / 255.")
         if not torch.isfinite(x).all():
-            raise TagmaskError(f"Refinement: the {name} hold NaN or infinite values; look for where they came from.")
-    check_colours("Refinement", images)
-
-
-def check_colours(what: str, images: Tensor) -> None:
-    """Raise TagmaskError for images that cannot be RGB in [0,1]; overshoot of resizing passes."""
+            raise TagmaskError(f"{what}: the {kind} hold NaN or infinite values; look for where they came from.")
     low, high = (float(x) for x in images.detach().aminmax()) if images.numel() else (0.0, 0.0)
     if low < -0.5 or high > 1.5:
         raise TagmaskError(f"{what} takes images with colours in [0,1], got {low:g} to {high:g}; divide them by 255.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tagmask.errors import TagmaskError
 from tagmask.refine.threads import cut, for_each, worker_count
+from tagmask.tensors import check_shapes
 
 
 @torch.no_grad()
@@ -92,11 +93,7 @@ def _transition(edges: Tensor, weights: Tensor, beta: float, count: int) -> Tens
 
 
 def _check(maps: Tensor, edges: Tensor, weights: Tensor, steps: int, beta: float) -> None:
-    if maps.dim() != 3 or edges.dim() != 2 or edges.shape[0] != 2 or weights.shape != edges.shape[1:]:
-        raise TagmaskError(
-            "Random walk takes maps (K,h,w), edges (2,E) and weights (E,), got "
-            f"{tuple(maps.shape)}, {tuple(edges.shape)} and {tuple(weights.shape)}."
-        )
+    check_shapes("Random walk", "maps (K,h,w), edges (2,E) and weights (E,)", maps, edges, weights)
     if not (maps.is_floating_point() and weights.is_floating_point()) or edges.dtype not in (torch.int64, torch.int32):
         raise TagmaskError(
             "Random walk takes floating-point maps and weights and int64 or int32 edges, got "

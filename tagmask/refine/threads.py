@@ -35,6 +35,20 @@ def for_each(work: Callable[[slice], None], parts: Sequence[slice], device: torc
         pass
 
 
+def each_image(work: Callable[[int], None], count: int, device: torch.device) -> None:
+    """Call ``work`` on 0..count: several images side by side, each on one thread; a single one in the caller's thread,
+    where its own operations are divided among the threads."""
+
+    def several(part: slice) -> None:
+        for i in range(part.start, part.stop):
+            work(i)
+
+    if count == 1:
+        work(0)
+    else:
+        for_each(several, cut(count, worker_count(device)), device)
+
+
 def cut(length: int, parts: int) -> list[slice]:
     """0..length in at most ``parts`` slices, equal but for the last."""
     step = math.ceil(length / max(1, parts))

@@ -156,7 +156,7 @@ def test_errors() -> None:
         pseudo_labels(maps, TAGS, 0.3, 0.5)
     with pytest.raises(TagmaskError, match="refine=None"):
         pseudo_labels(maps, TAGS, HIGH, LOW, PAR())
-    with pytest.raises(TagmaskError, match="without background"):
+    with pytest.raises(TagmaskError, match="tags"):
         pseudo_labels(maps, torch.ones(3, 5), HIGH, LOW)
-    with pytest.raises(TagmaskError, match="2 images"):
+    with pytest.raises(TagmaskError, match="images"):
         pseudo_labels(maps, TAGS, HIGH, LOW, PAR(), images[:2])

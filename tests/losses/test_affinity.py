@@ -130,9 +130,7 @@ def test_errors() -> None:
             downsample_labels(torch.zeros(1, 4, 4, dtype=torch.long), size)
     labels = torch.ones(1, 4, 4, dtype=torch.uint8)
     for affinity in (torch.rand(1, 3, 3), torch.rand(1, 1, 4, 4)):
-        with pytest.raises(TagmaskError, match="of one shape"):
+        with pytest.raises(TagmaskError, match="Affinity loss"):
             affinity_loss(affinity, labels)
-    with pytest.raises(TagmaskError, match="of one shape"):
+    with pytest.raises(TagmaskError, match="Affinity loss"):
         affinity_loss(torch.rand(1, 4, 5), torch.ones(1, 4, 5, dtype=torch.uint8))
-    with pytest.raises(TagmaskError, match="integer labels"):
-        affinity_loss(torch.rand(1, 4, 4), labels.float())

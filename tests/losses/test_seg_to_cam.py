@@ -78,9 +78,9 @@ def test_wrong_input_is_refused() -> None:
     cams, seg = example()
     with pytest.raises(TagmaskError, match="with background"):
         seg_to_cam(cams, seg[:, 1:], TAGS)
-    with pytest.raises(TagmaskError, match="CAMs are"):
+    with pytest.raises(TagmaskError, match="CAMs"):
         seg_to_cam(cams[:, 1:], seg, TAGS)
     with pytest.raises(TagmaskError, match="temperature"):
         seg_to_cam(cams, seg, TAGS, 0.0)
-    with pytest.raises(TagmaskError, match="valid is"):
+    with pytest.raises(TagmaskError, match="valid"):
         seg_to_cam(cams, seg, TAGS, valid=torch.ones(2, 5, 4, dtype=torch.bool))

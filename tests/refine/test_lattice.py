@@ -1,6 +1,7 @@
 """The lattice: both forms alike, close to the exact Gaussian, linear, with the gradient of a linear map."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,11 @@ from tagmask.refine import lattice as module
 
 numba = pytest.mark.skipif(module.kernels() is None, reason="numba is not installed")
 FORMS = [False, pytest.param(True, marks=numba)]
+
+
+def build(features: torch.Tensor, compiled: bool) -> PermutohedralLattice:
+    with mock.patch.object(module, "kernels", module.kernels if compiled else lambda: None):
+        return PermutohedralLattice(features)
 
 
 def loop_filter(features: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -60,50 +66,48 @@ def loop_filter(features: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.stack(sums, 1) / (1 + 2.0**-d)
 
 
-@pytest.mark.parametrize("use_compiled", FORMS)
+@pytest.mark.parametrize("compiled", FORMS)
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
-def test_follows_the_loop(d: int, use_compiled: bool) -> None:
+def test_follows_the_loop(d: int, compiled: bool) -> None:
     generator = torch.Generator().manual_seed(d)
     features = torch.randn(2, 60, d, generator=generator, dtype=torch.float64) * 2
     values = torch.rand(2, 3, 60, generator=generator, dtype=torch.float64)
-    ours = PermutohedralLattice(features, use_compiled).filter(values)
+    ours = build(features, compiled).filter(values)
     for i in range(2):
         np.testing.assert_allclose(ours[i], loop_filter(features[i].numpy(), values[i].numpy()), atol=1e-10)
 
 
-@pytest.mark.parametrize("use_compiled", FORMS)
+@pytest.mark.parametrize("compiled", FORMS)
 @pytest.mark.parametrize("d", [1, 2, 3])
-def test_is_close_to_the_gaussian_where_points_are_dense(d: int, use_compiled: bool) -> None:
+def test_is_close_to_the_gaussian_where_points_are_dense(d: int, compiled: bool) -> None:
     side = {1: 200, 2: 40, 3: 14}[d]
     grid = torch.linspace(-4, 4, side)
     features = torch.tensor(list(itertools.product(grid.tolist(), repeat=d)))[None]
     values = torch.zeros(1, 1, features.shape[1])
     middle = int(features[0].norm(dim=1).argmin())
     values[0, 0, middle] = 1
-    ours = PermutohedralLattice(features, use_compiled).filter(values)[0, 0]
+    ours = build(features, compiled).filter(values)[0, 0]
     exact = torch.exp(-0.5 * (features[0] - features[0, middle]).square().sum(1))
     assert torch.corrcoef(torch.stack([ours, exact]))[0, 1] > 0.97
     # Weighted by 1 the responses sum up alike: the filter's gain is that of the Gaussian.
     assert 0.8 < (ours.sum() / exact.sum()) < 1.2
 
 
-@pytest.mark.parametrize("use_compiled", FORMS)
-def test_gradient(use_compiled: bool) -> None:
+@pytest.mark.parametrize("compiled", FORMS)
+def test_gradient(compiled: bool) -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 12, 3, dtype=torch.float64)
-    lattice = PermutohedralLattice(features, use_compiled)
+    lattice = build(features, compiled)
     values = torch.randn(2, 2, 12, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lattice.filter, (values,))
 
 
-@pytest.mark.parametrize("use_compiled", FORMS)
-def test_normalised_filter_is_symmetric_and_bounded(use_compiled: bool) -> None:
+@pytest.mark.parametrize("compiled", FORMS)
+def test_normalised_filter_is_symmetric_and_bounded(compiled: bool) -> None:
     torch.manual_seed(0)
     features = torch.rand(1, 50, 2, dtype=torch.float64) * 3
-    matrix = (
-        PermutohedralLattice(features, use_compiled).normalize().filter(torch.eye(50, dtype=torch.float64)[None])[0]
-    )
-    plain = PermutohedralLattice(features, use_compiled).filter(torch.eye(50, dtype=torch.float64)[None])[0]
+    matrix = build(features, compiled).normalize().filter(torch.eye(50, dtype=torch.float64)[None])[0]
+    plain = build(features, compiled).filter(torch.eye(50, dtype=torch.float64)[None])[0]
     scale = plain.sum(0).rsqrt()  # rows of the identity come out as columns of the filter
     torch.testing.assert_close(matrix, scale[:, None] * plain * scale)
 
@@ -118,7 +122,7 @@ def test_both_forms_agree(d: int, count: int, channels: int, batch: int, spread:
     generator = torch.Generator().manual_seed(seed)
     features = torch.rand(batch, count, d, generator=generator) * spread
     values = torch.rand(batch, channels, count, generator=generator)
-    plain, fast = (PermutohedralLattice(features, form).filter(values) for form in (False, True))
+    plain, fast = (build(features, form).filter(values) for form in (False, True))
     assert plain.shape == fast.shape == values.shape
     torch.testing.assert_close(plain, fast, atol=1e-4, rtol=1e-4)
 
@@ -182,10 +186,8 @@ def test_working_memory_that_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch)
     assert large.ctypes.data != small.ctypes.data and module._kept.test.nbytes == 4000
 
 
-@pytest.mark.parametrize("use_compiled", FORMS)
-def test_no_points_and_no_integers(use_compiled: bool) -> None:
-    assert (
-        PermutohedralLattice(torch.zeros(1, 0, 2), use_compiled).normalize().filter(torch.zeros(1, 3, 0)).numel() == 0
-    )
+@pytest.mark.parametrize("compiled", FORMS)
+def test_no_points_and_no_integers(compiled: bool) -> None:
+    assert build(torch.zeros(1, 0, 2), compiled).normalize().filter(torch.zeros(1, 3, 0)).numel() == 0
     with pytest.raises(TagmaskError, match="floating-point"):
-        PermutohedralLattice(torch.zeros(1, 4, 2), use_compiled).filter(torch.zeros(1, 3, 4, dtype=torch.long))
+        build(torch.zeros(1, 4, 2), compiled).filter(torch.zeros(1, 3, 4, dtype=torch.long))

@@ -124,15 +124,6 @@ def test_memory_does_not_grow_with_the_batch(build, monkeypatch) -> None:
     assert largest.elements < 9 * 2 * (20 + 48) * (16 + 48), "the whole batch's padded maps would be seen"
 
 
-@pytest.mark.parametrize("build", [PAR, PAMR, VARM])
-def test_form_for_compilers_gives_the_same(build, monkeypatch) -> None:
-    monkeypatch.setattr(neighbours, "CPU_BLOCK", 2 * 11 * 8)
-    images, values = draw(0, 5, 3, 11, 8, "photo")
-    for iterations in (0, 1, 3):
-        module = build(dilations=(1, 3), iterations=iterations)
-        torch.testing.assert_close(module._run(images, values, fused=True), module(images, values))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("build", [PAR, PAMR, VARM])
@@ -145,18 +136,6 @@ def test_compiled_gives_the_same(build) -> None:
     values[0, 0, 0, 0] = float("nan")
     with pytest.raises(TagmaskError, match="the maps hold NaN"):
         compiled(images, values)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_iteration_gives_the_same() -> None:
-    """What a GPU runs of a compiled module."""
-    compiled = torch.compile(neighbours.weighted_sum, fullgraph=True)
-    for shape in ((1, 2, 20, 24), (3, 5, 17, 9)):
-        module = PAR(dilations=(1, 4))
-        source, weights = module._prepare(*draw(0, *shape, "photo"))
-        expected = neighbours.weighted_sum(source, weights, module.offsets, module.radius)
-        torch.testing.assert_close(compiled(source, weights, module.offsets, module.radius), expected)
 
 
 @pytest.mark.parametrize("build", [PAR, PAMR, VARM])
