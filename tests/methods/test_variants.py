@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from tagmask.workflow.train import check_schedule
 
 from tagmask.config import load_config, named_configs
 from tagmask.errors import ConfigError
 from tagmask.registry import METHODS
+from tagmask.workflow.train import check_schedule
 from tests.methods.contract import tiny
 
 
