@@ -97,7 +97,7 @@ class MethodContract:
     """At which all terms are on."""
     size: ClassVar[int] = SIZE
     images: ClassVar[int] = 4
-    updates: ClassVar[int] = 20
+    updates: ClassVar[int] = 28
     """Steps of AdamW at ``rate``, 3 times that for new layers, in which the total falls below 0.6 of its start."""
     rate: ClassVar[float] = 3e-3
 

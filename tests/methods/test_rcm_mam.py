@@ -59,7 +59,7 @@ def count_passes(method: RCMMAM) -> list[tuple[bool, int]]:
 
 
 class TestRCMMAM(MethodContract):
-    # Regions of an untrained classifier are noise: with the paper's weights of 1, cls stays at ln 2 for 40 steps.
+    # With 16 features and weights of 1, cls stays at ln 2 for 40 steps while the features are contrasted.
     settings = SETTINGS | {"scales": [0.5, 1.0], "features": 64, "weight_rcm": 0.1, "weight_mam": 0.1}
     terms = {"cls": TRAINED, "rcm": {"encoder", "projection"}, "mam": TRAINED}
     idle = [{"weight_rcm": 0, "attention": "none"}, {"weight_rcm": 0, "weight_mam": 0}]
