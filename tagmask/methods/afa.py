@@ -11,10 +11,9 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from tagmask.encoders import Encoder
 from tagmask.losses import balanced_cross_entropy
 from tagmask.methods.common.affinity import AffinityMethod, PropagationConfig, predict_affinity
-from tagmask.methods.common.dense_energy import EnergyConfig, build_energy, dense_energy
+from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.registry import METHODS
 from tagmask.types import Batch, Features
 
@@ -24,13 +23,8 @@ class AFAConfig(PropagationConfig):
 
     name: Literal["afa"] = "afa"  # type: ignore[assignment]
     affinity_warmup: int = Field(4000, ge=0, description="step from which CAMs are propagated")
-    weight_aff: float = Field(0.1, ge=0, description="of the affinity loss; 0 also switches off the propagation")
     weight_reg: float = Field(0.0, ge=0, description="of the dense energy")
     energy: EnergyConfig = Field(EnergyConfig(), description="the dense energy")
-
-    def phases(self) -> dict[str, bool]:
-        propagates = "aff" in self.wanted and bool(self.wanted & {"seg", "reg"})
-        return super().phases() | {"affinity_warmup": propagates}
 
 
 @METHODS.register("afa")
@@ -39,10 +33,6 @@ class AFA(AffinityMethod):
 
     config_class = AFAConfig
     config: AFAConfig
-
-    def __init__(self, config: AFAConfig, encoder: Encoder, classes: int) -> None:
-        super().__init__(config, encoder, classes)
-        self.energy = build_energy(config.weight_reg, config.energy)
 
     def terms_from_cams(
         self, batch: Batch, step: int, active: set[str], features: Features, maps: Tensor, scores: Tensor
@@ -61,6 +51,6 @@ class AFA(AffinityMethod):
             logits = self.decoder(features)
             if "seg" in active:
                 terms["seg"] = balanced_cross_entropy(logits, labels)
-            if self.energy is not None:
-                terms["reg"] = dense_energy(self.energy, batch, logits, labels)
+            if "reg" in active:
+                terms["reg"] = dense_energy(self.config.energy, batch, logits, labels)
         return terms

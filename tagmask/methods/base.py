@@ -145,7 +145,7 @@ class Method(nn.Module):
         return batch.views[name]
 
 
-CAM_SCALES = "image scales of CAMs from Python where the call names none; commands use label.cam_scales"
+CAM_SCALES = "image scales of CAMs made from Python; commands use label.cam_scales and label.cam_flip"
 """Help of ``cam_scales`` where training does not use it."""
 GATE = "class probability below which a crop's tag is not trusted"
 """Help of ``gate``."""
@@ -157,7 +157,7 @@ class ClassifierConfig(MethodConfig):
     """Settings of a ``ClassifierMethod``."""
 
     cam_scales: list[float] = Field([1.0], description=CAM_SCALES)
-    cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too; commands: label.cam_flip")
+    cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:

@@ -29,7 +29,6 @@ class BaselineConfig(OneStageConfig):
     name: Literal["baseline"] = "baseline"
     warmup: int = Field(2000, ge=0, description="steps of classification only")
     cam_scales: list[float] = Field([1.0, 0.5, 1.5], description="image scales of the CAMs that become pseudo labels")
-    cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
     high: float = Field(0.55, ge=0, le=1, description="CAM above which a pixel is labelled with its class")
     low: float = Field(0.35, ge=0, le=1, description="CAM up to which a pixel is labelled background; 255 in between")
     refine: str = Field("par", description="refinement of pseudo labels: none, par, pamr or varm")

@@ -24,7 +24,7 @@ from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
 from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, tag_loss, to_image_size
-from tagmask.methods.common.dense_energy import EnergyConfig, build_energy, dense_energy
+from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.methods.common.ema import Teacher
 from tagmask.methods.common.pseudo_label_assignment import (
     Assigned,
@@ -76,11 +76,10 @@ class CoSAConfig(OneStageConfig):
     momentum: float = Field(0.9994, ge=0, le=1, description="of the assignment network's running average")
     start: Literal["copy", "independent"] = Field("copy", description="independent: its heads are drawn anew")
     inference: Annotated[Literal["assignment", "online"], USED] = Field(
-        "assignment", description="network that is used; swap only"
+        "assignment", description="network that is used after training; online: the trained one"
     )
-    ensemble: Annotated[bool, USED] = Field(False, description="CAMs that are used: the mean with the auxiliary ones")
+    ensemble: Annotated[bool, USED] = Field(False, description="use the mean of main and auxiliary CAMs")
     cam_scales: list[float] = Field([1.0], description="image scales of the assignment network's CAMs")
-    cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
     threshold: Literal["dynamic"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         "dynamic", description="DT: dynamic, or the CAM value from which a pixel is its class"
     )
@@ -197,7 +196,6 @@ class CoSA(OneStageMethod):
             for name in ("main", "aux"):
                 self.thresholds[name] = DynamicThreshold(config.queue, config.threshold_start)
         self.refiner = build_refiner(config.refine, config.refine_options)
-        self.energy = build_energy(config.weight_reg, config.energy)
 
     def _heads(self) -> tuple[Classifier, Classifier, nn.Module]:
         cfg, encoder = self.config, self.encoder
@@ -259,7 +257,7 @@ class CoSA(OneStageMethod):
         """The terms that learn from the assigner; features and class maps (B,C,h,w) of the strong view."""
         cfg = self.config
         guides = guides and cfg.weight_s2c > 0
-        main = cfg.weight_c2s > 0 or self.energy is not None
+        main = cfg.weight_c2s > 0 or cfg.weight_reg > 0
         auxiliary = cfg.weight_c2s_aux > 0 or cfg.weight_csc > 0
         if not (main or auxiliary or guides):
             return {}
@@ -273,8 +271,8 @@ class CoSA(OneStageMethod):
             labels, confidence = batch_labels(assigned, batch, self.refiner, cfg.low)
             if cfg.weight_c2s > 0:
                 terms["c2s"] = self._c2s(large, labels, confidence, assigned.threshold)
-            if self.energy is not None:
-                terms["reg"] = dense_energy(self.energy, batch, logits, labels)
+            if cfg.weight_reg > 0:
+                terms["reg"] = dense_energy(cfg.energy, batch, logits, labels)
         if weak.auxiliary is not None:
             assigned = self._assign("aux", batch, weak.auxiliary, weak.scores)
             if cfg.weight_c2s_aux > 0 and large is not None:

@@ -34,9 +34,9 @@ class CalibrationConfig(Strict):
     enabled: bool = Field(True, description="whether region maps are calibrated")
     momentum: float = Field(0.99, ge=0, lt=1, description="tau, of the prototypes")
     exponent: float = Field(2.0, gt=0, description="of the similarity to the prototype")
-    rescale: bool = Field(False, description="similarity by min-max instead of cut at 0")
-    least_classes: int = Field(1, ge=1, description="images with fewer tagged classes are not calibrated")
-    most_seeds: int | None = Field(None, ge=1, description="prototypes see so many of a class's surest seeds")
+    rescale: bool = Field(False, description="bring similarity to [0,1] by min-max instead of a cut at 0")
+    least_classes: int = Field(1, ge=1, description="classes that an image needs to be calibrated")
+    most_seeds: int | None = Field(None, ge=1, description="surest seeds of a class that make its prototype; none: all")
 
 
 class ECAConfig(PropagationConfig):
@@ -79,28 +79,24 @@ class ECAConfig(PropagationConfig):
     calibration: CalibrationConfig = Field(CalibrationConfig(), description="of region maps, by prototypes")
     affinity_from: Literal["cam", "region", "both"] = Field("region", description="labels that affinities learn from")
     affinity_warmup: int | None = Field(None, ge=0, description="step from which CAMs are propagated; none: never")
-    divergence: Literal["js", "cosine"] = Field("js", description="that tells class maps of local views apart")
+    divergence: Literal["js", "cosine"] = Field("js", description="how class maps of local views are compared")
     local: Literal["object", "photo"] = Field("object", description="where local views lie: around objects, anywhere")
     corr_reduction: Literal["sum", "mean"] = Field(
         "sum", description="of corr, over an image's local views and the two kinds of pairs"
     )
-    corr_stride: int | None = Field(None, ge=1, description="grid of corr, in pixels; none: that of the class maps")
-    start_seg: int = Field(0, ge=0, description="step from which CAM labels teach; none of the four before warmup")
+    corr_stride: int | None = Field(None, ge=1, description="image pixels a step of corr's grid; none: the maps' own")
+    start_seg: int = Field(0, ge=0, description="step from which CAM labels teach; all four wait for warmup")
     start_region: int = Field(0, ge=0, description="step from which CARM labels teach")
     start_corr: int = Field(0, ge=0, description="step from which local views are compared")
     start_aff: int = Field(0, ge=0, description="step from which affinities learn")
     weight_region: float = Field(0.1, ge=0, description="of the segmentation loss on CARM labels")
     weight_corr: float = Field(0.1, ge=0, description="CCE: of the correspondence in local views")
-    weight_aff: float = Field(0.1, ge=0, description="of the affinity loss")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """As for ``baseline``; local views of half the crop."""
         local = ({"count": 2, "size": schedule.crop // 2}, f"local views that fit crops of {schedule.crop}")
         return super().short_schedule(schedule) | {"views.local": local}
-
-    def phases(self) -> dict[str, bool]:
-        return super().phases() | {"affinity_warmup": self.wanted >= {"aff", "seg"}}
 
     @model_validator(mode="after")
     def _clip(self) -> ECAConfig:

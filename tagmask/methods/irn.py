@@ -32,7 +32,7 @@ class IRNConfig(WalkConfig):
     """Settings of ``irn``; the defaults are the paper's and, where it is silent, the release's."""
 
     name: Literal["irn"] = "irn"
-    stride: int = Field(4, ge=1, description="of the grid that boundaries and walk live on, image pixels")
+    stride: int = Field(4, ge=1, description="image pixels a step of the grid of boundaries and walk")
     radius: float = Field(10, gt=1, description="pairs closer than this teach, in grid steps")
     beta: Annotated[float, USED] = Field(10, ge=0, description="exponent of the affinities in the walk")
     threshold: Annotated[float, USED] = Field(0.25, ge=0, le=1, description="background score after the walk")

@@ -16,11 +16,10 @@ from torch import Tensor
 from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule, Strict
 from tagmask.data.views import make_affine, warp
-from tagmask.encoders import Encoder
 from tagmask.losses import balanced_cross_entropy, equivariance, self_correspondence
 from tagmask.methods.base import full
 from tagmask.methods.common.affinity import AffinityConfig, AffinityMethod, predict_affinity
-from tagmask.methods.common.dense_energy import EnergyConfig, build_energy, dense_energy
+from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.registry import METHODS
 from tagmask.types import Batch, Features
 
@@ -53,9 +52,9 @@ class TSCDConfig(AffinityConfig):
         "paper", description="defaults of centered, weight_equ, VARM and the energy"
     )
     refine: str = Field("varm", description="refinement of pseudo labels: none, par, pamr or varm")
-    affine: AffineConfig = Field(AffineConfig(), description="the affine that makes the second view")
+    affine: AffineConfig = Field(AffineConfig(), description="the affine map that makes the second view")
     points: int = Field(40, ge=1, description="points x points positions of each view are compared")
-    centered: bool = Field(False, description="class map agreement less its mean at each point")
+    centered: bool = Field(False, description="take from class map agreement its mean at each point")
     detach: bool = Field(True, description="class map agreement is a target: no gradient into class maps")
     affinity_symmetric: bool = Field(False, description="add the transposed attention")
     weight_scd: float = Field(0.1, ge=0, description="of self correspondence distillation")
@@ -93,10 +92,6 @@ class TSCD(AffinityMethod):
     config_class = TSCDConfig
     config: TSCDConfig
 
-    def __init__(self, config: TSCDConfig, encoder: Encoder, classes: int) -> None:
-        super().__init__(config, encoder, classes)
-        self.energy = build_energy(config.weight_reg, config.energy)
-
     def terms_from_cams(
         self, batch: Batch, step: int, active: set[str], features: Features, maps: Tensor, scores: Tensor
     ) -> dict[str, Tensor]:
@@ -109,8 +104,8 @@ class TSCD(AffinityMethod):
                 terms["seg"] = balanced_cross_entropy(logits, labels)
             if self.affinity is not None and "aux" in active:
                 terms["aux"] = self.affinity_loss(predict_affinity(self.affinity, features), features, labels)
-            if logits is not None and self.energy is not None:
-                terms["reg"] = dense_energy(self.energy, batch, logits, labels)
+            if logits is not None and "reg" in active:
+                terms["reg"] = dense_energy(self.config.energy, batch, logits, labels)
         if active & {"scd", "equ"}:
             terms |= self._view_terms(batch, active, maps, logits)
         return terms

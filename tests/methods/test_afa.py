@@ -60,7 +60,7 @@ def test_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     passes.clear()
     seen = Labels(method, monkeypatch)
     assert set(method.losses(squares(), 2).terms) == {"cls", "seg", "aff"}
-    assert [sorted(p.attention_logits) for p in passes] == [[10, 11], []] and len(seen.cams) == 1
+    assert [sorted(p.attention_logits) for p in passes] == [[4, 5], []] and len(seen.cams) == 1
     method.losses(squares(), 4)
     assert len(passes) == 4, "propagation costs no pass of the encoder"
     assert [tuple(c.shape[-2:]) for c in seen.cams] == [(32, 32), (32, 32), (4, 4)]

@@ -30,6 +30,7 @@ from tests.methods.contract import squares as squares_of_all
 from tests.methods.contract import tiny as tiny_of_all
 
 LOCAL = 32
+WIDTH = 96  # channels of the last map of test_resnet
 GUIDE = {"encoder": {"name": "test_vit", "weights": "none"}}
 SETTINGS: dict[str, Any] = {
     "name": "eca", "warmup": 2, "head_options": {"embed": 16}, "cam_scales": [1.0], "cam_flip": False,
@@ -219,7 +220,7 @@ def test_prototypes_follow_the_tokens_of_seeds() -> None:
     assert method.calibration.seen.any(), "in a step of training"
     method = with_perfect_guide(build())
     batch, sure = squares(), torch.full((4, CLASSES), 9.0)
-    tokens = torch.rand(4, 512, 8, 8)
+    tokens = torch.rand(4, WIDTH, 8, 8)
     method.regions(batch, tokens, true_cams(), sure, None)
     assert method.calibration.seen.all()
     seeds = cam_seeds(resize(true_cams(), (8, 8)), batch.tags, 0.3)[:, 1:]
@@ -232,7 +233,7 @@ def test_prototypes_follow_the_tokens_of_seeds() -> None:
 
 def test_a_good_guide_makes_good_labels_of_few_seeds() -> None:
     method, batch = with_perfect_guide(build(refine="none")), squares(masks=True)
-    found = method.regions(batch, torch.ones(4, 512, 4, 4), true_cams(), torch.full((4, CLASSES), 9.0), None)
+    found = method.regions(batch, torch.ones(4, WIDTH, 4, 4), true_cams(), torch.full((4, CLASSES), 9.0), None)
     assert batch.masks is not None
     kept = found != 255
     assert kept.float().mean() > 0.9 and (found == batch.masks)[kept].float().mean() > 0.9
@@ -242,7 +243,7 @@ def test_a_good_guide_makes_good_labels_of_few_seeds() -> None:
 
 def test_classes_without_seeds_or_trust_make_the_background_unsure() -> None:
     method, batch = with_perfect_guide(build()), squares()
-    tokens, sure = torch.ones(4, 512, 4, 4), torch.full((4, CLASSES), 9.0)
+    tokens, sure = torch.ones(4, WIDTH, 4, 4), torch.full((4, CLASSES), 9.0)
     cams = true_cams()
     found = method.regions(batch, tokens, cams, sure, None)
     assert all((found[i] == 0).any() and (found[i] == 1 + i % CLASSES).any() for i in range(4))
@@ -259,7 +260,7 @@ def test_classes_of_regions_can_be_those_of_the_cam_labels() -> None:
     batch, cams = squares(), true_cams()
     batch.tags[0, 1] = 1
     cams[0, 1], cams[0, 0] = cams[0, 0].clone(), 0.6 * cams[0, 0]
-    tokens, scores = torch.ones(4, 512, 4, 4), torch.zeros(4, CLASSES)
+    tokens, scores = torch.ones(4, WIDTH, 4, 4), torch.zeros(4, CLASSES)
     labels = torch.zeros(4, SIZE, SIZE, dtype=torch.long)
     labels[0, 20:30] = 1
     method = with_perfect_guide(build(region_classes="labels", calibration={"enabled": False}))
@@ -343,8 +344,8 @@ def test_guide_is_left_out_of_checkpoints_saved_models_and_copies(
     images = torch.rand(1, 3, SIZE, SIZE)
     for name in ("cams", "segment", "class_scores"):
         assert torch.equal(getattr(loaded, name)(images), getattr(method.eval(), name)(images))
-    note = json.loads((tmp_path / "classes.json").read_text())
-    assert note["weights_origin"] == origin, "what stamps take names both"
+    about = json.loads((tmp_path / "classes.json").read_text())
+    assert about["weights_origin"] == loaded.encoder.weights_origin == origin, "two guides, two stamps"
     assert loaded.guide._encoder is None and bare.origin() == "none (random)"
 
 

@@ -13,7 +13,7 @@ from tagmask.config import load_config
 from tagmask.encoders.guide import Guidance
 from tagmask.types import Batch
 from tests.methods.contract import CLASSES, SIZE
-from tests.methods.test_eca import build, squares
+from tests.methods.test_eca import WIDTH, build, squares
 from tests.region_loops import calibration_loops, map_loops, mean_tokens, seed_loops
 
 GRID, CHANNELS, HALF = (8, 8), 6, (SIZE // 2, SIZE // 2)
@@ -55,8 +55,8 @@ def given() -> tuple[Batch, dict[str, Tensor]]:
     labels[[0, 1, 3], 40:50] = 1
     return batch, {
         "cams": torch.rand(4, CLASSES, *HALF, generator=generator) ** 0.7,
-        "tokens": torch.rand(4, 512, 4, 4, generator=generator) - 0.3,
-        "prototypes": torch.rand(CLASSES, 512, generator=generator) - 0.3,
+        "tokens": torch.rand(4, WIDTH, 4, 4, generator=generator) - 0.3,
+        "prototypes": torch.rand(CLASSES, WIDTH, generator=generator) - 0.3,
         "keys": torch.randn(4, CHANNELS, *GRID, generator=generator),
         "query": torch.randn(4, CHANNELS, generator=generator),
         "valid": valid,

@@ -52,16 +52,14 @@ def watch_encoder(method: Method) -> list[Any]:
 
 
 class TestTSCD(MethodContract):
-    settings = SETTINGS | {"cam_flip": False}
+    # At the paper's 0.1 the equivariance keeps the class maps of an untrained network small for 30 steps.
+    settings = SETTINGS | {"cam_flip": False, "weight_equ": 0.02}
     terms = TERMS
-    # Two losses pull at the class maps: a larger encoder and smaller steps.
-    encoder = "resnet18"
-    rate, updates = 3e-4, 40
     idle = [ALL_OFF, {name: 0.0 for name in ALL_OFF if name != "weight_aux"} | {"affinity": "none"}]
 
 
 class TestTSCDWithAttention(SlowTraining):
-    settings = SETTINGS | {"affinity": "attention", "affine": {"scale": 0.5, "flip": 0.5}}
+    settings = SETTINGS | {"affinity": "attention", "affine": {"scale": 0.5, "flip": 0.5}, "weight_equ": 0.02}
     terms = TERMS | {"aux": {"encoder", "affinity"}}
     encoders = ("vit", "mit")
     encoder = "test_vit"
@@ -99,7 +97,7 @@ def test_attention_is_recorded_only_where_it_is_used() -> None:
     method.losses(squares(), 1)
     assert not passes.pop().attention_logits, "not in warm-up"
     method.losses(squares(), 2)
-    assert [sorted(p.attention_logits) for p in passes] == [[10, 11], [], []], "the batch's own pass only"
+    assert [sorted(p.attention_logits) for p in passes] == [[4, 5], [], []], "the batch's own pass only"
     off = build("vit", affinity="attention", weight_aux=0.0)
     assert off.affinity is None
     assert "aux" not in off.losses(squares(), 2).terms
@@ -327,6 +325,6 @@ def test_encoder_without_attention_is_refused() -> None:
 
 
 def test_wrong_blocks_are_refused() -> None:
-    for blocks in ([], [-13], [0, 12], [11, -1]):
+    for blocks in ([], [-7], [0, 6], [5, -1]):
         with pytest.raises(ConfigError, match=r"method\.affinity_blocks"):
             build("vit", affinity="attention", affinity_blocks=blocks)

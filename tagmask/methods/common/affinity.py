@@ -46,10 +46,15 @@ class AffinityConfig(BaselineConfig):
 
 
 class PropagationConfig(AffinityConfig):
-    """Settings of a method whose affinities spread its CAMs."""
+    """Settings of a method whose affinities spread its CAMs, from step ``affinity_warmup``."""
 
     affinity_power: float = Field(2.0, gt=0, description="of affinities in the propagation")
     affinity_steps: int = Field(1, ge=1, description="of the propagation")
+    weight_aff: float = Field(0.1, ge=0, description="of the affinity loss; 0 also switches off the propagation")
+
+    def phases(self) -> dict[str, bool]:
+        propagates = "aff" in self.wanted and bool(self.wanted & {"seg", "reg"})
+        return super().phases() | {"affinity_warmup": propagates}
 
 
 class AffinityMethod(Baseline):
@@ -99,19 +104,12 @@ def build_affinity(config: AffinityConfig, encoder: Encoder) -> AffinityHead | N
             "once; negative numbers count from the last. To do without affinities set method.affinity=none."
         )
     head = AffinityHead([encoder.heads[i] for i in chosen], config.affinity_symmetric)
-    _try(head, encoder, blocks)
-    return head
-
-
-@torch.no_grad()
-def _try(head: AffinityHead, encoder: Encoder, blocks: list[int]) -> None:
-    """Predict affinities of a black image: what does not fit shows now, and not when the warm-up is over."""
+    # With a black image, what does not fit shows now, and not when the warm-up is over.
     training = encoder.training
-    encoder.eval()
-    try:
-        predict_affinity(head, encoder(encoder.mean.new_zeros(1, 3, PROBE, PROBE), attention=blocks))
-    finally:
-        encoder.train(training)
+    with torch.no_grad():
+        predict_affinity(head, encoder.eval()(encoder.mean.new_zeros(1, 3, PROBE, PROBE), attention=blocks))
+    encoder.train(training)
+    return head
 
 
 def predict_affinity(head: AffinityHead, features: Features) -> Tensor:

@@ -22,7 +22,7 @@ from tagmask.types import Batch
 class WalkConfig(MethodConfig):
     """Settings that a walk has, whatever made its affinities. Those of the walk itself may change after training."""
 
-    stride: int = Field(8, ge=1, description="of the grid that affinities and walk live on, image pixels")
+    stride: int = Field(8, ge=1, description="image pixels a step of the grid of affinities and walk")
     radius: float = Field(5, gt=1, description="pairs closer than this teach, in grid steps")
     walk_radius: Annotated[float, USED] = Field(5, gt=1, description="pairs closer than this take part in the walk")
     beta: Annotated[float, USED] = Field(8, ge=0, description="exponent of the affinities in the walk")
