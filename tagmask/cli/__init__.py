@@ -1,4 +1,4 @@
-"""The command line: one file a verb, each a thin call into the library."""
+"""The command line: one file a verb, each a thin call into the library. Importing a file adds its verb to ``app``."""
 
 from __future__ import annotations
 
@@ -6,26 +6,9 @@ import sys
 
 from rich.console import Console
 
-from tagmask.cli import check, convert, demo, doctor, evaluate, label, methods, predict, report, reproduce, run, train
+from tagmask.cli import check, convert, demo, doctor, evaluate, label, methods, predict, report, reproduce, run, train  # noqa: F401
 from tagmask.cli.common import app
 from tagmask.errors import TagmaskError
-
-__all__ = [
-    "app",
-    "check",
-    "convert",
-    "demo",
-    "doctor",
-    "evaluate",
-    "label",
-    "main",
-    "methods",
-    "predict",
-    "report",
-    "reproduce",
-    "run",
-    "train",
-]
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ def check(
     Pascal VOC 2012, COCO and CUB-200-2011 are recognised and their lists compared with the published numbers. With
     --archives only the archives are looked at; exits with 1 if one is not as published.
     """
+    from tagmask.config import load_config
     from tagmask.data import clean, fingerprint, print_fingerprint
     from tagmask.data.benchmarks import check_archives
     from tagmask.training import write_json
@@ -37,17 +38,15 @@ def check(
         if json:
             common.print_json(rows)
         for row in rows if not json else ():
-            text = f"{row['archive']}: {row['what'] or 'as published'} ({row['md5']})"
-            common.screen().print(text, markup=False, highlight=False, soft_wrap=True)
+            common.say(f"{row['archive']}: {row['what'] or 'as published'} ({row['md5']})")
         raise typer.Exit(0 if all(row["whole"] for row in rows) else 1)
     values, overrides = common.settings(words, tags, masks)
-    config = common.build(configs, values, overrides)
-    collection = open_collection(config)
+    collection = open_collection(load_config(*(configs or []), values, overrides=overrides))
     found = fingerprint(collection)
     write_json(save, found)
     if json:
         common.print_json(found)
     else:
         print_fingerprint(found, common.screen())
-        common.screen().print(f"saved: {save}", highlight=False)
+        common.say(f"saved: {save}")
     clean(collection, found)

@@ -1,19 +1,15 @@
-"""What the verbs share: the app, options, and how a configuration is put together from them."""
+"""What the verbs share: the app, options, the settings that they name, and output."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tagmask.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tagmask.config import RunConfig
 
 app = typer.Typer(
     name="tagmask",
@@ -78,20 +74,6 @@ def settings(
     return values, overrides
 
 
-def sources(configs: list[str] | None, labels: dict[str, Any] | None) -> list[str | Path | Mapping[str, Any]]:
-    """What the options and overrides are merged over: what ``labels_of`` gave, if anything, then ``--config``."""
-    return [*([labels] if labels else []), *(configs or [])]
-
-
-def build(
-    configs: Sequence[str | Path | Mapping[str, Any]] | None, values: dict[str, Any], overrides: list[str]
-) -> RunConfig:
-    """The checked configuration from files, options and overrides, in this order."""
-    from tagmask.config import load_config
-
-    return load_config(*(configs or []), values, overrides=overrides)
-
-
 def print_json(value: Any) -> None:
     """JSON on standard output, nothing else there."""
     typer.echo(json.dumps(value, indent=1, default=str))
@@ -100,3 +82,8 @@ def print_json(value: Any) -> None:
 def screen() -> Console:
     """Where people read: standard output."""
     return Console()
+
+
+def say(text: str, style: str = "") -> None:
+    """Print a line on standard output as it is, however long."""
+    screen().print(text, style=style, markup=False, highlight=False, soft_wrap=True)

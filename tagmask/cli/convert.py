@@ -120,5 +120,4 @@ def _report(counts: dict[str, Any], json: bool) -> None:
     if json:
         common.print_json(counts)
     else:
-        text = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in counts.items())
-        common.screen().print(text, markup=False, highlight=False, soft_wrap=True)
+        common.say(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in counts.items()))

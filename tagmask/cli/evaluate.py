@@ -40,17 +40,13 @@ def evaluate(
     if json:
         common.print_json(scores)
         return
+    console = common.screen()
     special = {LOCALIZATION: print_localization, SPREAD: print_spread}
-    apart = [score for score in scores if score["name"] in special]
-    scores = [score for score in scores if score["name"] not in special]
-    for score in apart:
-        special[score["name"]](score, common.screen())
-    if apart and not scores:
-        return
-    if scores:
-        for score in scores:
-            print_classes(score, common.screen())
-        print_scores(scores, common.screen())
-    else:
-        common.screen().print("no true masks: only the classifier can be scored")
-    print_classification(RunFolder(run).metrics().get("classification"), common.screen())
+    for score in scores:
+        special.get(score["name"], print_classes)(score, console)
+    of_maps = [score for score in scores if score["name"] not in special]
+    print_scores(of_maps, console)
+    if not scores:
+        common.say("no true masks: only the classifier can be scored")
+    if of_maps or not scores:
+        print_classification(RunFolder(run).metrics().get("classification"), console)

@@ -27,7 +27,7 @@ def label(
 
 
 def report_masks(summary: dict, json: bool) -> None:
-    """Print what ``write_masks`` did; exit with 1 where photos failed."""
+    """Print a ``Labelled.summary``; exit with 1 where photos failed."""
     from tagmask.label import describe_missing
 
     if json:
@@ -36,14 +36,10 @@ def report_masks(summary: dict, json: bool) -> None:
         kept = f", {summary['skipped']} were there already" if summary["skipped"] else ""
         untagged = f", {summary['untagged']} without tags left out" if summary["untagged"] else ""
         unsure = f", {summary['unsure_share']:.1%} of the pixels unsure" if summary["unsure_share"] else ""
-        common.screen().print(
-            f"{summary['written']} masks in {summary['folder']}{kept}{untagged}{unsure}", markup=False, highlight=False
-        )
+        common.say(f"{summary['written']} masks in {summary['folder']}{kept}{untagged}{unsure}")
         if lacking := describe_missing(summary):
-            common.screen().print(lacking, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            common.say(lacking, "yellow")
         for failure in summary["failed"]:
-            common.screen().print(
-                f"left out: {failure['why']}", style="red", markup=False, highlight=False, soft_wrap=True
-            )
+            common.say(f"left out: {failure['why']}", "red")
     if summary["failed"]:
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,32 +20,25 @@ def methods(
     import tagmask
     from tagmask.registry import METHODS
 
+    shown: Any
+    found: Any
     if encoders is not None:
-        names = tagmask.list_encoders(encoders)
-        if json:
-            common.print_json(names)
-        else:
-            common.screen().print("\n".join(names), highlight=False)
-        return
-    if name is None:
-        about = {n: _first_line(METHODS.get(n)) for n in METHODS.names()}
-        if json:
-            common.print_json(about)
-        else:
-            table = Table("method", "what it does", box=None)
-            for row in about.items():
-                table.add_row(*row)
-            common.screen().print(table)
-        return
-    fields = METHODS.get(name).config_class.model_fields
+        found = tagmask.list_encoders(encoders)
+        shown = "\n".join(found)
+    elif name is None:
+        found = {name: (METHODS.get(name).__doc__ or "").strip().splitlines()[0] for name in METHODS.names()}
+        shown = Table("method", "what it does", box=None)
+        for row in found.items():
+            shown.add_row(*row)
+    else:
+        found = {
+            key: {"default": field.get_default(call_default_factory=True), "about": field.description}
+            for key, field in METHODS.get(name).config_class.model_fields.items()
+        }
+        shown = Table("setting", "default", "", box=None)
+        for key, field in found.items():
+            shown.add_row(f"method.{key}", repr(field["default"]), field["about"] or "")
     if json:
-        common.print_json({k: {"default": f.get_default(), "about": f.description} for k, f in fields.items()})
-        return
-    table = Table("setting", "default", "", box=None)
-    for key, field in fields.items():
-        table.add_row(f"method.{key}", repr(field.get_default(call_default_factory=True)), field.description or "")
-    common.screen().print(table)
-
-
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
+        common.print_json(found)
+    else:
+        common.screen().print(shown, highlight=False)

@@ -24,4 +24,4 @@ def report(
     if json:
         common.print_json({"report": str(path)})
     else:
-        common.screen().print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
+        common.say(f"report: {path}")

@@ -34,7 +34,7 @@ def run(
 
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
     console = None if json else common.screen()
-    given = common.sources(configs, workflow.labels_of(labels_of, not dry_run, console) if labels_of else None)
-    result = workflow.run(given, values, overrides, out, resume, dry_run, console)
+    taught = [workflow.labels_of(labels_of, not dry_run, console)] if labels_of else []
+    result = workflow.run([*taught, *(configs or [])], values, overrides, out, resume, dry_run, console)
     if json:
         common.print_json(result)

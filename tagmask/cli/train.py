@@ -34,15 +34,16 @@ def train(
     --resume goes on with the run folder's own configuration.
     """
     from tagmask import workflow
+    from tagmask.config import load_config
     from tagmask.training import RunFolder
 
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
-    given = common.sources(configs, workflow.labels_of(labels_of) if labels_of else None)
+    given = [*([workflow.labels_of(labels_of)] if labels_of else []), *(configs or [])]
     folder = RunFolder(out)
     if resume and folder.config_file.is_file():
         config = workflow.resumed(folder, given, values, overrides)
     else:
-        config = common.build(given, values, overrides)
+        config = load_config(*given, values, overrides=overrides)
     done = workflow.train(config, out, resume=resume)
     if json:
         common.print_json(
@@ -50,4 +51,4 @@ def train(
         )
     else:
         share = f"{done.data_share:.0%} of it waiting for images"
-        common.screen().print(f"{done.steps} steps in {done.seconds / 60:.1f} min ({share}). Model: {out}/model")
+        common.say(f"{done.steps} steps in {done.seconds / 60:.1f} min ({share}). Model: {out}/model")

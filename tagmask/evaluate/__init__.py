@@ -8,7 +8,7 @@ from tagmask.evaluate.confusion import ConfusionMatrix, LabelError
 from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.localization import Localization, localization
 from tagmask.evaluate.ranking import average_precision, mean_average_precision
-from tagmask.evaluate.scores import ScoreStream, jsonable, print_classes, print_scores, score
+from tagmask.evaluate.scores import ScoreStream, print_classes, print_scores
 from tagmask.evaluate.stamp import difference
 
 __all__ = [
@@ -21,10 +21,8 @@ __all__ = [
     "average_precision",
     "bootstrap_miou",
     "difference",
-    "jsonable",
     "localization",
     "mean_average_precision",
     "print_classes",
     "print_scores",
-    "score",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -26,7 +27,8 @@ def bootstrap_miou(
     matrices = np.asarray(matrices)
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise LabelError(f"Per-image confusion matrices have shape {matrices.shape}; expected (images, K, K).")
-    return _summary(resampled(sums(matrices), resamples=resamples, seed=seed, without=without))
+    found = interval_of(resampled(sums(matrices), resamples, seed, without))
+    return found["low"], found["high"], found["std"]
 
 
 def resampled(
@@ -56,16 +58,20 @@ def resampled(
     return np.concatenate(parts)
 
 
-def bootstrap_means(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> list[tuple[float, float, float]]:
-    """(low, high, std) as in ``bootstrap_miou`` for the mean of each column of ``values``, (N,M)."""
-    n = len(values)
-    means = np.concatenate([weights @ values / n for weights in _weights(n, resamples, seed)])
-    return [_summary(column) for column in means.T]
+def resampled_means(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """Mean of each column of ``values``, (N,M) of N images, in each resample, (R,M)."""
+    return np.concatenate([weights @ values / len(values) for weights in _weights(len(values), resamples, seed)])
 
 
 def interval_of(values: np.ndarray) -> dict[str, Any]:
-    """{low, high, std, resamples} of a value in each resample, (R,), as ``bootstrap_miou`` has them."""
-    low, high, std = _summary(values)
+    """{low, high, std, resamples} of a value in each resample, (R,): percentiles 2.5 and 97.5, and the deviation.
+
+    NaN are left out; where all are NaN, so is the interval.
+    """
+    low = high = std = math.nan
+    if not np.isnan(values).all():
+        low, high = np.nanpercentile(values, [2.5, 97.5]).tolist()
+        std = float(np.nanstd(values))
     return {"low": low, "high": high, "std": std, "resamples": len(values)}
 
 
@@ -78,11 +84,3 @@ def _weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         # A multinomial, as a histogram of the draws.
         draws = generator.integers(n, size=(r, n)) + np.arange(r)[:, None] * n
         yield np.bincount(draws.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
-
-
-def _summary(values: np.ndarray) -> tuple[float, float, float]:
-    """The 2.5th and 97.5th percentile and the deviation of the values that are not NaN."""
-    if np.isnan(values).all():
-        return float("nan"), float("nan"), float("nan")
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high), float(np.nanstd(values))

@@ -9,12 +9,13 @@ import numpy as np
 from scipy import ndimage
 
 from tagmask.evaluate.confusion import (
+    ConfusionMatrix,
     LabelError,
     intersection_over_union,
-    label_counts,
     mean_over_classes,
     to_numpy,
 )
+from tagmask.types import IGNORE
 
 
 class BoundaryIoU:
@@ -24,45 +25,32 @@ class BoundaryIoU:
     G from which a pixel outside G is at most d away in both directions (d erosions by a 3×3 square); what lies beyond
     the image is outside. Pixels are summed over images, as the IoU's are.
 
-    Pixels whose truth is ``ignore`` belong to no region of either, so that a perfect prediction has 1. Pixels
-    predicted ``ignore`` are in no predicted region: unlike in the mIoU they count as missed, since leaving the rims
-    out is how a map is made unsure.
+    Pixels whose truth is 255 belong to no region of either, so that a perfect prediction has 1. Pixels predicted 255
+    are in no predicted region: unlike in the mIoU they count as missed, since the rims are what is left unsure.
 
     share: d as a share of the image's diagonal, 0.02 in the paper; at least one pixel.
     """
 
-    def __init__(self, num_classes: int, share: float = 0.02, ignore: int = 255) -> None:
+    def __init__(self, num_classes: int, share: float = 0.02) -> None:
         if not 0 < share <= 1:
             raise LabelError(f"The rim's share of the diagonal is {share}; it lies in (0,1], 0.02 as published.")
         self.num_classes = num_classes
         self.share = share
-        self.ignore = ignore
         # hits, true and predicted rim pixels by class
         self.counts = np.zeros((3, num_classes), dtype=np.int64)
 
     def update(self, pred: Any, target: Any) -> BoundaryIoU:
-        """Add one image, integer label maps (H,W); returns itself.
-
-        Raises LabelError for other shapes, and for labels that are neither a class nor ``ignore``.
-        """
+        """Add one image, label maps (H,W); returns itself. Raises LabelError as ``ConfusionMatrix.update`` does."""
         pred, target = to_numpy(pred), to_numpy(target)
-        if pred.ndim != 2 or pred.shape != target.shape:
-            raise LabelError(f"Label maps {pred.shape} and {target.shape} have to be two of one size (H,W).")
+        if pred.ndim != 2:
+            raise LabelError(f"Label maps are (H,W), the prediction has shape {pred.shape}.")
+        pixels = ConfusionMatrix(self.num_classes).update(pred, target).counts
         width = rim_width(pred.shape, self.share)
-        valid = target != self.ignore
-        there = label_counts("prediction", pred, self.num_classes, self.ignore)
-        there = there + label_counts("truth", target, self.num_classes, self.ignore)
-        for label in np.flatnonzero(there[: self.num_classes]):
+        valid = target != IGNORE
+        for label in np.flatnonzero(pixels.sum(axis=1) + pixels[:, :-1].sum(axis=0)):
             own, other = target == label, (pred == label) & valid
             true, predicted = rim(own, width), rim(other, width)
             self.counts[:, label] += [(true & predicted).sum(), true.sum(), predicted.sum()]
-        return self
-
-    def merge(self, other: BoundaryIoU) -> BoundaryIoU:
-        """Add another's images to this one; returns itself. Raises LabelError where classes or widths differ."""
-        if (other.num_classes, other.share, other.ignore) != (self.num_classes, self.share, self.ignore):
-            raise LabelError("Cannot merge Boundary IoUs of different classes, rims or ignored label.")
-        self.counts += other.counts
         return self
 
     def iou(self) -> np.ndarray:

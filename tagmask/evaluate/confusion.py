@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from tagmask.errors import DataError
 
 LABELS = 256
-Absent = Literal["drop", "truth", "zero"]
 
 
 class LabelError(DataError, ValueError):
@@ -48,23 +46,24 @@ class ConfusionMatrix:
         Raises LabelError (a ValueError) for a shape that differs, a type that is not an integer, and a label that
         is neither a class nor ``ignore``.
         """
-        self.counts += self._count(pred, target)
-        return self
-
-    def _count(self, pred: Any, target: Any) -> np.ndarray:
-        """The (K,K+1) counts of these label maps alone."""
-        if tuple(pred.shape) != tuple(target.shape):
+        pred, target = to_numpy(pred), to_numpy(target)
+        if pred.shape != target.shape:
             raise LabelError(
-                f"The prediction has shape {tuple(pred.shape)}, the truth {tuple(target.shape)}; "
-                "resize the prediction to the truth's size (nearest neighbour) first."
+                f"The prediction has shape {pred.shape}, the truth {target.shape}; resize the prediction to the "
+                "truth's size (nearest neighbour) first."
             )
         pairs = _joint_histogram(pred, target)
         labels = [*range(self.num_classes), self.ignore]
         known = pairs[np.ix_(labels, labels)]
-        if known.sum() < math.prod(pred.shape):
-            _refuse("prediction", pairs.sum(axis=0), self.num_classes, self.ignore)
-            _refuse("truth", pairs.sum(axis=1), self.num_classes, self.ignore)
-        return known[:-1]
+        if known.sum() < pred.size:
+            for name, used in (("prediction", pairs.sum(axis=0)), ("truth", pairs.sum(axis=1))):
+                if unknown := set(np.flatnonzero(used)) - set(labels):
+                    raise LabelError(
+                        f"The {name} holds label {min(unknown)}, which is neither a class "
+                        f"(0 to {self.num_classes - 1}) nor the ignored {self.ignore}; check the list of classes."
+                    )
+        self.counts += known[:-1]
+        return self
 
     def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """Add another matrix's pixels to this one; returns itself. Raises LabelError where the classes differ."""
@@ -81,23 +80,21 @@ class ConfusionMatrix:
         """int64 (K,K): rows are the truth, columns the prediction; pixels predicted ``ignore`` are not in it."""
         return self.counts[:, :-1].copy()
 
-    def iou(self, absent: Absent = "drop") -> np.ndarray:
+    def iou(self) -> np.ndarray:
         """float64 (K,): intersection over union per class, in [0,1].
 
-        absent names the convention for classes without pixels. ``drop``: NaN where a class is in neither truth nor
-        prediction, 0 where it is only predicted. ``truth``: NaN where it is not in the truth. ``zero``: never NaN.
+        NaN where a class is in neither truth nor prediction, 0 where it is in one of them only.
         """
-        hit, true, predicted = sums(self.matrix)
-        return intersection_over_union(hit, true, predicted, absent)
+        return intersection_over_union(*sums(self.matrix))
 
-    def miou(self, without: Sequence[int] = (), absent: Absent = "drop") -> float:
+    def miou(self, without: Sequence[int] = ()) -> float:
         """Mean of ``iou`` over the classes that are not NaN, save the indices in ``without``; NaN if none is left."""
-        return mean_over_classes(self.iou(absent), without)
+        return mean_over_classes(self.iou(), without)
 
-    def miou_strict(self, without: Sequence[int] = (), absent: Absent = "drop") -> float:
+    def miou_strict(self, without: Sequence[int] = ()) -> float:
         """As ``miou``, with pixels predicted ``ignore`` counted as missed (they enlarge the union)."""
         hit, _, predicted = sums(self.matrix)
-        return mean_over_classes(intersection_over_union(hit, self.counts.sum(axis=1), predicted, absent), without)
+        return mean_over_classes(intersection_over_union(hit, self.counts.sum(axis=1), predicted), without)
 
     def precision(self) -> np.ndarray:
         """float64 (K,): share of the pixels predicted as a class that are of it; NaN where it was not predicted."""
@@ -123,18 +120,9 @@ def sums(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(axis=-1), matrices.sum(axis=-2)
 
 
-def intersection_over_union(
-    hit: np.ndarray, true: np.ndarray, predicted: np.ndarray, absent: Absent = "drop"
-) -> np.ndarray:
-    """hit / (true + predicted − hit) per class, (...,K); ``absent`` as in ``ConfusionMatrix.iou``."""
-    iou = ratio(hit, true + predicted - hit)
-    if absent == "truth":
-        return np.where(true > 0, iou, np.nan)
-    if absent == "zero":
-        return np.nan_to_num(iou, nan=0.0)
-    if absent != "drop":
-        raise LabelError(f"absent is '{absent}'; the conventions are 'drop', 'truth' and 'zero'.")
-    return iou
+def intersection_over_union(hit: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """hit / (true + predicted − hit) per class, (...,K); NaN where all three are 0."""
+    return ratio(hit, true + predicted - hit)
 
 
 def mean_over_classes(values: np.ndarray, without: Sequence[int] = ()) -> Any:
@@ -164,57 +152,25 @@ def ratio(part: Any, whole: Any) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
 
 
-def label_counts(name: str, labels: Any, num_classes: int, ignore: int) -> np.ndarray:
-    """Pixels by label, int64 (256,). name: of the label map, for the errors of ``ConfusionMatrix.update``."""
-    _check(name, labels)
-    counts = np.bincount(to_numpy(labels).ravel(), minlength=LABELS)
-    _refuse(name, counts.copy(), num_classes, ignore)
-    return counts
-
-
-def _refuse(name: str, used: np.ndarray, num_classes: int, ignore: int) -> None:
-    """Raise LabelError for the first label of ``used``, pixels by label (256,), that is out of range."""
-    used[:num_classes] = used[ignore] = 0
-    if used.any():
-        raise LabelError(
-            f"The {name} holds label {int(np.flatnonzero(used)[0])}, which is neither a class "
-            f"(0 to {num_classes - 1}) nor the ignored {ignore}; check the list of classes."
-        )
-
-
-def _joint_histogram(pred: Any, target: Any) -> np.ndarray:
+def _joint_histogram(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
     """int64 (256,256) counts of (target, pred).
 
     One histogram over all 16-bit pairs: it counts and shows labels that are out of range in the same pass.
     """
     _check("prediction", pred)
     _check("truth", target)
-    if isinstance(pred, Tensor) and isinstance(target, Tensor) and pred.device.type != "cpu":
-        joint = target.to(pred.device).flatten().int() * LABELS + pred.flatten().int()
-    else:
-        wide = to_numpy(target).ravel().astype(np.int32)
-        wide *= LABELS
-        np.add(wide, to_numpy(pred).ravel(), out=wide, casting="unsafe")
-        joint = torch.from_numpy(wide)
+    joint = target.ravel().astype(np.int32)
+    joint *= LABELS
+    np.add(joint, pred.ravel(), out=joint, casting="unsafe")
     # torch counts 32-bit numbers as they are; numpy would make 64-bit ones of them first.
-    return torch.bincount(joint, minlength=LABELS**2).cpu().numpy().reshape(LABELS, LABELS)
+    return torch.bincount(torch.from_numpy(joint), minlength=LABELS**2).numpy().reshape(LABELS, LABELS)
 
 
-def _check(name: str, labels: Any) -> None:
-    """Refuse anything that is not an array of integers that fit 8 bits."""
-    kind = str(labels.dtype).removeprefix("torch.")
-    if not kind.startswith(("int", "uint", "bool")):
+def _check(name: str, labels: np.ndarray) -> None:
+    """Raise LabelError for anything but integers that fit 8 bits."""
+    if labels.dtype.kind not in "iub":
         raise LabelError(f"The {name} has type {labels.dtype}; label maps are integers (take the argmax first).")
-    if kind in ("uint8", "bool") or 0 in labels.shape:
-        return
-    low, high = _extremes(labels)
-    if low < 0 or high >= LABELS:
-        raise LabelError(f"The {name} holds label {low if low < 0 else high}; labels are 0 to {LABELS - 1}.")
-
-
-def _extremes(labels: Any) -> tuple[int, int]:
-    if isinstance(labels, Tensor) and labels.device.type != "cpu":
-        low, high = labels.aminmax()
-        return int(low), int(high)
-    values = to_numpy(labels)  # torch has no minimum of unsigned types
-    return int(values.min()), int(values.max())
+    if labels.dtype.itemsize > 1 or labels.dtype.kind == "i":
+        low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+        if low < 0 or high >= LABELS:
+            raise LabelError(f"The {name} holds label {low if low < 0 else high}; labels are 0 to {LABELS - 1}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import ConfigError
-from tagmask.evaluate.confusion import LabelError, intersection_over_union, mean_over_classes, ratio, sums
+from tagmask.evaluate.confusion import ConfusionMatrix, LabelError, intersection_over_union, mean_over_classes, sums
+from tagmask.types import IGNORE
 
 
 class ThresholdCurve:
@@ -22,28 +22,26 @@ class ThresholdCurve:
 
     num_classes: classes with the background (C+1). bins: thresholds 0, 1/bins, … (bins−1)/bins. Activations are
     compared with the thresholds in float32, as labelling does, so that a value *at* a threshold is background.
-    keep: keep each image's histogram, too, as the cells that are not 0 (some kilobytes), for ``image_sums``.
+    Pixels whose truth is 255 are left out. keep: keep each image's histogram, too (some kilobytes), for ``image_sums``.
     """
 
-    def __init__(self, num_classes: int, bins: int = 100, ignore: int = 255, keep: bool = False) -> None:
-        if num_classes < 2 or bins < 1 or ignore < num_classes:
-            raise LabelError(
-                f"A threshold curve needs a foreground class, a bin and an ignored label above the classes "
-                f"(num_classes {num_classes}, bins {bins}, ignore {ignore})."
-            )
+    def __init__(self, num_classes: int, bins: int = 100, keep: bool = False) -> None:
+        if not 2 <= num_classes <= IGNORE or bins < 1:
+            raise LabelError(f"A threshold curve needs 2 to {IGNORE} classes and a bin, got {num_classes} and {bins}.")
         self.num_classes = num_classes
         self.bins = bins
-        self.ignore = ignore
+        self.keep = keep
         self.thresholds = np.arange(bins) / bins
         self._edges = torch.from_numpy(self.thresholds.astype(np.float32))
         # (true class, largest tagged class, number of thresholds below the activation)
         self.histogram = np.zeros((num_classes, num_classes, bins + 1), dtype=np.int64)
-        self.images: list[tuple[np.ndarray, np.ndarray]] | None = [] if keep else None
+        # Of each image that is kept: the cells of its histogram that are not 0, and their counts.
+        self.images: list[tuple[np.ndarray, np.ndarray]] = []
 
     def update(self, cams: Any, tags: Any, target: Any) -> ThresholdCurve:
         """Add one image; returns itself.
 
-        cams: (C,H,W) activations in [0,1]. tags: (C,) of 0/1. target: (H,W) labels 0..C, or ``ignore``.
+        cams: (C,H,W) activations in [0,1]. tags: (C,) of 0/1. target: (H,W) labels 0..C, or 255.
         Torch or numpy. Raises LabelError (a ValueError) for shapes, activations or labels that do not fit.
         """
         cams, tags, target = (_tensor(value) for value in (cams, tags, target))
@@ -54,11 +52,11 @@ class ThresholdCurve:
                 f"expected ({c},H,W), ({c},) and (H,W); resize the CAMs to the truth's size."
             )
         target = target.to(cams.device).long().flatten()
-        valid = target != self.ignore
+        valid = target != IGNORE
         target = target[valid]
-        if target.numel() and not 0 <= int(target.min()) <= int(target.max()) <= c:
-            wrong = int(target.max() if target.max() > c else target.min())
-            raise LabelError(f"The truth holds label {wrong}, which is neither a class (0 to {c}) nor {self.ignore}.")
+        wrong = target[(target < 0) | (target > c)]
+        if wrong.numel():
+            raise LabelError(f"The truth holds label {int(wrong[0])}, neither a class (0 to {c}) nor {IGNORE}.")
         present = tags.to(cams.device).flatten().nonzero().flatten()
         if present.numel():
             value, best = cams.detach()[present].float().flatten(1)[:, valid].max(dim=0)
@@ -74,37 +72,26 @@ class ThresholdCurve:
             label = below = torch.zeros_like(target)
         shape = self.histogram.shape
         cell = (target * shape[1] + label) * shape[2] + below
-        counted = torch.bincount(cell, minlength=self.histogram.size)
-        own = counted.cpu().numpy()
+        own = torch.bincount(cell, minlength=self.histogram.size).cpu().numpy()
         self.histogram += own.reshape(shape)
-        if self.images is not None:
+        if self.keep:
             cells = np.flatnonzero(own)
             self.images.append((cells.astype(np.uint32), own[cells].astype(np.int32)))
         return self
 
     def image_sums(self, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Hits, true and predicted pixels by class of each image at a threshold of the grid, int64 (N,K) each.
+        """Hits, true and predicted pixels by class of each image that was kept, int64 (N,K) each.
 
-        Of the images that were kept. Raises ConfigError for a threshold between two grid points.
+        Raises ConfigError for a threshold between two grid points.
         """
         index, k = self._index(threshold), self.num_classes
-        tables = np.zeros((3, len(self.images or ()), k), dtype=np.int64)
-        for image, (cells, counts) in enumerate(self.images or ()):
+        tables = np.zeros((3, len(self.images), k), dtype=np.int64)
+        for image, (cells, counts) in enumerate(self.images):
             true, label, below = np.unravel_index(cells, self.histogram.shape)
             predicted = np.where(below > index, label, 0)
             for table, classes, counted in zip(tables, (true, true, predicted), (true == predicted, None, None)):
                 table[image] = np.bincount(classes, counts if counted is None else counts * counted, minlength=k)
         return tables[0], tables[1], tables[2]
-
-    def merge(self, other: ThresholdCurve) -> ThresholdCurve:
-        """Add another curve's images to this one; returns itself. Raises LabelError where the grids differ."""
-        if other.histogram.shape != self.histogram.shape or other.ignore != self.ignore:
-            raise LabelError("Cannot merge threshold curves of different classes, bins or ignored label.")
-        self.histogram += other.histogram
-        # Images that only one has kept would be a part of what is merged.
-        kept = self.images is not None and other.images is not None
-        self.images = [*(self.images or ()), *(other.images or ())] if kept else None
-        return self
 
     def matrices(self) -> np.ndarray:
         """int64 (bins,K,K): the confusion matrix at each threshold; rows are the truth."""
@@ -115,36 +102,23 @@ class ThresholdCurve:
 
     def iou(self) -> np.ndarray:
         """float64 (bins,K): IoU per class at each threshold; NaN where a class is in neither map."""
-        matrices = self.matrices()
-        hit = np.diagonal(matrices, axis1=1, axis2=2)
-        return intersection_over_union(hit, matrices.sum(axis=2), matrices.sum(axis=1))
+        return intersection_over_union(*sums(self.matrices()))
 
     def miou(self) -> np.ndarray:
         """float64 (bins,): mean IoU at each threshold; NaN before the first image."""
         return mean_over_classes(self.iou())
 
-    def at(self, threshold: float, without: Sequence[int] = ()) -> float:
-        """mIoU at a threshold of the grid, over all classes but those of ``without``.
-
-        Raises ConfigError for one between two grid points.
-        """
-        return float(mean_over_classes(self.iou()[self._index(threshold)], without))
-
-    def precision_recall_at(self, threshold: float) -> tuple[float, float]:
-        """Means over classes of precision and recall at a threshold of the grid, each without its NaN classes.
-
-        Precision is NaN for a class that is not predicted, recall for one that is not in the truth. Raises
-        ConfigError for a threshold between two grid points.
-        """
-        hit, true, predicted = sums(self.matrices()[self._index(threshold)])
-        return mean_over_classes(ratio(hit, predicted)), mean_over_classes(ratio(hit, true))
+    def at(self, threshold: float) -> ConfusionMatrix:
+        """The confusion matrix at a threshold of the grid. Raises ConfigError for one between two grid points."""
+        result = ConfusionMatrix(self.num_classes)
+        result.counts[:, :-1] = self.matrices()[self._index(threshold)]
+        return result
 
     def _index(self, threshold: float) -> int:
         index = round(threshold * self.bins)
         if not 0 <= index < self.bins or abs(self.thresholds[index] - threshold) > 1e-9:
             raise ConfigError(
-                f"Threshold {threshold} is not among the curve's multiples of 1/{self.bins} in [0,1); "
-                "choose one of those, or another number for evaluate.bins."
+                f"Threshold {threshold} is no multiple of 1/{self.bins} in [0,1); choose one, or set evaluate.bins."
             )
         return index
 

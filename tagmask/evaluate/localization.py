@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from tagmask.evaluate.bootstrap import bootstrap_means
+from tagmask.evaluate.bootstrap import interval_of, resampled_means
 from tagmask.evaluate.confusion import LabelError, to_numpy
 
 KEYS = ("top1", "top5", "gt_known", "top1_class", "top5_class")
@@ -82,22 +82,19 @@ class Localization:
         hits = np.array(self._hits, dtype=np.float64)
         shares = hits.mean(axis=0).tolist()
         result: dict[str, Any] = dict(zip(KEYS, shares)) | {"images": self.images}
-        columns = list(range(len(KEYS)))
+        columns = {key: i for i, key in enumerate(KEYS)}
         if self.thresholds:
             accuracies = shares[len(KEYS) :]
             best = int(np.argmax(accuracies))
+            columns["max_box_acc"] = len(KEYS) + best
             result |= {
                 "max_box_acc": accuracies[best],
                 "best_threshold": self.thresholds[best],
                 "curve": {"thresholds": self.thresholds, "box_acc": accuracies},
             }
-            columns.append(len(KEYS) + best)
         if bootstrap:
-            rows = bootstrap_means(hits[:, columns], bootstrap, seed)
-            named = zip((*KEYS, "max_box_acc"), rows)
-            result["intervals"] = {
-                key: {"low": low, "high": high, "std": std, "resamples": bootstrap} for key, (low, high, std) in named
-            }
+            drawn = resampled_means(hits[:, list(columns.values())], bootstrap, seed)
+            result["intervals"] = {key: interval_of(values) for key, values in zip(columns, drawn.T)}
         return result
 
 

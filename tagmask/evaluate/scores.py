@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,64 +14,46 @@ from rich.table import Table
 from tagmask.errors import ConfigError, nearest
 from tagmask.evaluate.bootstrap import interval_of, resampled
 from tagmask.evaluate.boundary import BoundaryIoU
-from tagmask.evaluate.confusion import ConfusionMatrix, LabelError, intersection_over_union, mean_over_classes, sums
+from tagmask.evaluate.confusion import (
+    ConfusionMatrix,
+    LabelError,
+    intersection_over_union,
+    mean_over_classes,
+    ratio,
+    sums,
+)
 from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.stamp import Stamp, headline
 
 BACKGROUND = "background"
-ALL_UNSURE = "all unsure"
 INTERVALS = ("interval", "interval_precision", "interval_recall", "interval_without", "interval_c_miou")
 
 
-class ImageMatrices(Mapping):
-    """Confusion matrices (K,K) by image id, of which only the cells that are not 0 are kept.
-
-    An image shows few classes: at 81 classes this takes some hundred bytes where the matrix takes 26 kB.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self._cells: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    def add(self, image_id: str, matrix: np.ndarray) -> None:
-        """Keep the matrix of one image. Raises LabelError where the id has one already."""
-        if image_id in self._cells:
-            raise LabelError(f"Image '{image_id}' was scored twice; an id belongs to one image.")
-        cells = np.flatnonzero(matrix)
-        self._cells[image_id] = (cells.astype(np.uint16), matrix.ravel()[cells].astype(np.int32))
-
-    def __getitem__(self, image_id: str) -> np.ndarray:
-        matrix = np.zeros(self.num_classes**2, dtype=np.int64)
-        cells, counts = self._cells[image_id]
-        matrix[cells] = counts
-        return matrix.reshape(self.num_classes, self.num_classes)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cells)
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-
 class ScoreStream:
-    """Collects the counts of one score image by image, over all and per image.
+    """What a score needs, collected image by image. Pixels whose truth is 255 are left out.
 
     boundary: width of the rims of the Boundary IoU as a share of the diagonal; 0: not counted.
     """
 
-    def __init__(self, num_classes: int, ignore: int = 255, boundary: float = 0.0) -> None:
-        self.confusion = ConfusionMatrix(num_classes, ignore)
-        self.per_image = ImageMatrices(num_classes)
-        self.boundary = BoundaryIoU(num_classes, boundary, ignore) if boundary else None
+    def __init__(self, num_classes: int, boundary: float = 0.0) -> None:
+        self.confusion = ConfusionMatrix(num_classes)
+        # By the image's id: hits, true and predicted pixels by class, int32 (3,K).
+        self.per_image: dict[str, np.ndarray] = {}
+        self.boundary = BoundaryIoU(num_classes, boundary) if boundary else None
 
     def update(self, image_id: str, pred: Any, target: Any) -> ScoreStream:
-        """Add one image, label maps as in ``ConfusionMatrix.update``; returns itself. Errors name the image."""
-        one = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore)
+        """Add one image, label maps (H,W) as in ``ConfusionMatrix.update``; returns itself.
+
+        Raises LabelError, which names the image, for maps that do not fit and for an id that was added already.
+        """
+        if image_id in self.per_image:
+            raise LabelError(f"Image '{image_id}' was scored twice; an id belongs to one image.")
+        one = ConfusionMatrix(self.confusion.num_classes)
         try:
             one.update(pred, target)
         except LabelError as error:
             raise LabelError(f"{image_id}: {error}") from error
-        self.per_image.add(image_id, one.matrix)
+        self.per_image[image_id] = np.stack(sums(one.matrix)).astype(np.int32)
         self.confusion.merge(one)
         if self.boundary is not None:
             self.boundary.update(pred, target)
@@ -79,7 +61,7 @@ class ScoreStream:
 
     def miou_of(self, image_id: str) -> float:
         """The mIoU of one image, in [0,1]; NaN where it has no class."""
-        return mean_over_classes(intersection_over_union(*sums(self.per_image[image_id])))
+        return mean_over_classes(intersection_over_union(*self.per_image[image_id]))
 
     def result(
         self,
@@ -92,131 +74,86 @@ class ScoreStream:
         seed: int = 0,
         only: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """The score of all images so far; see ``score``."""
-        return score(
-            name,
-            self.confusion,
-            classes,
-            stamp,
-            self.per_image,
-            curve,
-            bootstrap,
-            without,
-            seed,
-            only,
-            self.boundary,
-        )
+        """The score of all images so far, ready for JSON: NaN is None, shares are in [0,1].
 
+        classes: names of the foreground. bootstrap: resamples of the images for intervals; 0 for none. without: classes
+        left out of a second mean. only: classes of a third one, the C-mIoU of Co-training with Swapping Assignments
+        (ECCV 2024, table 4b), there over classes that occur together.
 
-def score(
-    name: str,
-    confusion: ConfusionMatrix,
-    classes: Sequence[str],
-    stamp: Stamp,
-    per_image: Mapping[str, np.ndarray] | None = None,
-    curve: ThresholdCurve | None = None,
-    bootstrap: int = 1000,
-    without: Sequence[str] = (),
-    seed: int = 0,
-    only: Sequence[str] = (),
-    boundary: BoundaryIoU | None = None,
-) -> dict[str, Any]:
-    """Everything that is known about one set of label maps, ready for JSON (NaN becomes None; shares in [0,1]).
+        Keys: name, stamp, miou, miou_strict, coverage, accuracy; precision, recall and boundary_iou, means over the
+        classes that have one; without, miou_without, only, c_miou; interval, interval_precision, interval_recall,
+        interval_without, interval_c_miou, each {low, high, std, resamples}; classes; per_class {name: {iou, precision,
+        recall, boundary_iou, pixels}}; confusion, whose rows are the truth; images {id: {miou, accuracy}}; curve
+        {thresholds, miou, peak {threshold, miou, precision, recall}}. The peak has c_miou with ``only``, and where
+        the curve kept its images the intervals at its threshold. What was not asked for is None.
 
-    classes: names of the foreground classes, or of all with the background first. per_image: (K,K) matrices by id,
-    for the interval (``bootstrap`` resamples; 0 for none) and the images' own scores. without: names of classes
-    left out of a second mean. only: names of classes of a third one, the C-mIoU of Co-training with Swapping
-    Assignments (ECCV 2024, table 4b), there over classes that occur together. Keys: name, stamp, miou,
-    miou_strict, coverage, accuracy, precision, recall (means over the classes that have one), boundary_iou, without,
-    miou_without, only, c_miou, interval, interval_precision, interval_recall, interval_without and interval_c_miou
-    {low, high, std, resamples}, classes, per_class {name: {iou, precision, recall, boundary_iou, pixels}}, confusion
-    (rows are the truth), images {id: {miou, accuracy}}, curve {thresholds, miou, peak {threshold, miou, precision,
-    recall}}; with ``only`` the peak has c_miou, too, and where the curve kept its images interval, interval_precision,
-    interval_recall and interval_c_miou at its threshold. What was not asked for is None. Raises ConfigError for an
-    unknown class in ``without`` or ``only`` and LabelError for a list of classes that does not fit.
-    """
-    names = all_classes(classes, confusion.num_classes)
-    left_out = _indices("without", without, names)
-    # A mean over some classes is one without all others.
-    others = sorted(set(range(len(names))) - set(_indices("only", only, names))) if only else []
-    images: dict[str, dict[str, float]] = {}
-    intervals: dict[str, dict[str, Any] | None] = dict.fromkeys(INTERVALS)
-    if per_image:
-        rows = []
-        for image_id, matrix in per_image.items():
-            hit, true, predicted = sums(np.asarray(matrix))
-            total = true.sum()
-            images[image_id] = {
-                "miou": mean_over_classes(intersection_over_union(hit, true, predicted)),
-                "accuracy": float(hit.sum() / total) if total else math.nan,
+        Raises ConfigError for an unknown class in ``without`` or ``only``, LabelError for another number of classes.
+        """
+        confusion, names = self.confusion, [BACKGROUND, *classes]
+        if len(names) != confusion.num_classes:
+            raise LabelError(f"{len(classes)} class names do not fit {confusion.num_classes} classes with background.")
+        left_out, kept = _indices("without", without, names), _indices("only", only, names)
+        # A mean over some classes is one without all others.
+        others = [i for i in range(len(names)) if i not in kept]
+        means: dict[str, dict[str, Any]] = {
+            "interval": {},
+            "interval_precision": {"of": "precision"},
+            "interval_recall": {"of": "recall"},
+        }
+        if only:
+            means["interval_c_miou"] = {"without": others}
+        drawn = None if curve is None else _curve(curve, means, bootstrap, seed)
+        if without:
+            means["interval_without"] = {"without": left_out}
+        found: dict[str, Any] = dict.fromkeys(INTERVALS)
+        if bootstrap and self.per_image:
+            found |= _intervals(list(np.stack(list(self.per_image.values()), axis=1)), means, bootstrap, seed)
+        columns = {
+            "iou": confusion.iou(),
+            "precision": confusion.precision(),
+            "recall": confusion.recall(),
+            "boundary_iou": np.full(len(names), np.nan) if self.boundary is None else self.boundary.iou(),
+            "pixels": confusion.counts.sum(axis=1),
+        }
+        result = {
+            "name": name,
+            "stamp": dict(stamp),
+            "miou": confusion.miou(),
+            "miou_strict": confusion.miou_strict(),
+            "coverage": confusion.coverage(),
+            "accuracy": confusion.accuracy(),
+            **{key: mean_over_classes(columns[key]) for key in ("precision", "recall", "boundary_iou")},
+            "without": list(without) or None,
+            "miou_without": confusion.miou(left_out) if without else None,
+            "only": list(only) or None,
+            "c_miou": confusion.miou(others) if only else None,
+            **found,
+            "classes": names,
+            "per_class": {name: {key: values[i] for key, values in columns.items()} for i, name in enumerate(names)},
+            "confusion": confusion.matrix,
+            "images": {
+                id: {"miou": self.miou_of(id), "accuracy": ratio(hit.sum(), true.sum())}
+                for id, (hit, true, _) in self.per_image.items()
             }
-            rows.append((hit, true, predicted))
-        if bootstrap:
-            tables = [np.stack(part) for part in zip(*rows)]
-            intervals |= _intervals(tables, bootstrap, seed, others if only else None)
-            if left_out:
-                intervals["interval_without"] = interval_of(resampled(tables, bootstrap, seed, left_out))
-    iou, precision, recall = confusion.iou(), confusion.precision(), confusion.recall()
-    rims = np.full(len(names), np.nan) if boundary is None else boundary.iou()
-    pixels = confusion.counts.sum(axis=1)
-    result = {
-        "name": name,
-        "stamp": dict(stamp),
-        "miou": confusion.miou(),
-        "miou_strict": confusion.miou_strict(),
-        "coverage": confusion.coverage(),
-        "accuracy": confusion.accuracy(),
-        "precision": mean_over_classes(precision),
-        "recall": mean_over_classes(recall),
-        "boundary_iou": mean_over_classes(rims),
-        "without": list(without) or None,
-        "miou_without": confusion.miou(without=left_out) if left_out else None,
-        "only": list(only) or None,
-        "c_miou": confusion.miou(without=others) if only else None,
-        **intervals,
-        "classes": names,
-        "per_class": {
-            name: {
-                "iou": float(iou[i]),
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "boundary_iou": float(rims[i]),
-                "pixels": int(pixels[i]),
-            }
-            for i, name in enumerate(names)
-        },
-        "confusion": confusion.matrix.tolist(),
-        "images": images or None,
-        "curve": _curve(curve, others if only else None, bootstrap, seed) if curve is not None else None,
-    }
-    return jsonable(result)
-
-
-def all_classes(classes: Sequence[str], num_classes: int) -> list[str]:
-    """The K class names, background first. Raises LabelError where their number fits neither K nor K − 1."""
-    if len(classes) == num_classes - 1:
-        return [BACKGROUND, *classes]
-    if len(classes) != num_classes:
-        raise LabelError(f"{len(classes)} class names do not fit {num_classes} classes (background included).")
-    return list(classes)
+            or None,
+            "curve": drawn,
+        }
+        return jsonable(result)
 
 
 def jsonable(value: Any) -> Any:
     """``value`` with NaN and infinity as None and numpy numbers and arrays as Python's, at any depth."""
     if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_scores(scores: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print scores (dictionaries of ``score``), one line each."""
-    console = console or Console()
+def print_scores(scores: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print scores (results of ``ScoreStream``), one line each."""
     for score in scores:
         console.print(score_line(score), markup=False, highlight=False, soft_wrap=True)
 
@@ -240,29 +177,25 @@ def _range(interval: Mapping[str, Any] | None) -> str:
     return f" [{percent(interval['low'])}, {percent(interval['high'])}]" if interval else ""
 
 
-def print_classes(score: Mapping[str, Any], console: Console | None = None) -> None:
+def print_classes(score: Mapping[str, Any], console: Console) -> None:
     """Print IoU, precision, recall and boundary IoU of each class of one score and their means, in per cent.
 
-    A dash stands for a class that is absent, and for what was not counted; 'all unsure' for a class whose true pixels
-    are all 255 in the prediction.
+    A dash stands for a class that is absent, and for what was not counted; 'all unsure' for the IoU of a class whose
+    true pixels are all 255 in the prediction.
     """
-    console = console or Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"{escape(score['name'])}, {escape(score['stamp']['split'])}", overflow="fold")
     columns = {"IoU": "iou", "precision": "precision", "recall": "recall", "boundary IoU": "boundary_iou"}
     for column in columns:
         table.add_column(column, justify="right")
     for name, found in score["per_class"].items():
-        cells = [percent(found.get(key)) for key in columns.values()]
-        table.add_row(escape(name), ALL_UNSURE if all_unsure(found) else cells[0], *cells[1:])
+        cells = [percent(found[key]) for key in columns.values()]
+        if found["iou"] is None and found["pixels"]:
+            cells[0] = "all unsure"
+        table.add_row(escape(name), *cells)
     table.add_section()
-    table.add_row("mean", *(percent(score.get(key)) for key in ("miou", *list(columns.values())[1:])))
+    table.add_row("mean", *(percent(score[key]) for key in ("miou", *list(columns.values())[1:])))
     console.print(table)
-
-
-def all_unsure(found: Mapping[str, Any]) -> bool:
-    """Whether a class, an entry of per_class, is in the truth and has no IoU: all of it is 255 in the prediction."""
-    return found["iou"] is None and bool(found.get("pixels"))
 
 
 def percent(value: float | None) -> str:
@@ -270,35 +203,33 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
+def _intervals(
+    tables: Sequence[np.ndarray], means: Mapping[str, dict[str, Any]], resamples: int, seed: int
+) -> dict[str, Any]:
+    """The interval of each mean, from images' pixel sums; means: arguments of ``resampled`` by key."""
+    return {key: interval_of(resampled(tables, resamples, seed, **mean)) for key, mean in means.items()}
+
+
+def _curve(curve: ThresholdCurve, means: Mapping[str, dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
+    """The peak's intervals are at its threshold: that it was chosen on these images is not in them."""
+    threshold, miou = curve.peak()
+    # Without pixels there is no peak, and the matrix at any threshold is empty.
+    at = curve.at(0.0 if math.isnan(threshold) else threshold)
+    peak: dict[str, Any] = {
+        "threshold": threshold,
+        "miou": miou,
+        "precision": mean_over_classes(at.precision()),
+        "recall": mean_over_classes(at.recall()),
+    }
+    if "interval_c_miou" in means:
+        peak["c_miou"] = at.miou(**means["interval_c_miou"])
+    if resamples and curve.images and not math.isnan(threshold):
+        peak |= _intervals(curve.image_sums(threshold), means, resamples, seed)
+    return {"thresholds": curve.thresholds, "miou": curve.miou(), "peak": peak}
+
+
 def _indices(key: str, chosen: Sequence[str], names: list[str]) -> list[int]:
     for name in chosen:
         if name not in names:
             raise ConfigError(f"evaluate.{key} names the unknown class '{name}'.{nearest(name, names)}")
     return [names.index(name) for name in chosen]
-
-
-def _intervals(
-    tables: Sequence[np.ndarray], resamples: int, seed: int, without: Sequence[int] | None
-) -> dict[str, dict[str, Any] | None]:
-    """Intervals of mIoU, precision and recall, and of the mIoU without some classes, from images' pixel sums."""
-    found: dict[str, dict[str, Any] | None] = {
-        "interval": interval_of(resampled(tables, resamples, seed)),
-        "interval_precision": interval_of(resampled(tables, resamples, seed, of="precision")),
-        "interval_recall": interval_of(resampled(tables, resamples, seed, of="recall")),
-    }
-    if without is not None:
-        found["interval_c_miou"] = interval_of(resampled(tables, resamples, seed, without))
-    return found
-
-
-def _curve(curve: ThresholdCurve, without: Sequence[int] | None, resamples: int, seed: int) -> dict[str, Any]:
-    """The peak's intervals are at its threshold: that it was chosen on these images is not in them."""
-    threshold, miou = curve.peak()
-    precision, recall = curve.precision_recall_at(threshold) if threshold == threshold else (math.nan, math.nan)
-    peak: dict[str, Any] = {"threshold": threshold, "miou": miou, "precision": precision, "recall": recall}
-    if without is not None:
-        peak["c_miou"] = curve.at(threshold, without) if threshold == threshold else math.nan
-    if curve.images and resamples and threshold == threshold:
-        tables = list(curve.image_sums(threshold))
-        peak |= _intervals(tables, resamples, seed, without)
-    return {"thresholds": curve.thresholds, "miou": curve.miou(), "peak": peak}

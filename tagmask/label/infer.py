@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.cam import refined_scores
+from tagmask.cam.maps import resize
 from tagmask.config import LabelConfig, RunConfig
 from tagmask.data.views import reduction
 from tagmask.errors import ConfigError
@@ -24,9 +25,9 @@ class Inference:
 
     Scores, CAMs and probabilities lie on the working grid (h,w): the photo's own, unless ``views.short_side`` reduces
     it. Label maps have the photo's size. Networks run under autocast as in training; results are float32.
-    ``config``: the label settings, with the threshold that training found where ``label.threshold_from`` asks for it.
-    Raises ConfigError where the method cannot do what ``label.source`` or that asks, for an unknown ``label.crf``, and
-    for a photo that is cut into tiles where a CRF is asked for.
+    ``config`` has the settings of ``label``, with the threshold that training found if ``label.threshold_from`` asks
+    for it. Raises ConfigError where the method cannot do what ``label`` asks for, for an unknown ``label.crf``, and for
+    a photo in tiles where a CRF is asked for.
     """
 
     def __init__(self, method: Method, config: RunConfig) -> None:
@@ -66,7 +67,7 @@ class Inference:
 
     @torch.inference_mode()
     def class_scores(self, photo: Tensor) -> Tensor | None:
-        """(C,) probabilities, or None where the method has no classifier."""
+        """(C,) probabilities; None for a method without a classifier."""
         with self._autocast():
             scores = self.method.class_scores(self.batch(photo, self.config.max_side))
         return None if scores is None else scores[0].float().cpu()
@@ -98,8 +99,8 @@ class Inference:
         """(C+1,h,w) of the segmenter, in tiles where the photo is large. Raises ConfigError without a segmenter."""
         if not self.method.has_segmenter:
             raise ConfigError(
-                f"Method '{self.method.config.name}' has no segmenter for untagged photos; train one on the masks of "
-                "this run first (tagmask run --labels-of)."
+                f"Method '{self.method.config.name}' has no segmenter for untagged photos; train one on this run's "
+                "masks first (tagmask run --labels-of)."
             )
         images = self.batch(photo)
         side = self.tile_side(images.shape[-2:])
@@ -107,25 +108,24 @@ class Inference:
 
     @torch.inference_mode()
     def probabilities(self, photo: Tensor, logits: Tensor, tags: Tensor | None = None) -> Tensor:
-        """(C+1,h,w) softmax of the segmenter's logits; with tags, classes that are not tagged are left out before it.
+        """(C+1,h,w) softmax of the segmenter's logits over the background and the tagged classes, or all without tags.
 
-        After the dense CRF where ``label.crf`` names one.
+        A dense CRF follows where ``label.crf`` names one.
         """
         if tags is not None:
             allowed = torch.cat([torch.ones(1), tags.cpu().float()]).to(logits.device)
             logits = logits.masked_fill(allowed[:, None, None] == 0, float("-inf"))
         scores = logits.softmax(dim=0)
-        return scores if self.crf is None else self._random_field(self.crf, self.batch(photo), scores)
-
-    def _random_field(self, crf: DenseCRF, images: Tensor, scores: Tensor) -> Tensor:
-        """The scores (C+1,h,w) after the dense CRF. Classes without a score anywhere take no part."""
+        if self.crf is None:
+            return scores
+        images = self.batch(photo)
         side = self.tile_side(images.shape[-2:])
         if side is not None:
             raise ConfigError(
                 f"label.crf works on whole photos, and this one is cut into tiles of {side} pixels; "
                 "set label.crf=none, or reduce photos with views.short_side."
             )
-        return random_field(crf, images, scores)
+        return random_field(self.crf, images, scores)
 
     def tile_side(self, size: Sequence[int]) -> int | None:
         """Side of the tiles that an image (h,w) is segmented in; None for in one piece."""
@@ -144,44 +144,34 @@ class Inference:
         return result
 
     def _logits(self, images: Tensor) -> Tensor:
-        size = images.shape[-2:]
+        """(C+1,h,w) of images (1,3,h,w), over all scales and flips: their mean or their largest (``label.merge``)."""
+        height, width = images.shape[-2:]
+        flips = (False, True) if self.config.flip else (False,)
         merged: Tensor | None = None
-        views = 0
         for scale in self.config.scales:
-            scaled = images
-            if scale != 1.0:
-                new = [max(1, round(n * scale)) for n in size]
-                scaled = F.interpolate(images, size=new, mode="bilinear", align_corners=False)
-            for flip in (False, True) if self.config.flip else (False,):
+            scaled = resize(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+            for flip in flips:
                 with self._autocast():
                     logits = self.method.segment(scaled.flip(-1) if flip else scaled)  # type: ignore[operator]
-                logits = logits.flip(-1) if flip else logits
-                logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)[0]
-                views += 1
+                logits = resize((logits.flip(-1) if flip else logits).float(), (height, width))[0]
                 if merged is None:
                     merged = logits
-                elif self.config.merge == "max":
-                    merged = torch.maximum(merged, logits)
                 else:
-                    merged = merged + logits
+                    merged = torch.maximum(merged, logits) if self.config.merge == "max" else merged + logits
         assert merged is not None
-        return merged / views if self.config.merge == "mean" else merged
+        return merged if self.config.merge == "max" else merged / (len(self.config.scales) * len(flips))
 
     def _tiled(self, images: Tensor, side: int) -> Tensor:
         """Logits of overlapping tiles (by a quarter of their side), averaged with weights that fall to the edge."""
         height, width = images.shape[-2:]
-        total: Tensor | None = None
+        total = torch.zeros(self.method.classes + 1, height, width, device=self.device)
         weight = torch.zeros(height, width, device=self.device)
         for y0 in tile_starts(height, side):
             for x0 in tile_starts(width, side):
                 y1, x1 = min(y0 + side, height), min(x0 + side, width)
-                logits = self._logits(images[..., y0:y1, x0:x1])
-                ramp = _ramp(y1 - y0, self.device)[:, None] * _ramp(x1 - x0, self.device)[None]
-                if total is None:
-                    total = torch.zeros(logits.shape[0], height, width, device=self.device)
-                total[:, y0:y1, x0:x1] += logits * ramp
+                ramp = _ramp(y1 - y0, self.device)[:, None] * _ramp(x1 - x0, self.device)
+                total[:, y0:y1, x0:x1] += self._logits(images[..., y0:y1, x0:x1]) * ramp
                 weight[y0:y1, x0:x1] += ramp
-        assert total is not None
         return total / weight
 
 
@@ -198,7 +188,7 @@ def best_labels(scores: Tensor, photo: Tensor, unsure: float = 0.0) -> Tensor:
 
     One class at a time: all classes of a large photo at once would take gigabytes.
     """
-    size = photo.shape[-2:]
+    size = tuple(photo.shape[-2:])
     if scores.shape[-2:] == size:
         best, labels = scores.max(dim=0)
         labels = labels.to(torch.uint8)
@@ -206,7 +196,7 @@ def best_labels(scores: Tensor, photo: Tensor, unsure: float = 0.0) -> Tensor:
         best = torch.full(size, float("-inf"), device=scores.device)
         labels = torch.zeros(size, dtype=torch.uint8, device=scores.device)
         for k, score in enumerate(scores):
-            resized = F.interpolate(score[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+            resized = resize(score[None, None], size)[0, 0]
             labels[resized > best] = k
             best = torch.maximum(best, resized)
     return labels.masked_fill(best < unsure, IGNORE)
@@ -231,14 +221,14 @@ def _ramp(length: int, device: torch.device) -> Tensor:
 
 
 def _settled(label: LabelConfig, method: Method) -> LabelConfig:
-    """With the number that ``threshold_from: training`` stands for. Raises ConfigError where the method has none."""
+    """With the threshold that ``threshold_from: training`` stands for. Raises ConfigError if the method has none."""
     if label.threshold_from == "fixed" or not method.has_cams:
         return label
     found = method.cam_threshold()
     if found is None:
         raise ConfigError(
-            f"Method '{method.config.name}' finds no threshold for CAMs in training; leave out "
-            "label.threshold_from=training and set label.threshold."
+            f"label.threshold_from=training: method '{method.config.name}' finds no threshold in training; set "
+            "label.threshold instead."
         )
     threshold, by_training = found
     return label.model_copy(update={"threshold": threshold, "threshold_from": "training" if by_training else "fixed"})

@@ -79,12 +79,9 @@ class Look:
             return (self._completed(labels, scores) if self.inference.completes else labels), scores
         if cfg.high is None or cfg.low is None:
             return self.refined_labels, self.refined
-        given = self._given.to(self.inference.device)[None]
-        images = self.inference.batch(self.photo, cfg.max_side)
+        given, images = self._given.to(self.inference.device), self.inference.batch(self.photo, cfg.max_side)
         with torch.inference_mode():
-            labels = pseudo_labels(
-                self.cams[None], given, cfg.high, cfg.low, refine=self.inference.refiner, images=images
-            )
+            labels = pseudo_labels(self.cams[None], given[None], cfg.high, cfg.low, self.inference.refiner, images)
         labels = F.interpolate(labels[None].byte(), size=self.photo.shape[-2:], mode="nearest-exact")[0, 0]
         return labels, self.refined
 
@@ -123,11 +120,7 @@ def go_over(
     """Read each item's photo once and hand it to all consumers, so that these share what is computed of it."""
     console = console or Console(stderr=True)
     for item, photo in track(read_ahead(items), title, len(items), console=console, disable=not console.is_terminal):
-        look: Look | DataError
-        if isinstance(photo, DataError):
-            look = photo
-        else:
-            tags = None if item.tags is None else tag_vector(item.tags, inference.method.classes)
-            look = Look(inference, photo, tags)
+        tags = None if item.tags is None else tag_vector(item.tags, inference.method.classes)
+        look = photo if isinstance(photo, DataError) else Look(inference, photo, tags)
         for consume in consumers:
             consume(item, look)

@@ -112,8 +112,7 @@ def to_tensor(photo: Photo) -> Tensor:
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] != 3):
             raise DataError(f"An array must be uint8 (H,W,3) or (H,W), this is {photo.dtype} {photo.shape}.")
-        rgb = np.repeat(photo[..., None], 3, axis=2) if photo.ndim == 2 else photo
-        return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
+        return image_tensor(Image.fromarray(photo))
     if photo.dtype != torch.uint8 or photo.ndim != 3 or photo.shape[0] != 3:
         raise DataError(f"A tensor must be uint8 (3,H,W), this is {photo.dtype} {tuple(photo.shape)}.")
     return photo

@@ -22,9 +22,7 @@ from tagmask.training.folder import read_json, write_json, write_text
 from tagmask.types import IGNORE
 
 MISSING = "missing.csv"
-"""Beside masks of tagged photos, one line for a photo and a class that it is tagged with and its mask lacks."""
-
-
+"""Beside masks of tagged photos: a line for each photo and tagged class that its mask lacks."""
 Make = Callable[[Item, Look], "tuple[Tensor, Tensor | None, Sequence[str]]"]
 """An item and its Look → label map uint8 (H,W), and the scores (n,h,w) to save where soft maps are asked for, with the
 names of the n classes; None where there are no scores."""
@@ -32,9 +30,10 @@ names of the n classes; None where there are no scores."""
 
 @dataclass
 class Labelled:
-    """What a labelling run did. skipped: masks that were there already; failed: (file, why); untagged: left out.
+    """What a labelling run did. skipped: masks that were there; failed: (file, why); untagged: photos left out.
 
-    missing: by id of photos, written or skipped, the classes that they are tagged with and their masks lack.
+    unsure: share of the written pixels that are 255. missing: by the photo's id, tagged classes that its mask, written
+    or skipped, lacks.
     """
 
     folder: Path
@@ -45,8 +44,8 @@ class Labelled:
     untagged: int = 0
     missing: dict[str, list[str]] = field(default_factory=dict)
 
-    def summary(self) -> dict:
-        """JSON-able counts."""
+    def summary(self) -> dict[str, Any]:
+        """The counts, ready for JSON."""
         classes = Counter(name for names in self.missing.values() for name in names)
         return {
             "folder": str(self.folder),
@@ -62,11 +61,10 @@ class Labelled:
 class LabelWriter:
     """Writes ``<id>.png`` for each item into ``folder``, and ``note``, which says how they are made, as classes.json.
 
-    Files that are there are kept unless ``overwrite``, which removes those of ``items``, soft maps as well, before
-    anything is written: a run that is killed and resumed never mixes old and new ones. ``todo`` has the items that are
-    left. soft: also save ``<id>.npz``, compressed, with 'scores' in half precision and the names of their 'classes';
-    it is written before the PNG, so that a PNG says that all is there. classes: names of 1..C. make: gives a photo's
-    labels.
+    Files that are there are kept unless ``overwrite``, which first removes those of all ``items``: a run that is killed
+    and resumed never mixes old and new ones. ``todo``: the items that are left. classes: names of 1..C. make: gives a
+    photo's labels. soft: also save ``<id>.npz`` with 'scores' in half precision and the names of their 'classes'. It is
+    written first, so that a PNG says that all is there.
 
     Raises ConfigError when the folder holds labels that were made in another way, and DataError when one would be
     written over its photo.
@@ -114,20 +112,18 @@ class LabelWriter:
             return
         if not overwrite:
             raise ConfigError(
-                f"{self.folder}: holds masks of another model or other settings; delete the folder to make them "
-                "again, or use --overwrite or another --out."
+                f"{self.folder}: holds masks of another model or other settings; use --overwrite or another --out."
             )
-        own = set(self.paths.values())
-        if any(path not in own for path in self.folder.rglob("*.png")):
+        if set(self.folder.rglob("*.png")) - set(self.paths.values()):
             raise ConfigError(
-                f"{self.folder}: holds masks of further photos, too, which another model or other settings made; "
-                "label these photos with them, delete the folder, or use another --out."
+                f"{self.folder}: also holds masks of further photos, which another model or other settings made; "
+                "label those with these, delete the folder, or use another --out."
             )
 
     def add(self, item: Item, look: Look | DataError) -> None:
-        """Take a photo of a pass (see ``go_over``): write its label file, unless it is there or not one of ``items``.
+        """Write the label file of a photo of a pass, unless it is there or not one of ``items``.
 
-        A photo that cannot be read is counted in ``failed`` and does not stop the others.
+        A photo that cannot be read is listed in ``failed`` and does not stop the others.
         """
         if item.id not in self.left:
             return
@@ -150,7 +146,7 @@ class LabelWriter:
     def finish(self) -> Labelled:
         """Counts of the whole run. Where items have tags, missing.csv says which masks lack a class of theirs.
 
-        Labels that were there are read for it. Those that cannot be read are counted in ``failed``, too.
+        Masks that were there are read for it; those that cannot be read are listed in ``failed``, too.
         """
         done = self.done
         done.unsure = self.unsure / self.pixels if self.pixels else 0.0
@@ -183,20 +179,19 @@ def _write_missing(folder: Path, missing: Mapping[str, Sequence[str]]) -> None:
 
 
 def read_missing(folder: Path) -> dict[str, list[str]]:
-    """Of photos whose masks in ``folder`` lack tagged classes, these classes, by the photo's id; {} without a list.
+    """By the photo's id, the tagged classes that masks in ``folder`` lack; {} without a list.
 
     Raises DataError for a list that was changed into something else.
     """
     path = folder / MISSING
     found: dict[str, list[str]] = {}
-    if path.is_file():
-        for line, row in enumerate(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")), 1):
-            if len(row) != 2:
-                raise DataError(
-                    f"{path}, row {line}: {len(row)} columns, not image and class. Delete it to get it anew."
-                )
-            if line > 1:
-                found.setdefault(row[0], []).append(row[1])
+    if not path.is_file():
+        return found
+    for line, row in enumerate(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")), 1):
+        if len(row) != 2:
+            raise DataError(f"{path}, row {line}: {len(row)} columns, not image and class. Delete it to get it anew.")
+        if line > 1:
+            found.setdefault(row[0], []).append(row[1])
     return found
 
 

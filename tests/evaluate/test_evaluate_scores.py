@@ -20,7 +20,6 @@ from tagmask.evaluate import (
     difference,
     print_classes,
     print_scores,
-    score,
 )
 from tagmask.evaluate.scores import score_line
 from tagmask.evaluate.stamp import describe, headline
@@ -160,8 +159,7 @@ def test_stamps_differ_by_key():
 
 
 def test_what_was_not_asked_for_is_none():
-    cm = ConfusionMatrix(4).update(np.zeros(4, int), np.zeros(4, int))
-    result = score("masks", cm, ["background", *CLASSES], stamp(), bootstrap=0)
+    result = ScoreStream(4).result("masks", CLASSES, stamp(), bootstrap=0)
     for key in ("interval", "interval_without", "miou_without", "images", "curve", "without", "only", "c_miou"):
         assert result[key] is None
     assert result["classes"] == ["background", *CLASSES]
@@ -178,13 +176,6 @@ def test_errors_name_the_image_the_class_and_the_count():
         one.result("x", CLASSES, stamp(), without=["boot"])
     with pytest.raises(TagmaskError, match="2 class names"):
         one.result("x", CLASSES[:2], stamp())
-
-
-def test_per_image_matrices_come_back_as_they_were():
-    one, matrices = stream()
-    assert list(one.per_image) == [f"photo{i}" for i in range(6)]
-    for i, matrix in enumerate(matrices):
-        np.testing.assert_array_equal(one.per_image[f"photo{i}"], matrix)
 
 
 def test_a_stamp_is_told_on_one_line():

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from tagmask.report.plots import CSS, heat_map, line, threshold_curve
+from tagmask.report.plots import CSS, line, threshold_curve
 
 
 def texts(svg: str) -> list[str]:
     root = ElementTree.fromstring(svg)
     return ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
-
-
-def test_heat_map_writes_per_cents_and_names_as_they_are():
-    names = ["a $x_1$", r"$\broken{", "<b> & 猫"]
-    shares = np.array([[1.0, 0, np.nan], [0.25, 0.754, 0], [0, 0, 0.004]])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        svg = heat_map(shares, names, names, "truth", "prediction", "a & b")
-    found = texts(svg)
-    for name in names:
-        assert found.count(name) == 2
-    assert sorted(t for t in found if t.isdigit()) == ["100", "25", "75"]
-    assert len(texts(heat_map(np.eye(40), names[:1] * 40, names[:1] * 40, "", "", "big"))) == 80  # no room for numbers
 
 
 @pytest.mark.parametrize("n", [1, 2, 400])
