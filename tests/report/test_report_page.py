@@ -16,7 +16,7 @@ from tagmask.data.pixels import palette
 from tagmask.errors import DataError
 from tagmask.evaluate import ScoreStream, ThresholdCurve
 from tagmask.evaluate.stamp import describe
-from tagmask.report import Panel, heat, overlay, write_report
+from tagmask.report import Panel, heat, overlay, page
 from tagmask.report.page import LACKING, choose
 
 CLASSES = ["cat", "dog $x$", "<b>boat</b>"]
@@ -250,3 +250,16 @@ def test_pictures_of_a_photo_have_one_size_whatever_the_grid_of_its_cams(size: t
     photo = Panel("a", np.zeros((*size, 3), np.uint8), ["cat"], CLASSES, cam, ["cat"], labels, labels, labels)
     addresses = re.findall(r"base64,([^\"']+)", written(tmp_path, [photo]))
     assert len(addresses) == 5 and len({Image.open(io.BytesIO(b64decode(data))).size for data in addresses}) == 1
+
+
+def test_cams_of_reduced_photos_of_all_sizes_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every height and every width from 200 to 700 pixels, with CAMs on the grid of ``views.short_side=291``."""
+    monkeypatch.setattr(page, "SIDE", 12)
+    for i in range(501):
+        height, width = 200 + i, 200 + 37 * i % 501
+        factor = min(1.0, 291 / min(height, width))
+        cam = np.zeros((1, round(height * factor), round(width * factor)), np.float32)
+        image = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (height, width, 3))
+        addresses = [address for _, address in page._pictures(Panel("a", image, ["cat"], CLASSES, cam, ["cat"]))]
+        sizes = {Image.open(io.BytesIO(b64decode(address.partition(",")[2]))).size for address in addresses}
+        assert len(addresses) == 2 and len(sizes) == 1, (height, width)
