@@ -16,6 +16,9 @@ from tagmask.config import RunConfig, dump_yaml, load_config, read_yaml
 from tagmask.errors import DataError
 from tagmask.evaluate.stamp import difference
 
+FORMAT = 1
+"""Number of the format of run folders and of their model/. It rises with every change that older code cannot read."""
+
 
 class RunFolder:
     """Files of one run. Reading raises DataError that names the missing file and the command that writes it."""
@@ -82,6 +85,15 @@ class RunFolder:
 
         metrics["scores"] = [*filter(other, metrics["scores"]), score]
         write_json(self.metrics_file, metrics)
+
+
+def check_format(path: Path, found: dict[str, Any]) -> None:
+    """Raise DataError for a file of a run that another format's tagmask wrote."""
+    if found.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: written in format {found.get('format')}, and this tagmask reads format {FORMAT}. Use the tagmask "
+            "that wrote it, or train again."
+        )
 
 
 def environment() -> dict[str, Any]:

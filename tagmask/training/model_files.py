@@ -15,7 +15,7 @@ from torch import Tensor
 from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import DataError
 from tagmask.methods import Method, build_method
-from tagmask.training.folder import read_json, write_json, write_text
+from tagmask.training.folder import FORMAT, check_format, read_json, write_json, write_text
 
 
 def save_model(folder: Path, method: Method, config: RunConfig, classes: list[str], origin: str | None = None) -> None:
@@ -31,6 +31,7 @@ def save_model(folder: Path, method: Method, config: RunConfig, classes: list[st
     part.replace(folder / "weights.safetensors")
     write_text(folder / "config.yaml", dump_yaml(config))
     about: dict[str, Any] = {
+        "format": FORMAT,
         "classes": classes,
         "weights_origin": origin or method.origin(),
         "digest": digest(tensors),
@@ -63,6 +64,7 @@ def load_model(
         raise DataError(f"{folder}: no weights.safetensors. Is training finished? 'tagmask train --resume' goes on.")
     config = config or load_config(folder / "config.yaml")
     about = read_json(folder / "classes.json")
+    check_format(folder / "classes.json", about)
     bare = config.model_copy(deep=True)
     bare.encoder.weights = "none"
     built = build_method(bare, len(about["classes"]))

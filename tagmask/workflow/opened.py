@@ -17,9 +17,7 @@ from tagmask.label import Inference
 from tagmask.methods import Method, build_method
 from tagmask.strict import differing
 from tagmask.training import RunFolder, load_model, make_fabric, read_json, write_json
-
-FORMAT = 1
-"""Number of the run folder's format. It rises with every change that older code could not read."""
+from tagmask.training.folder import FORMAT, check_format
 
 
 class Run:
@@ -49,11 +47,7 @@ class Run:
                 f"{self.folder.data_file}: missing; it says which photos the run was trained on. Train again."
             )
         frozen = read_json(self.folder.data_file)
-        if frozen.get("format") != FORMAT:
-            raise DataError(
-                f"{self.folder.path}: a run folder of format {frozen.get('format')}, and this tagmask reads format "
-                f"{FORMAT}. Use the tagmask that made it, or train again."
-            )
+        check_format(self.folder.data_file, frozen)
         collection = open_collection(self.config)
         if collection.classes != frozen["classes"]:
             raise DataError(
