@@ -15,7 +15,9 @@ from tagmask.workflow import label, predict
 
 @pytest.mark.parametrize("name", ["data.json", "model/classes.json"])
 @pytest.mark.parametrize("number", [2, None])
-def test_another_format_is_refused(name: str, number: int | None, classifier: Path, tmp_path: Path) -> None:
+def test_another_format_is_refused(
+    name: str, number: int | None, classifier: Path, scenes: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(classifier, tmp_path / "run")
     values = read_json(run / name)
     write_json(run / name, {key: value for key, value in values.items() if key != "format"} | {"format": number})
@@ -25,4 +27,4 @@ def test_another_format_is_refused(name: str, number: int | None, classifier: Pa
         with pytest.raises(DataError, match=rf"{name}.*format {number}"):
             tagmask.load(run)
         with pytest.raises(DataError, match=rf"{name}.*format {number}"):
-            predict(run, [classifier], tmp_path / "out")
+            predict(run, [scenes / "images"], tmp_path / "out")
