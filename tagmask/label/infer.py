@@ -188,7 +188,7 @@ def best_labels(scores: Tensor, photo: Tensor, unsure: float = 0.0) -> Tensor:
 
     One class at a time: all classes of a large photo at once would take gigabytes.
     """
-    size = tuple(photo.shape[-2:])
+    size = (photo.shape[-2], photo.shape[-1])
     if scores.shape[-2:] == size:
         best, labels = scores.max(dim=0)
         labels = labels.to(torch.uint8)
