@@ -227,7 +227,7 @@ def _settled(label: LabelConfig, method: Method) -> LabelConfig:
     found = method.cam_threshold()
     if found is None:
         raise ConfigError(
-            f"label.threshold_from=training: method '{method.config.name}' finds no threshold in training; set "
+            f"Method '{method.config.name}' finds no threshold in training, as label.threshold_from asks; set "
             "label.threshold instead."
         )
     threshold, by_training = found
