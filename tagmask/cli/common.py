@@ -31,7 +31,7 @@ Masks = Annotated[Path | None, typer.Option(help="folder of true masks, for eval
 Method = Annotated[str | None, typer.Option("--method", "-m", help="name of a method, see 'tagmask methods'")]
 Encoder = Annotated[str | None, typer.Option("--encoder", "-e", help="name of an encoder")]
 Weights = Annotated[str | None, typer.Option(help="auto, none, package, a checkpoint file, or a finished run")]
-Seed = Annotated[int | None, typer.Option(help="of everything random")]
+Seed = Annotated[int | None, typer.Option(help="seed of everything random")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="run folder to write")]
 LabelsOf = Annotated[
     Path | None,

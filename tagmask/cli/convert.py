@@ -20,7 +20,7 @@ convert = typer.Typer(
 )
 common.app.add_typer(convert, name="convert", epilog="Example: `tagmask convert sbd VOCdevkit/VOC2012`")
 
-Workers = Annotated[int, typer.Option(min=1, help="of the conversion, at once")]
+Workers = Annotated[int, typer.Option(min=1, help="processes at once")]
 
 
 @convert.command(epilog="Example: `tagmask convert sbd VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset`")
@@ -56,7 +56,7 @@ def labels(
     file: Annotated[Path, typer.Argument(metavar="NPY", help="pickled dictionary of vectors", show_default=False)],
     out: Annotated[Path, typer.Argument(metavar="JSONL", help="table of tags to write", show_default=False)],
     classes: Annotated[str, typer.Option(help="voc, coco, or a file with one class a line")],
-    prefix: Annotated[str, typer.Option(help="of COCO's file names, where the file has numbers: COCO_train2014_")] = "",
+    prefix: Annotated[str, typer.Option(help="start of COCO's file names, before numbers: COCO_train2014_")] = "",
     json: common.Json = False,
 ) -> None:
     """Another project's label file to a table of tags, without running code that may be in it."""

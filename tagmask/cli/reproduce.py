@@ -20,7 +20,7 @@ def reproduce(
     ),
     rows: Annotated[list[str] | None, typer.Option(help="only these rows; repeatable")] = None,
     seeds: Annotated[int | None, typer.Option(help="number of seeds a row, instead of the table's")] = None,
-    encoder: Annotated[str | None, typer.Option("--encoder", "-e", help="in the place of the table's")] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", "-e", help="encoder instead of the table's")] = None,
     budget: Annotated[
         str, typer.Option(help="full: the paper's schedule; small: one planned for your data and machine")
     ] = "full",

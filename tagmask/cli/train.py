@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +38,7 @@ def train(
     from tagmask.training import RunFolder
 
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
-    given = [*([workflow.labels_of(labels_of)] if labels_of else []), *(configs or [])]
+    given: list[Any] = [*([workflow.labels_of(labels_of)] if labels_of else []), *(configs or [])]
     folder = RunFolder(out)
     if resume and folder.config_file.is_file():
         config = workflow.resumed(folder, given, values, overrides)

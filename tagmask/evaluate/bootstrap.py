@@ -10,8 +10,6 @@ import numpy as np
 
 from tagmask.evaluate.confusion import LabelError, intersection_over_union, mean_over_classes, ratio, sums
 
-Share = Literal["iou", "precision", "recall"]
-
 CELLS = 2_000_000
 """Weights drawn at a time, which bounds the memory."""
 
@@ -36,7 +34,7 @@ def resampled(
     resamples: int = 1000,
     seed: int = 0,
     without: Sequence[int] = (),
-    of: Share = "iou",
+    of: Literal["iou", "precision", "recall"] = "iou",
 ) -> np.ndarray:
     """Mean over classes of IoU, precision or recall in each resample, (R,) or (R,S), in [0,1].
 

@@ -89,8 +89,8 @@ class ThresholdCurve:
         for image, (cells, counts) in enumerate(self.images):
             true, label, below = np.unravel_index(cells, self.histogram.shape)
             predicted = np.where(below > index, label, 0)
-            for table, classes, counted in zip(tables, (true, true, predicted), (true == predicted, None, None)):
-                table[image] = np.bincount(classes, counts if counted is None else counts * counted, minlength=k)
+            matrix = np.bincount(true * k + predicted, counts, minlength=k * k).reshape(k, k)
+            tables[:, image] = sums(matrix)
         return tables[0], tables[1], tables[2]
 
     def matrices(self) -> np.ndarray:

@@ -188,7 +188,7 @@ def best_labels(scores: Tensor, photo: Tensor, unsure: float = 0.0) -> Tensor:
 
     One class at a time: all classes of a large photo at once would take gigabytes.
     """
-    size = tuple(photo.shape[-2:])
+    size = (photo.shape[-2], photo.shape[-1])
     if scores.shape[-2:] == size:
         best, labels = scores.max(dim=0)
         labels = labels.to(torch.uint8)
@@ -227,7 +227,7 @@ def _settled(label: LabelConfig, method: Method) -> LabelConfig:
     found = method.cam_threshold()
     if found is None:
         raise ConfigError(
-            f"label.threshold_from=training: method '{method.config.name}' finds no threshold in training; set "
+            f"Method '{method.config.name}' finds no threshold in training, as label.threshold_from asks; set "
             "label.threshold instead."
         )
     threshold, by_training = found

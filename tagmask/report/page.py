@@ -141,11 +141,14 @@ def _training(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     points: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for kind in ("losses", "figures", "lr"):
         for row in rows:
-            values = {"learning rate": row["lr"]} if kind == "lr" else row.get(kind, {})
-            for name, value in values.items():
+            entries = {"learning rate": row["lr"]} if kind == "lr" else row.get(kind, {})
+            for name, value in entries.items():
                 if value is not None and np.isfinite(value):
                     points.setdefault((kind, name), []).append((row["step"], value))
-    plots = [Markup(line(name, *zip(*found), smooth=kind == "losses")) for (kind, name), found in points.items()]
+    plots = []
+    for (kind, name), found in points.items():
+        steps, values = zip(*found)
+        plots.append(Markup(line(name, steps, values, smooth=kind == "losses")))
     speed = float(np.median([row["images_per_second"] for row in rows]))
     return {"plots": plots, "steps": rows[-1]["step"], "speed": speed}
 
