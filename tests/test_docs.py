@@ -99,7 +99,7 @@ def test_command_can_be_typed(line: str, places: Path, monkeypatch: pytest.Monke
     if verb in ("train", "run"):
         keys = ("words", "tags", "masks", "method", "encoder", "weights", "seed")
         values, overrides = common.settings(*(given[key] for key in keys))
-        config = common.build(given["configs"], values, overrides)
+        config = load_config(*(given["configs"] or ()), values, overrides=overrides)
         if "data" in values:
             assert open_collection(config).split("train")
         if verb == "train":  # 'run' plans the schedule

@@ -20,6 +20,12 @@ def normalize(cams: Tensor) -> Tensor:
     return cams / (cams.amax((-2, -1), keepdim=True) + 1e-5)
 
 
+def peak_normalize(cams: Tensor) -> Tensor:
+    """Each map of (B,C,h,w) cut at 0 and divided by its largest value; a map that is nowhere above 0 becomes 0."""
+    cams = cams.relu()
+    return cams / cams.amax((-2, -1), keepdim=True).clamp(min=1e-5)
+
+
 @torch.no_grad()
 def multi_scale(
     forward: Callable[[Tensor], Tensor],

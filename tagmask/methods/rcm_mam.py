@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from tagmask.cam import class_prototypes, region_masks
+from tagmask.cam import class_prototypes, peak_normalize, region_masks
 from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
@@ -216,9 +216,3 @@ class RCMMAM(ClassifierMethod):
     def class_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) class maps of MainNet before ReLU."""
         return self.main.maps(images)[1]
-
-
-def peak_normalize(cams: Tensor) -> Tensor:
-    """Each map of (B,C,h,w) cut at 0 and divided by its largest value; a map that is nowhere above 0 becomes 0."""
-    cams = cams.relu()
-    return cams / cams.amax((-2, -1), keepdim=True).clamp(min=1e-5)

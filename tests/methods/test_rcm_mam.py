@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from tagmask.cam import peak_normalize
 from tagmask.config import load_config
 from tagmask.errors import ConfigError
 from tagmask.methods import build_method
-from tagmask.methods.rcm_mam import RCMMAM, Network, peak_normalize
+from tagmask.methods.rcm_mam import RCMMAM, Network
 from tagmask.reproduce import read_table
 from tagmask.reproduce.configure import configure
 from tagmask.training import load_model, save_model
