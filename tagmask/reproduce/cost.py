@@ -157,29 +157,30 @@ def _now(device: torch.device) -> float:
 def time_label_files(job: Job, collection: Collection) -> float:
     """Seconds of the label files of all training photos that a row or its stages write, from one photo's.
 
-    A photo of nothing costs nothing.
+    Of a photo of nothing a stage makes no maps.
     """
     config, stages = job.config, job.config.stages
-    items = [item for item in collection.split("train") if item.tags]
-    if not items or not (job.row.label or stages):
+    photos = [item for item in collection.split("train") if item.tags is not None]
+    shown = [item for item in photos if item.tags]
+    if not shown or not (job.row.label or stages):
         return 0.0
     inference = Inference(_on_device(config, collection).eval(), config)
-    makers: list[MakePlaces] = []
+    makers: list[tuple[MakePlaces, int]] = []
     if job.row.label:
-        makers.append(lambda look, present: look.mask)
+        makers.append((lambda look, present: look.mask, len(photos)))
     if stages is not None and stages.cams is not None:
-        makers.append(ConfidentLabels(stages.cams))
+        makers.append((ConfidentLabels(stages.cams), len(shown)))
     if stages is not None and stages.masks is not None:
         affinity = stage_configs(config, RunFolder(job.folder)).get("affinity")
         walker = None if affinity is None else _on_device(affinity, collection).eval()
-        makers.append(mask_maker(config, inference, walker, affinity))
-    photo, present = read_image(items[0].image), torch.tensor(items[0].tags)
-    tags = tag_vector(items[0].tags or (), len(collection.classes))
+        makers.append((mask_maker(config, inference, walker, affinity), len(shown)))
+    photo, present = read_image(shown[0].image), torch.tensor(shown[0].tags)
+    tags = tag_vector(shown[0].tags or (), len(collection.classes))
 
     def one(make: MakePlaces) -> float:
         return _second(lambda: make(Look(inference, photo, tags), present), inference.device)
 
-    return len(items) * sum(map(one, makers))
+    return sum(count * one(make) for make, count in makers)
 
 
 def _second(call: Callable[[], object], device: torch.device) -> float:

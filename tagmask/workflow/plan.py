@@ -167,9 +167,8 @@ def _affinity(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedu
 
 
 def _has_attention(settings: Mapping[str, Any]) -> bool:
-    """Whether the encoder has attention that can be read: found by building it, without its weights and numbers."""
-    with torch.device("meta"):
-        return build_encoder(EncoderConfig.model_validate({**settings, "weights": "none"})).has_attention
+    """Whether the encoder has attention that can be read: found by building it, without its weights."""
+    return build_encoder(EncoderConfig.model_validate({**settings, "weights": "none"})).has_attention
 
 
 def _is_set(given: Mapping[str, Any], key: str) -> bool:
