@@ -34,6 +34,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return load
 
 
+@pytest.mark.slow
 def test_every_operator_has_its_cases() -> None:
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "ops.py", "--list"], capture_output=True, text=True, check=False
@@ -43,6 +44,7 @@ def test_every_operator_has_its_cases() -> None:
     assert operators >= {"crf", "energy", "par", "varm", "walk", "scorer", "threshold"}
 
 
+@pytest.mark.slow
 def test_generated_annotations_are_converted() -> None:
     pytest.importorskip("pycocotools")
     command = [sys.executable, BENCHMARKS / "prepare.py", "--images", "5", "--workers", "1"]
@@ -51,6 +53,7 @@ def test_generated_annotations_are_converted() -> None:
     assert "5 photos" in done.stdout and "photos/s" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_conversion_that_fails_ends_the_measurement(tmp_path: Path) -> None:
     (tmp_path / "pycocotools").mkdir()
     (tmp_path / "pycocotools" / "__init__.py").write_text('raise ImportError("none here")')
@@ -62,6 +65,7 @@ def test_a_conversion_that_fails_ends_the_measurement(tmp_path: Path) -> None:
     assert done.returncode != 0 and "pycocotools" in done.stderr and "photos/s" not in done.stdout
 
 
+@pytest.mark.slow
 def test_hours_are_those_of_both_phases(tmp_path: Path) -> None:
     size = ["--steps", "2", "--skip", "1", "--images", "6", "--size", "48", "64"]
     command = [sys.executable, BENCHMARKS / "schedule.py", "tscd_voc", *size, "--json", tmp_path / "found.json"]
@@ -100,6 +104,7 @@ def test_every_stage_has_its_files_and_memory(script: Callable[[str], ModuleType
     assert len(rows) == 7 and "| masks, soft maps |" in stages.table(rows, [5, 10], [64, 80], 100, [128, 160])
 
 
+@pytest.mark.slow
 def test_memory_of_one_photos_labels(tmp_path: Path) -> None:
     tiny = """
 encoder: {name: test_resnet, weights: none}

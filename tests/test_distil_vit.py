@@ -58,6 +58,7 @@ def test_crops_have_their_part_of_the_maps(distil: ModuleType) -> None:
     assert colours.min() >= 0 and colours.max() <= 1 and not torch.equal(colours, crops)
 
 
+@pytest.mark.slow
 def test_learns_resumes_and_can_be_used(
     distil: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

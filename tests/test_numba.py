@@ -14,6 +14,7 @@ numba = pytest.mark.skipif(module.kernels() is None, reason="numba is not instal
 
 
 @numba
+@pytest.mark.slow
 def test_imports_where_nothing_can_be_kept_on_disk(tmp_path) -> None:
     """A read-only installation and a user without a home: numba finds no place for its cache."""
     package = tmp_path / "site" / "tagmask"
@@ -28,6 +29,7 @@ def test_imports_where_nothing_can_be_kept_on_disk(tmp_path) -> None:
 
 
 @numba
+@pytest.mark.slow
 def test_without_just_in_time_compilation_torch_does_it() -> None:
     code = "import torch; from tagmask.refine.lattice import PermutohedralLattice as L, kernels; "
     code += "print(kernels(), L(torch.rand(1, 9, 2)).filter(torch.rand(1, 1, 9)).isfinite().all().item())"

@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 CHECK = """
@@ -21,6 +23,7 @@ print(tagmask.list_methods())
 """
 
 
+@pytest.mark.slow
 def test_wheel_works_elsewhere(tmp_path: Path) -> None:
     source = tmp_path / "source"  # building leaves files behind, which the checkout should not have
     shutil.copytree(ROOT / "tagmask", source / "tagmask", ignore=shutil.ignore_patterns("__pycache__"))

@@ -81,7 +81,10 @@ def test_a_mean_over_chosen_classes(copy: Path) -> None:
         raise_error("evaluate", copy, "evaluate.only=[nonsense]")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS.names() if not METHODS.get(name).labels_from_tags])
+TRAINED = [name for name in METHODS.names() if not METHODS.get(name).labels_from_tags]
+
+
+@pytest.mark.parametrize("name", [TRAINED[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINED[1:])])
 def test_run_plans_for_any_method(name: str, scenes: Path, tmp_path: Path) -> None:
     """Only what makes it tiny is set; everything that fits the method comes from the plan."""
     kind, fields = METHODS.get(name), METHODS.get(name).config_class.model_fields
