@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 from tagmask.errors import ConfigError, nearest
 from tagmask.registry import METHODS
 from tagmask.stage_config import StagesConfig, stage_mapping
-from tagmask.strict import COMPUTED, LEARNED_AND_USED, PLACE, USED, Role, Strict, used_for
+from tagmask.strict import APART, COMPUTED, LEARNED_AND_USED, PLACE, USED, Role, Strict, used_for
 
 
 class DataConfig(Strict):
@@ -190,7 +190,8 @@ class LabelConfig(Strict):
     """How masks are made for tagged images (``label``) and without tags (``predict``).
 
     The outputs that settings decide: 'cams'; 'background', CAMs cut at the background score; 'refined', the same after
-    refinement; 'crf'; 'segmentation', the segmenter's probabilities; 'masks', what ``label`` makes of these.
+    refinement; 'crf'; 'soft', soft maps; 'segmentation', the segmenter's probabilities; 'masks', what ``label`` makes
+    of these.
     """
 
     role: ClassVar[Role] = USED
@@ -227,7 +228,7 @@ class LabelConfig(Strict):
     unsure: Annotated[float, used_for("segmentation")] = Field(
         0.0, ge=0, lt=1, description="segmenter: 255 where the probability is lower"
     )
-    soft: Annotated[bool, COMPUTED] = Field(False, description="save half-precision probabilities, too")
+    soft: Annotated[bool, used_for("soft")] = Field(False, description="save half-precision probabilities, too")
     tile: Annotated[int | None, used_for("segmentation")] = Field(
         None, description="predict: side of a tile for large images; default: whole image"
     )
@@ -237,10 +238,10 @@ class LabelConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    """How scores are made. 'curve', 'rims', 'without' and 'only' are the parts of a score that settings decide."""
+    """How scores are made. Settings decide these parts: 'curve', 'rims', 'without', 'only' and 'intervals'."""
 
     role: ClassVar[Role] = USED
-    bootstrap: Annotated[int, COMPUTED] = Field(
+    bootstrap: Annotated[int, used_for("intervals")] = Field(
         1000, ge=0, description="resamples of the interval over images; 0: none"
     )
     bins: Annotated[int, used_for("curve")] = Field(100, ge=2, description="thresholds on the CAM curve")
@@ -267,7 +268,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     label: LabelConfig = LabelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    stages: Annotated[StagesConfig | None, COMPUTED] = Field(
+    stages: Annotated[StagesConfig | None, APART] = Field(
         None, description="what 'tagmask run' does after training; default: masks"
     )
 

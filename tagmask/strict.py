@@ -14,8 +14,8 @@ class Role:
     """What a setting decides. A field says it as ``Annotated[int, COMPUTED]``; a model has one for all its fields.
 
     learned: it decides what a training learns, and stays as it is on a resume. used: it may be set when a trained run
-    is used. outputs: what it decides of the CAMs, masks and scores that are made then, by the names that ``evaluate``
-    goes by; None for all of them.
+    is used. outputs: what it decides of the CAMs, masks and scores that are made then, by the names in ``LabelConfig``
+    and ``EvaluateConfig``; None for all of them.
     """
 
     learned: bool = False
@@ -36,6 +36,8 @@ LEARNED = Role(learned=True, used=False)
 """Decides what is learned. Fixed once the training began."""
 COMPUTED = Role()
 """Says how or where something is computed, stored or logged. It changes no result."""
+APART = Role(used=False)
+"""Is guarded by itself: it may differ on a resume, and is not set when a run is used."""
 PLACE = Role(learned=True)
 """Where files of the data lie. They may lie elsewhere when a trained run is used."""
 LEARNED_AND_USED = Role(learned=True, outputs=None)

@@ -13,6 +13,7 @@ from tagmask.errors import ConfigError
 from tagmask.registry import METHODS
 from tagmask.reproduce import read_table
 from tagmask.strict import (
+    APART,
     COMPUTED,
     LEARNED,
     LEARNED_AND_USED,
@@ -94,10 +95,11 @@ def test_every_setting_has_a_role_that_says_when_it_counts(name: str) -> None:
     config = load_config({"method": {"name": name}})
     found = settings(config, lambda role: True)
     assert found.keys() == leaves(config).keys()
-    known = {output for outputs in OUTPUTS.values() for output in outputs} | IN_EVERY_SCORE | {"background", "masks"}
+    known = {output for outputs in OUTPUTS.values() for output in outputs} | IN_EVERY_SCORE
+    known |= {"background", "masks", "soft", "intervals"}
     for key in found:
         role = role_of(config, key)
-        assert role.learned or role.used, key
+        assert role.learned or role.used or role == APART, key
         assert role.outputs is None or role.outputs <= known, f"{key}: no score has such an output"
     assert role_of(config, "method.name") == LEARNED
 
@@ -113,9 +115,9 @@ ROLES = {
     "train.workers=1": COMPUTED,
     "train.keep=1": COMPUTED,
     "data.root=elsewhere": COMPUTED,
-    "label.soft=true": COMPUTED,
-    "evaluate.bootstrap=0": COMPUTED,
-    "stages=[classifier, masks]": COMPUTED,
+    "label.soft=true": used_for("soft"),
+    "evaluate.bootstrap=0": used_for("intervals"),
+    "stages=[classifier, masks]": APART,
     "data.masks=elsewhere": PLACE,
     "views.short_side=200": LEARNED_AND_USED,
     "train.precision=bf16": LEARNED_AND_USED,

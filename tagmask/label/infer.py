@@ -94,14 +94,18 @@ class Inference:
         images = self.batch(photo, self.config.max_side)
         return refined_scores(cams[None], given[None], self.config.threshold, self.refiner, images, half=False)[0]
 
-    @torch.inference_mode()
-    def logits(self, photo: Tensor) -> Tensor:
-        """(C+1,h,w) of the segmenter, in tiles where the photo is large. Raises ConfigError without a segmenter."""
+    def need_segmenter(self) -> None:
+        """Raises ConfigError for a method without a segmenter."""
         if not self.method.has_segmenter:
             raise ConfigError(
                 f"Method '{self.method.config.name}' has no segmenter for untagged photos; train one on this run's "
                 "masks first (tagmask run --labels-of)."
             )
+
+    @torch.inference_mode()
+    def logits(self, photo: Tensor) -> Tensor:
+        """(C+1,h,w) of the segmenter, in tiles where the photo is large. Raises ConfigError without a segmenter."""
+        self.need_segmenter()
         images = self.batch(photo)
         side = self.tile_side(images.shape[-2:])
         return self._logits(images) if side is None else self._tiled(images, side)

@@ -51,9 +51,9 @@ class Job:
         """Whether every score is there. Raises ConfigError when the folder holds another configuration's run."""
         run = Run(self.trained)
         if run.begun:
-            config = resumed(run.folder, [], self._wanted_config(run), [])
+            resumed(run.folder, [], self._wanted_config(run), [])
             if (self.trained / "result.json").is_file():
-                self._check_stages(run, config)
+                self._check_stages(run)
         if not (self.folder / "result.json").is_file():
             return False
         made = self.result()["scored"]
@@ -69,9 +69,9 @@ class Job:
             wanted["data"]["train_masks"] = str(saved)
         return wanted
 
-    def _check_stages(self, run: Run, config: RunConfig) -> None:
+    def _check_stages(self, run: Run) -> None:
         """Raise ConfigError when a finished run went through other stages: it would not go through them again."""
-        before, now = run.config.stages, config.stages
+        before, now = run.config.stages, self.config.stages
         other = [n for n in StagesConfig.model_fields if getattr(before, n, None) != getattr(now, n, None)]
         if other:
             what = ", ".join(f"stages.{name}" for name in other)
@@ -123,6 +123,7 @@ class Job:
         spent: dict[str, float] = {}
         if self.row.run_of is None:
             run.config = resumed(run.folder, [], self._wanted_config(run), []) if run.begun else self.config
+            run.config = run.config.model_copy(update={"stages": self.config.stages})
             run.begin(resume=True)
             stages = Stages(run)
             for _ in stages.networks():  # weights that lack, or parts that do not fit, are said now

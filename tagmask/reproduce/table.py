@@ -197,7 +197,7 @@ def _check_seeds(where: str, table: Table, row: Row, source: str) -> None:
 def of_use(config: RunConfig, setting: str) -> bool:
     """Whether a setting 'key=value' decides only how a trained run of this configuration is used."""
     role = role_of(config, setting.partition("=")[0])
-    return role.used and not role.learned
+    return role.used and not role.learned and not role.computed
 
 
 def _check_scoring(where: str, settings: list[str], config: RunConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tagmask.data import Item
+from tagmask.data import Collection, Item
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import average_precision, difference
 from tagmask.evaluate.scores import percent
@@ -71,7 +71,7 @@ def evaluate(
     if what:
         names = list(what)
     elif any(item.mask is not None for item in items):
-        names = default_scores(run.method, split, run.folder)
+        names = [n for n in default_scores(run.method, split, run.folder) if _has_truth(n, collection, split)]
     elif any(item.tags is not None for item in items):
         names = []  # the classifier alone
     else:
@@ -124,6 +124,14 @@ def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
     if split != "train" and method.has_segmenter:
         names.append("segmenter")
     return names or ["segmenter+tags" if method.has_segmenter else "cam"]
+
+
+def _has_truth(name: str, collection: Collection, split: str) -> bool:
+    """Whether a split has photos that a score compares with a truth."""
+    try:
+        return bool(photos_of(name, collection, split))
+    except DataError:
+        return False
 
 
 def _val_threshold(run: Run, folder: RunFolder) -> float | None:

@@ -33,9 +33,7 @@ def label(
     items = list({item.id: item for name in split.split("+") for item in run.collection.split(name)}.values())
     writer = mask_writer(run, items, Path(out) if out else None, overwrite)
     go_over(run.inference, writer.todo, [writer.add], "label", console)
-    done = writer.finish()
-    done.untagged = len(items) - len(writer.items)
-    return done
+    return writer.finish()
 
 
 def mask_writer(run: Run, items: Sequence[Item], folder: Path | None = None, overwrite: bool = False) -> LabelWriter:
@@ -47,7 +45,9 @@ def mask_writer(run: Run, items: Sequence[Item], folder: Path | None = None, ove
 
     tagged = [item for item in items if item.tags is not None]
     note, soft = mask_note(run, with_tags=True), run.config.label.soft
-    return LabelWriter(folder or run.folder.masks, tagged, names[1:], note, make, overwrite, soft)
+    writer = LabelWriter(folder or run.folder.masks, tagged, names[1:], note, make, overwrite, soft)
+    writer.done.untagged = len(items) - len(tagged)
+    return writer
 
 
 def labels_of(run: Run | str | Path, make: bool = True, console: Console | None = None) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Run:
         Raises ConfigError for an override of what training has decided.
         """
         config = load_config(self.config.model_dump(mode="json"), overrides=overrides)
-        decided = differing(self.config, config, lambda role: role.learned and not role.used)
+        decided = differing(self.config, config, lambda role: not role.used)
         if decided:
             raise ConfigError(
                 f"{decided[0]} was decided when {self.folder.path} was trained; it cannot be overridden now."

@@ -39,6 +39,7 @@ def predict(
     def make(item: Item, look: Look) -> tuple[Tensor, Tensor, list[str]]:
         return *look.prediction, names
 
+    run.inference.need_segmenter()  # before masks that are there are overwritten
     writer = LabelWriter(out, items, names[1:], mask_note(run, False), make, overwrite, run.config.label.soft)
     go_over(run.inference, writer.todo, [writer.add], "predict", console)
     if overlay:

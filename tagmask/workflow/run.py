@@ -180,8 +180,14 @@ class _Scoring:
         self.scores: list[dict[str, Any]] = []
 
     def score_with(self, writer: LabelWriter) -> None:
-        """Score val and train while the writer takes their photos."""
-        self.score(["val", "train"], writer)
+        """Score val and train while the writer takes their photos. Where scoring fails, the masks are written still."""
+        try:
+            self.score(["val", "train"], writer)
+        except TagmaskError:
+            left = [item for item in writer.todo if not writer.paths[item.id].is_file()]
+            go_over(self.run.inference, left, [writer.add], "masks", self.console)
+            writer.finish()
+            raise
 
     def score(self, splits: Sequence[str], writer: LabelWriter | None = None) -> None:
         """Score the splits that are not scored yet. val comes first: it gives the CAM threshold of the others."""

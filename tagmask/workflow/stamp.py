@@ -49,8 +49,8 @@ def mask_note(run: Run, with_tags: bool) -> dict[str, Any]:
 def _outputs_of_masks(inference: Inference, source: str, with_tags: bool) -> set[str]:
     of_cams = {"cams", "background", "refined"}
     if source == "cam":
-        return of_cams | {"masks"}
-    made = {"segmentation", "crf"}
+        return of_cams | {"masks", "soft"}
+    made = {"segmentation", "crf", "soft"}
     if with_tags:
         made |= {"masks"} | (of_cams if inference.completes else set())
     return made

@@ -37,12 +37,16 @@ def train(
         if out is None:
             raise ConfigError("train(config, out): 'out' is missing, the folder to write the run to.")
         run = Run(out, run)
+    elif out is not None:
+        raise ConfigError(f"train(run, out): the run knows its folder, {run.folder.path}; leave 'out' away.")
     folder, config = run.folder, run.config
     check_free(folder, resume)
     if run.trained:
         return _finished(run)
     check_schedule(config)
     run.begin(resume)
+    if not folder.data_file.is_file():
+        run.save_data()
     items, without = training_items(run)
     if without:
         (console or Console(stderr=True)).print(f"{without} training photos have no mask and are left out.")
@@ -52,19 +56,21 @@ def train(
     alone = config.model_copy(update={"stages": None})  # which are no part of the model
     if method.reads_masks and config.data.train_masks is not None:
         keep_masks_note(folder, config.data.train_masks)
-    trained = train_method(
-        method,
-        alone,
-        items,
-        run.collection.classes,
-        folder,
-        resume=resume,
-        evaluate=_watch(run, method),
-        colour_map=run.collection.colour_map,
-        console=console,
-    )
-    del run.untrained  # its weights are the last step's now, not those that training starts from
-    return trained
+    try:
+        return train_method(
+            method,
+            alone,
+            items,
+            run.collection.classes,
+            folder,
+            resume=resume,
+            evaluate=_watch(run, method),
+            colour_map=run.collection.colour_map,
+            console=console,
+        )
+    finally:  # what was made of other weights: those that training starts from, or another model's
+        for part in ("untrained", "method", "inference", "model_note"):
+            run.__dict__.pop(part, None)
 
 
 def _watch(run: Run, method: Method) -> Any:
