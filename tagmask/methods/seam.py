@@ -43,28 +43,28 @@ class SEAM(ClassifierMethod):
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls; er: |A(F(I)) − F(A(I))|; ecr: maps of one copy against correlated ones of the other (section 3.4)."""
         cfg, size = self.config, torch.Size(max(32, round(n * self.config.rescale)) for n in batch.images.shape[-2:])
-        copies = [self._maps(x) for x in (batch.images, resize(batch.images, size))]
-        terms = {"cls": torch.stack([tag_loss(self.classifier.pool(x), batch.tags) for x, _ in copies]).mean()}
-        grid, tags = copies[1][0].shape[-2:], nn.functional.pad(batch.tags, (1, 0), value=1.0)[:, :, None, None]
-        plain = [peak_normalize(resize(x.float(), grid)) * tags[:, 1:] for x, _ in copies]
+        copies = [(x, self.encoder(x).maps) for x in (batch.images, resize(batch.images, size))]
+        maps = [self.classifier.cam(levels[-1]) for _, levels in copies]
+        terms = {"cls": torch.stack([tag_loss(self.classifier.pool(x), batch.tags) for x in maps]).mean()}
+        grid, tags = maps[1].shape[-2:], nn.functional.pad(batch.tags, (1, 0), value=1.0)[:, :, None, None]
+        plain = [peak_normalize(resize(x.float(), grid)) * tags[:, 1:] for x in maps]
         if cfg.weight_er > 0:
             terms["er"] = equivariance(*plain)
-        for (_, correlated), other in zip(copies, reversed(plain)) if cfg.weight_ecr > 0 else ():
-            apart = (with_background(other.detach()) - peak_normalize(resize(correlated, grid)) * tags).abs().flatten(1)
+        for copy, own, other in zip(copies, maps, reversed(plain)) if cfg.weight_ecr > 0 else ():
+            correlated = peak_normalize(resize(self._correlated(*copy, own), grid)) * tags
+            apart = (with_background(other.detach()) - correlated).abs().flatten(1)
             terms["ecr"] = terms.get("ecr", 0) + apart.topk(max(1, round(cfg.hardest * apart.shape[1]))).values.mean()
         return self.weighted(terms)
 
-    def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Class maps (B,C,h,w) before ReLU, and correlated ones (B,C+1,h,w) in [0,1], background first."""
-        maps = self.encoder(images).maps  # PCM learns by ecr alone: no gradient of it goes into these
-        plain = self.classifier.cam(maps[-1])
-        earlier = [reduce(x.detach()).relu() for reduce, x in zip(self.reduced, maps[-3:-1])]
-        seen = torch.cat([resize(x.to(plain.dtype), plain.shape[-2:]) for x in (images, *earlier)], 1)
-        normal = with_background(peak_normalize(plain.detach().float()))
-        return plain, pixel_correlation(self.embedding(seen).float(), normal)
+    def _correlated(self, images: Tensor, levels: list[Tensor], maps: Tensor) -> Tensor:
+        """(B,C+1,h,w) in [0,1], background first. PCM learns by ecr alone: no gradient goes into levels and maps."""
+        earlier = [reduce(x.detach()).relu() for reduce, x in zip(self.reduced, levels[-3:-1])]
+        seen = torch.cat([resize(x.to(maps.dtype), maps.shape[-2:]) for x in (images, *earlier)], 1)
+        return pixel_correlation(self.embedding(seen).float(), with_background(peak_normalize(maps.detach().float())))
 
     def cam_maps(self, images: Tensor) -> Tensor:
-        return self._maps(images)[1][:, 1:]
+        levels = self.encoder(images).maps
+        return self._correlated(images, levels, self.classifier.cam(levels[-1]))[:, 1:]
 
 
 def with_background(maps: Tensor) -> Tensor:

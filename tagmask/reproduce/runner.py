@@ -108,9 +108,9 @@ def make_jobs(
 
 
 def run_free(table: Table, jobs: Sequence[Job], home: Path, small: bool, console: Console | None) -> None:
-    """Take jobs that no other process is at until none is left. Whoever ends last has passed all that were free.
+    """Run the jobs that no other process is running, until none is left.
 
-    A job that builds on another one is waited for while another process is at that one.
+    A job may build on another one. While another process runs that one, this process waits.
     """
     told = False
     while True:

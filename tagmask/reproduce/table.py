@@ -45,9 +45,9 @@ class Column(Strict):
 class Row(Strict):
     """One configuration. configs and set come on top of the table's.
 
-    masks_from: the row whose masks it trains on. run_of: the row whose training it scores with other settings of
-    use, without a training of its own. stages: go through the
-    configuration's stages, too; 'segmenter' is then the score of the stage of that name, where there is one.
+    masks_from: the row whose masks it trains on. run_of: the row whose trained model it scores with other settings of
+    ``label`` and ``evaluate``; it trains nothing itself. stages: run the configuration's stages, too. The score
+    'segmenter' is then that of the stage 'segmenter', where there is one.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", description="also the name of its folder")

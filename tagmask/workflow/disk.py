@@ -22,10 +22,10 @@ PNG_EXTRA = 1200
 def disk_plan(run: Run, stages: Stages, networks: Iterable[tuple[str, Method]]) -> list[dict[str, Any]]:
     """Disk that each stage takes at most, as {stage, makes, where, bytes, less}: bytes an image × training images.
 
-    Label PNGs are counted uncompressed, soft maps before compression, networks by their parameters: model and
-    checkpoints with the optimiser's state, with the one that is being written before the oldest goes. less: settings
-    that lower it, None where there are none. networks: names and networks of the run and its stages that are still to
-    be trained. An image stands for the mean of the data set's.
+    Label PNGs and soft maps are counted uncompressed. A network is counted by its parameters: the model, and one
+    checkpoint more than are kept, each with the optimiser's state. A new one is written before the oldest is deleted.
+    An image has the mean size of the data set's images. less: settings that lower the bytes; None where there are
+    none. networks: names and networks of the run and its stages that are still to be trained.
     """
     config, found = run.config, run.fingerprint
     configs = {"classifier": config, **stages.configs}

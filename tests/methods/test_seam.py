@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,7 +58,10 @@ def test_losses_are_those_of_the_paper_as_the_method_feeds_them() -> None:
     batch = squares()
     found = method.losses(batch, 0).terms
     small = F.interpolate(batch.images, size=(32, 32), mode="bilinear")
-    copies = [method._maps(x) for x in (batch.images, small)]
+    levels = [method.encoder(x).maps for x in (batch.images, small)]
+    maps = [method.classifier.cam(x[-1]) for x in levels]
+    correlated = [method._correlated(*given) for given in zip((batch.images, small), levels, maps)]
+    copies = list(zip(maps, correlated))
     grid = copies[1][0].shape[-2:]
 
     def peak(maps: Tensor) -> Tensor:
@@ -86,4 +90,6 @@ def test_losses_are_those_of_the_paper_as_the_method_feeds_them() -> None:
 
 def test_terms_of_weight_zero_are_not_computed() -> None:
     method = build_method(tiny({"name": "seam", "weight_er": 0, "weight_ecr": 0}, "test_resnet"), CLASSES).train()
+    assert isinstance(method, SEAM)
+    method.embedding.register_forward_hook(lambda *_: pytest.fail("pixel correlation is only for ecr"))
     assert set(method.losses(squares(), 0).terms) == {"cls"}

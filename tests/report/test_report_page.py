@@ -180,7 +180,8 @@ def test_a_score_without_interval_or_a_nan_still_prints(tmp_path):
 def test_odd_photos(tmp_path):
     thin = Panel("thin", np.zeros((50, 1, 3), np.uint8), [], CLASSES, np.zeros((1, 50, 1)), ["cat"], score=0.2)
     low = Panel("low", np.zeros((64, 96, 3), np.uint8), ["cat"], CLASSES, np.ones((1, 4, 6)), ["cat"], score=0.1)
-    written(tmp_path, [thin, low])
+    page = Page(written(tmp_path, [thin, low]))
+    assert {"thin", "low"} <= {word for text in page.text for word in text.split()}
 
 
 def test_best_and_worst_do_not_overlap():
