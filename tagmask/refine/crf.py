@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tagmask.errors import ConfigError, TagmaskError, nearest
-from tagmask.refine.lattice import PermutohedralLattice, StackedLattices, positions
+from tagmask.refine.lattice import PermutohedralLattice, lanes, positions
 from tagmask.refine.threads import each_image
 from tagmask.tensors import check_shapes
 from tagmask.types import IGNORE
@@ -48,7 +48,7 @@ class DenseCRF(nn.Module):
     gaussian_sxy, bilateral_sxy: standard deviations in pixels. bilateral_srgb: in colours of 0..255. A weight of 0
     leaves its kernel out.
 
-    On a CPU each thread keeps up to 268 MB of working memory for the next call. All instances share the spatial kernels
+    On a CPU each thread keeps up to 201 MB of working memory for the next call. All instances share the spatial kernels
     of the last eight image sizes, at most some 50 bytes a pixel each. Results of different numbers of threads differ in
     their last digits.
 
@@ -125,16 +125,17 @@ class DenseCRF(nn.Module):
 
     def _mean_field(self, probs: Tensor, kernels: list[tuple[float, Any]]) -> Tensor:
         """(N,K) probabilities → (N,K)."""
-        if StackedLattices.fits(kernels):
-            return StackedLattices(kernels).mean_field(probs, CLIP, self.iterations)
-        unary = probs.float().clamp(min=CLIP).log()
+        count, channels = probs.shape
+        # Columns that only pad have probability 0.
+        unary = torch.full((count, lanes(channels, probs.device)), -torch.inf, device=probs.device)
+        unary[:, :channels] = probs.float().clamp(min=CLIP).log()
         current, logits = unary.softmax(1), torch.empty_like(unary)
         for _ in range(self.iterations):
             logits.copy_(unary)
             for weight, kernel in kernels:
                 kernel.add_rows(current, logits, weight)
             torch.softmax(logits, 1, out=current)
-        return current
+        return current[:, :channels]
 
     def _check(self, images: Tensor, probs: Tensor) -> None:
         check_shapes("DenseCRF", "images (B,3,H,W) and probabilities (B,K,H,W)", images, probs)

@@ -21,7 +21,7 @@ from tagmask.tensors import check_shapes
 PARTIALS = 4
 """Most threads that splat one image: each has its own copy of the lattice, and the copies are summed."""
 KEPT = 2**26
-"""Largest working array, in bytes, that a thread keeps for its next call; there are four, 268 MB in all."""
+"""Largest working array, in bytes, that a thread keeps for its next call; there are three, 201 MB in all."""
 CPU = torch.device("cpu")
 
 
@@ -36,6 +36,18 @@ def kernels() -> Any:
     return lattice_numba
 
 
+def lanes(channels: int, device: torch.device) -> int:
+    """Number of columns, padding included, that ``add_rows`` needs for the channels."""
+    if not _compiled(device):
+        return channels
+    width: int = kernels().LANES
+    return -(-channels // width) * width
+
+
+def _compiled(device: torch.device) -> bool:
+    return device.type == "cpu" and kernels() is not None
+
+
 class PermutohedralLattice:
     """Approximate Gaussian filter exp(−½|f_p − f_q|²) over feature vectors f, for a batch of point sets.
 
@@ -48,7 +60,7 @@ class PermutohedralLattice:
 
     Built once, used for any number of ``filter`` calls. Memory: N·(d+1)·16 bytes an image (18 MB for 375×500 pixels
     and five features), and two to five times the lattice points' values in a call of ``filter``. On a CPU with numba
-    each thread keeps its working arrays for the next call, four of at most 67 MB.
+    each thread keeps its working arrays for the next call, three of at most 67 MB.
 
     On a CPU numba's kernels are used, if it is installed. Raises TagmaskError for features that are not (B,N,d) or not
     finite, and for more lattice points than integers can number (standard deviations far too small).
@@ -59,8 +71,7 @@ class PermutohedralLattice:
         check_shapes("The lattice", "features (B,N,d)", features)
         if not torch.isfinite(features).all():
             raise TagmaskError("The lattice's features hold NaN or infinite values.")
-        compiled = features.device.type == "cpu" and kernels() is not None
-        kind: Any = _CompiledLattice if compiled else _TorchLattice
+        kind: Any = _CompiledLattice if _compiled(features.device) else _TorchLattice
         features = features.detach() if features.dtype == torch.float64 else features.detach().float()
         self.count, self.points = features.shape[:2]
         self.device = features.device
@@ -92,7 +103,7 @@ class PermutohedralLattice:
 
         def scale(i: int) -> None:
             lattice = self.images[i]
-            shape = (self.points, lattice.lanes(1))
+            shape = (self.points, lanes(1, self.device))
             ones = torch.ones(shape, dtype=lattice.weights.dtype, device=self.device)
             sums = torch.zeros_like(ones)
             lattice.add_rows(ones, sums, 1.0)
@@ -111,7 +122,7 @@ class PermutohedralLattice:
 
         def work(i: int) -> None:
             lattice, channels = self.images[i], values.shape[1]
-            rows = torch.zeros(self.points, lattice.lanes(channels), dtype=dtype, device=self.device)
+            rows = torch.zeros(self.points, lanes(channels, self.device), dtype=dtype, device=self.device)
             rows[:, :channels] = values[i].T
             sums = torch.zeros_like(rows)
             lattice.add_rows(rows, sums, 1.0, transposed)
@@ -229,10 +240,6 @@ class _TorchLattice:
         place = torch.searchsorted(numbers, wanted).clamp_(max=max(0, self.size - 1))
         return torch.where(numbers[place] == wanted, place, self.size)
 
-    def lanes(self, channels: int) -> int:
-        """Number of channels, padding included, that ``add_rows`` needs."""
-        return channels
-
     def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
         """result (N,K) += factor · filtered values (N,K)."""
         weights = self.weights.to(values.dtype)
@@ -267,12 +274,8 @@ class _CompiledLattice:
         self.weights = torch.from_numpy(weights)
         self.alpha = geometry.alpha
 
-    def lanes(self, channels: int) -> int:
-        lanes = kernels().LANES
-        return -(-channels // lanes) * lanes
-
     def add_rows(self, values: Tensor, result: Tensor, factor: float, transposed: bool = False) -> None:
-        """result (N,K) += factor · filtered values (N,K); K a multiple of the kernels' lanes."""
+        """result (N,K) += factor · filtered values (N,K); K as ``lanes`` gives it."""
         source, out = values.numpy(), result.numpy()
         weights = self.weights.to(values.dtype).numpy()
         bands = cut(len(source), min(worker_count(CPU), PARTIALS))
@@ -324,54 +327,3 @@ def _blur_band(old: np.ndarray, pair: np.ndarray, new: np.ndarray, part: slice) 
 def _spread(length: int, work: Callable[[slice], None]) -> None:
     """0..length divided among the threads."""
     for_each(work, cut(length, worker_count(CPU)), CPU)
-
-
-class StackedLattices:
-    """Several compiled lattices over the same pixels, for mean field updates in one pass over the pixels.
-
-    Between two blurs each pixel is read once and no probabilities are written: they go from the registers into the
-    next lattice.
-    """
-
-    def __init__(self, lattices: Sequence[tuple[float, Any]]) -> None:
-        self.lattices = [lattice for _, lattice in lattices]
-        starts = itertools.accumulate((lattice.size + 1 for lattice in self.lattices), initial=0)
-        self.rows = [slice(start, start + lattice.size + 1) for start, lattice in zip(starts, self.lattices)]
-        self.index = np.concatenate([lattice.index + rows.start for rows, lattice in zip(self.rows, self.lattices)], 1)
-        self.weights = np.concatenate([lattice.weights.numpy() for lattice in self.lattices], 1)
-        factors = [np.full(lattice.index.shape[1], factor * lattice.alpha) for factor, lattice in lattices]
-        self.factors = np.concatenate(factors).astype(np.float32)
-
-    @staticmethod
-    def fits(lattices: Sequence[tuple[float, Any]]) -> bool:
-        """Whether there is at least one kernel and all are compiled lattices."""
-        return len(lattices) > 0 and all(isinstance(lattice, _CompiledLattice) for _, lattice in lattices)
-
-    def mean_field(self, probs: Tensor, floor: float, iterations: int) -> Tensor:
-        """Q after ``iterations`` updates. probs: (N,K), clamped to ``floor`` → float32 (N,K), a ``scratch`` array."""
-        count, channels = probs.shape
-        rows = torch.from_numpy(scratch("unary", (count, self.lattices[0].lanes(channels))))
-        rows[:, channels:] = -torch.inf  # probability 0 throughout
-        rows[:, :channels] = probs
-        rows[:, :channels].clamp_(min=floor).log_()
-        unary = rows.numpy()
-        bands = cut(count, min(worker_count(CPU), PARTIALS))
-        current = scratch("spare", (self.rows[-1].stop, rows.shape[1]))
-        parts = scratch("parts", (len(bands), *current.shape))
-
-        spans = [lattice.spans(bands) for lattice in self.lattices]
-
-        def update(band: slice, splatted: np.ndarray, first: bool) -> None:
-            if len(splatted):
-                for place, touched in zip(self.rows, spans):
-                    splatted[place][slice(*touched[bands.index(band)])] = 0
-            kernels().mean_field(
-                unary, current, self.index, self.weights, self.factors, band.start, band.stop, splatted, first
-            )
-
-        for i in range(iterations):
-            for_each(lambda band, first=i == 0: update(band, parts[bands.index(band)], first), bands, CPU)  # type: ignore[misc]
-            for place, touched, lattice in zip(self.rows, spans, self.lattices):
-                lattice.blur(parts[:, place], touched, current[place])
-        for_each(lambda band: update(band, current[:0], iterations == 0), bands, CPU)
-        return rows[:, :channels]
