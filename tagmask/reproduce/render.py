@@ -121,8 +121,9 @@ def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | 
 def _differing(one: Stamp, other: Stamp) -> list[str]:
     """'key: one's / the other's' for what two results of one column should share and do not.
 
-    Rows differ in what is trained. They share how it is scored, where weights come from and what is learned from.
-    A threshold that was searched is each run's own, and so are photos that a seed held out.
+    Rows differ in what is trained. They share how it is scored, where weights come from and what is learned from; rows
+    of one method share its settings for use. A threshold that was searched is each run's own, and so are photos that a
+    seed held out.
     """
     but = {"run", "version"}
     if one["threshold_from"] == other["threshold_from"] != FIXED:
@@ -130,7 +131,8 @@ def _differing(one: Stamp, other: Stamp) -> list[str]:
     if one["run"]["seed"] != other["run"]["seed"]:
         but |= {"ids", "images"} | ({"truth"} if _folders(one) == _folders(other) else set())
     found = difference(one, other, but) | difference(_origin(one), _origin(other))
-    return [f"{key}: {mine} / {theirs}" for key, (mine, theirs) in found.items()]
+    own = "settings.method." if one["run"]["method"] != other["run"]["method"] else "-"
+    return [f"{key}: {mine} / {theirs}" for key, (mine, theirs) in found.items() if not key.startswith(own)]
 
 
 def _origin(stamp: Stamp) -> dict[str, Any]:

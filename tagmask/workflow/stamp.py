@@ -120,8 +120,12 @@ def _trained(run: Run) -> dict[str, Any]:
         "supervision": run.model_note["supervision"],
         "masks": read_json(note) if note.is_file() else None,
         "seed": config.seed,
-        # What the data is, the photos' ids and the truth say; where it lies is nobody else's.
-        "settings": {key: value for key, value in learned.items() if not key.startswith("data.") and key != "seed"},
+        # What the data is, the photos' ids and the truth say; where data and weights lie is nobody else's.
+        "settings": {
+            key: value
+            for key, value in learned.items()
+            if not key.startswith(("data.", "seed")) and "encoder.weights" not in key
+        },
     }
 
 

@@ -97,6 +97,8 @@ def test_seeds_that_learn_from_their_own_masks_are_made_alike(scenes: Path, tmp_
         ({"tags": True}, "tags: True / False"),
         ({"left_out": 3}, "left_out: 3 / 0"),
         ({"settings": {"label.scales": [2.0]}}, "settings.label.scales: [2.0] / None"),
+        ({"settings": {"method.own": 2}}, "settings.method.own: 2 / None"),
+        ({"settings": {"method.own": 2}, "run": {"method": "other"}}, None),
         ({"threshold": 0.4, "threshold_from": "val"}, "threshold: 0.4 / None; threshold_from: val / None"),
     ],
 )

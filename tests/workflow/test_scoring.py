@@ -225,6 +225,7 @@ def test_a_score_says_its_grid_precision_and_rims(run: Path, tmp_path: Path) -> 
 
     plain = scored()
     assert plain["settings"]["train.precision"] == "fp32" and plain["settings"]["evaluate.boundary"] == 0.02
+    assert not {"encoder.weights", "data.root", "seed"} & set(plain["run"]["settings"]), "folders are nobody else's"
     changes = ["label.max_side=256", "views.short_side=16", "train.precision=bf16", "evaluate.boundary=0.0"]
     changes += ["evaluate.bins=10", "evaluate.without=[cat]", "evaluate.only=[cat]"]
     for change in changes:
