@@ -33,9 +33,9 @@ from tagmask import workflow
 from tagmask.cam.maps import resize
 from tagmask.config import RunConfig, load_config
 from tagmask.errors import TrainingError
+from tagmask.files import read_json, write_json, write_text
 from tagmask.methods.cosa import CoSA, CoSAConfig, WeakView
 from tagmask.registry import METHODS
-from tagmask.training import read_json, write_json, write_text
 from tagmask.types import IGNORE, Batch
 
 SURE = 100.0

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from tagmask.errors import ConfigError, nearest
+from tagmask.files import read_text
 from tagmask.registry import METHODS
 from tagmask.stage_config import StagesConfig, stage_mapping
 from tagmask.strict import APART, COMPUTED, LEARNED_AND_USED, PLACE, USED, Role, Strict, used_for
@@ -376,7 +377,7 @@ def read_yaml(name: str | Path) -> dict:
     if path.suffix in (".yaml", ".yml") or path.exists():
         if not path.is_file():
             raise ConfigError(f"{path}: no such configuration file.")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     elif str(name) in named_configs():
         text = files("tagmask.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:

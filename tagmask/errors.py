@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST = 2000
+"""Bytes of a message, at most."""
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""Terminal sequences and control characters, but for the line's end."""
 
 
 class TagmaskError(Exception):
@@ -24,6 +30,14 @@ class WeightsError(TagmaskError):
 
 class TrainingError(TagmaskError):
     """Training had to stop (non-finite loss, out of memory, a checkpoint that does not fit)."""
+
+
+def plain(text: object) -> str:
+    """A message as it may be shown: without control characters, at most 2 kB; what is longer loses its middle."""
+    raw = CONTROLS.sub(" ", str(text)).encode("utf-8", "backslashreplace")
+    if len(raw) > LONGEST:
+        raw = raw[: LONGEST - 800] + " […] ".encode() + raw[-700:]
+    return raw.decode("utf-8", "ignore")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

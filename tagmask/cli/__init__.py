@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from rich.console import Console
 
 from tagmask.cli import check, convert, demo, doctor, evaluate, label, methods, predict, report, reproduce, run, train  # noqa: F401
 from tagmask.cli.common import app
-from tagmask.errors import TagmaskError
+from tagmask.errors import TagmaskError, plain
+from tagmask.files import of_system
 
 
 def main() -> None:
     """Entry point: errors that users can act on are printed without a traceback, exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # terminals and pipes that are not UTF-8
     try:
         app()
     except TagmaskError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _say(error)
+    except OSError as error:
+        _say(of_system(error))
+    except MemoryError:
+        _say("Memory ran out. Close other programs, lower train.batch_size or views.crop, or use smaller photos.")
     except KeyboardInterrupt:
         Console(stderr=True).print(
             "stopped; train and run go on from their last checkpoint with --resume", style="yellow"
         )
         sys.exit(130)
+
+
+def _say(error: object) -> None:
+    Console(stderr=True).print(f"error: {plain(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)

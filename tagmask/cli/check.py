@@ -30,7 +30,7 @@ def check(
     from tagmask.config import load_config
     from tagmask.data import clean, fingerprint, print_fingerprint
     from tagmask.data.benchmarks import check_archives
-    from tagmask.training import write_json
+    from tagmask.files import write_json
     from tagmask.workflow.opened import open_collection
 
     if archives is not None:

@@ -66,7 +66,7 @@ def labels(
     from tagmask.data.source_voc import VOC_CLASSES
 
     known = {"voc": list(VOC_CLASSES), "coco": list(COCO_CATEGORIES.values())}
-    names = known.get(classes) or check_classes([n for _, n in read_lines(Path(classes), "class list")], classes)
+    names = known.get(classes) or check_classes([n for _, n in read_lines(Path(classes))], classes)
     numbers = classes if classes in known else ""
     _report({"rows": write_tags(image_names(read_label_file(file), numbers, prefix), names, out)}, json)
 
@@ -89,7 +89,7 @@ def voc_submission(
     path = find_list(voc, "test")
     if path is None:
         raise DataError(f"{voc}: there is no list 'test'.{missing('voc2012', 'test')}")
-    ids = [line for _, line in read_lines(path, "list of images")]
+    ids = [line for _, line in read_lines(path)]
     with _bar("masks", json) as progress:
         archive = voc_submission(masks, out, ids, voc / "JPEGImages", competition, progress)
     _report({"masks": len(ids), "archive": str(archive)}, json)

@@ -32,7 +32,7 @@ def predict(
 
     items = photo_items(photos)
     if listed is not None:
-        names = dict.fromkeys(line for _, line in read_lines(listed, "list of photos"))
+        names = dict.fromkeys(line for _, line in read_lines(listed))
         by_name = {name: item for item in items for name in (item.image.name, item.image.stem, item.id)}
         gone = [name for name in names if name not in by_name]
         if gone:

@@ -17,6 +17,7 @@ import numpy as np
 from tagmask.data.pixels import read_mask, write_mask
 from tagmask.data.source_coco import COCO_CATEGORIES, INSTANCES, Annotation, Photo, read_instances
 from tagmask.errors import DataError
+from tagmask.files import read_json, write_json, write_text, written
 from tagmask.types import IGNORE
 
 BUCKET_BYTES = 4 << 20
@@ -65,11 +66,9 @@ def coco_masks(
             done = pool.map(_draw_bucket, jobs)
         for number, _ in enumerate(done, count - len(jobs) + 1):
             progress(number, count)
-    partial = work / "tags.part"
-    with partial.open("wb") as table:
+    with written(home / f"tags_{split}.jsonl") as part, part.open("wb") as table:
         for i in range(count):
             table.write((work / f"{i}.tags").read_bytes())
-    partial.replace(home / f"tags_{split}.jsonl")
     shutil.rmtree(work)
     return counts
 
@@ -83,7 +82,7 @@ def fill_buckets(annotations: Path, work: Path) -> tuple[int, dict[str, int]]:
     state = annotations.stat()
     source, mark = [state.st_size, state.st_mtime_ns], work / "mark.json"
     if mark.is_file():
-        saved = json.loads(mark.read_text(encoding="utf-8"))
+        saved = read_json(mark)
         if saved["source"] == source:
             return saved["buckets"], saved["counts"]
     shutil.rmtree(work, ignore_errors=True)
@@ -103,7 +102,7 @@ def fill_buckets(annotations: Path, work: Path) -> tuple[int, dict[str, int]]:
                 crowds += record.crowd
             files[id % buckets].write(json.dumps(record, separators=(",", ":")) + "\n")
     counts = {"images": images, "with_tags": len(tagged), "crowds": crowds}
-    mark.write_text(json.dumps({"source": source, "buckets": buckets, "counts": counts}), encoding="utf-8")
+    write_json(mark, {"source": source, "buckets": buckets, "counts": counts})
     return buckets, counts
 
 
@@ -126,9 +125,7 @@ def _draw_bucket(job: tuple[Path, int, Path, Path]) -> None:
         write_mask(folder / f"{Path(photo.name).stem}.png", labels)
         tags = [names[label - 1] for label in sorted({entry.label for entry in found})]
         lines.append(json.dumps({"image": photo.name, "tags": tags}) + "\n")
-    partial = work / f"{number}.part"
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(work / f"{number}.tags")
+    write_text(work / f"{number}.tags", "".join(lines))
 
 
 def draw_objects(objects: Sequence[Annotation], size: tuple[int, int], path: Path) -> np.ndarray:
@@ -195,10 +192,8 @@ def coco_results(
     if len(set(numbers)) < len(numbers):
         raise DataError(f"{masks}: two masks are of one image id; 2014's and 2017's names must not be mixed.")
     categories = list(COCO_CATEGORIES)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".part")
     entries = 0
-    with partial.open("w", encoding="utf-8") as file:
+    with written(out) as part, part.open("w", encoding="utf-8") as file:
         file.write("[")
         for done, (path, number) in enumerate(zip(paths, numbers), 1):
             labels = read_mask(path, len(categories)).numpy()
@@ -210,7 +205,6 @@ def coco_results(
                 entries += 1
             progress(done, len(paths))
         file.write("\n]\n")
-    partial.replace(out)
     return {"images": len(paths), "entries": entries}
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tagmask.errors import DataError
+from tagmask.files import written
 
 
 class _Refused(Exception):
@@ -213,8 +214,7 @@ def write_tags(labels: Mapping[str, np.ndarray], classes: Sequence[str], out: st
     out = Path(out)
     if out.suffix.lower() not in (".jsonl", ".ndjson"):
         raise DataError(f"{out}: tags are written as JSONL; let the name end in .jsonl.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", encoding="utf-8") as file:
+    with written(out) as part, part.open("w", encoding="utf-8") as file:
         for name, vector in labels.items():
             tags = [classes[i] for i in np.flatnonzero(vector).tolist()]
             file.write(json.dumps({"image": name, "tags": tags}, ensure_ascii=False) + "\n")

@@ -10,6 +10,7 @@ from tagmask.data.find import read_lines
 from tagmask.data.pixels import sbd_mask, write_mask
 from tagmask.data.source_voc import AUGMENTED, augmented_list, find_sbd, is_sbd
 from tagmask.errors import DataError
+from tagmask.files import write_text
 
 
 def sbd_masks(
@@ -33,7 +34,7 @@ def sbd_masks(
             "holds benchmark_RELEASE/dataset) and name the folder with --sbd."
         )
     lists = voc / "ImageSets" / "Segmentation"
-    own = {name: [line for _, line in read_lines(lists / f"{name}.txt", "list of images")] for name in ("train", "val")}
+    own = {name: [line for _, line in read_lines(lists / f"{name}.txt")] for name in ("train", "val")}
     names = sorted(path.stem for path in (folder / "cls").glob("*.mat"))
     if not names:
         raise DataError(f"{folder / 'cls'}: there are no .mat files. Unpack benchmark.tgz again.")
@@ -52,5 +53,5 @@ def sbd_masks(
     with ThreadPoolExecutor(workers) as pool:
         for done, _ in enumerate(pool.map(one, todo), len(names) - len(todo) + 1):
             progress(done, len(names))
-    (lists / "train_aug.txt").write_text("\n".join(augmented) + "\n", encoding="utf-8")
+    write_text(lists / "train_aug.txt", "\n".join(augmented) + "\n")
     return {"written": len(todo), "kept": len(names) - len(todo), "train_aug": len(augmented)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from tagmask.data.pixels import check_size, read_image, read_mask, write_mask
 from tagmask.data.source_voc import VOC_CLASSES
 from tagmask.errors import DataError
+from tagmask.files import written
 from tagmask.types import IGNORE
 
 COMPETITIONS = ("comp5", "comp6")
@@ -57,10 +58,8 @@ def voc_submission(
         write_mask(out / inner / f"{id}.png", mask)
         progress(done, len(ids))
     archive = out / "results.tgz"
-    partial = archive.with_suffix(".part")
-    with tarfile.open(partial, "w:gz") as tar:
+    with written(archive) as part, tarfile.open(part, "w:gz") as tar:
         # Only these files: the folder may hold masks of an earlier list.
         for id in ids:
             tar.add(out / inner / f"{id}.png", (inner / f"{id}.png").as_posix())
-    partial.replace(archive)
     return archive

@@ -11,6 +11,7 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.collection import Problem
 from tagmask.errors import DataError
+from tagmask.files import read_text
 from tagmask.types import IGNORE
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"])
@@ -159,13 +160,9 @@ def pair_masks(
     return result, [Problem(str(m), "mask without an image") for m in masks if m not in used]
 
 
-def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
+def read_lines(path: Path) -> list[tuple[int, str]]:
     """Number and text of the lines that are not blank. Raises DataError naming the file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read the {what} ({error}).") from error
-    return [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(i, line.strip()) for i, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
 
 
 def given_classes(config: DataConfig, root: Path) -> list[str] | None:
@@ -175,7 +172,7 @@ def given_classes(config: DataConfig, root: Path) -> list[str] | None:
     path = resolve(config.classes, root, "classes") if config.classes is not None else root / "classes.txt"
     if config.classes is None and not path.is_file():
         return None
-    return check_classes([name for _, name in read_lines(path, "class list")], str(path))
+    return check_classes([name for _, name in read_lines(path)], str(path))
 
 
 def check_classes(names: Sequence[str], where: str) -> list[str]:

@@ -6,7 +6,6 @@ they are, because they were drawn on the photo as shown. Transparent pixels are 
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from tagmask.data.collection import ColourMap
 from tagmask.data.find import read_lines
 from tagmask.errors import DataError, nearest
+from tagmask.files import written
 from tagmask.types import IGNORE
 
 
@@ -137,7 +137,7 @@ def read_colour_map(path: str | Path, classes: list[str]) -> ColourMap:
     """
     known = {"background": 0, "ignore": IGNORE, "void": IGNORE} | {name: i + 1 for i, name in enumerate(classes)}
     result: ColourMap = {}
-    for number, line in read_lines(Path(path), "colour map"):
+    for number, line in read_lines(Path(path)):
         parts = line.split("#")[0].split(None, 3)
         if not parts:
             continue
@@ -167,7 +167,8 @@ def palette() -> np.ndarray:
 def write_mask(path: str | Path, labels: Tensor | np.ndarray) -> None:
     """Write a label map (H,W), integers 0..255, as a palette PNG in VOC's colours.
 
-    The file appears whole or not at all. Missing folders are made. Raises ValueError on other shapes or values.
+    The file appears whole or not at all. Missing folders are made. Raises ValueError on other shapes or values, and
+    DataError where the disk refuses.
     """
     values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim != 2 or values.dtype.kind not in "iub":
@@ -176,11 +177,5 @@ def write_mask(path: str | Path, labels: Tensor | np.ndarray) -> None:
         raise ValueError(f"labels go from 0 to 255, these from {values.min()} to {values.max()}")
     image = Image.fromarray(values.astype(np.uint8))
     image.putpalette(palette().tobytes())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(partial, format="PNG")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written(Path(path)) as part:
+        image.save(part, format="PNG")

@@ -65,7 +65,7 @@ def cub(config: DataConfig) -> Collection:
 def _table(path: Path, columns: int) -> dict[str, list[str]]:
     """Fields after the first by the first, which is a number and unique."""
     rows: dict[str, list[str]] = {}
-    for line, text in read_lines(path, "table"):
+    for line, text in read_lines(path):
         # A photo's name is the last field of its line and may hold blanks.
         fields = text.split(None, columns - 1)
         if len(fields) != columns or not fields[0].isdigit():

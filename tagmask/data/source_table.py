@@ -27,6 +27,7 @@ from tagmask.data.find import (
 from tagmask.data.pixels import read_colour_map
 from tagmask.data.splits import own_splits
 from tagmask.errors import DataError, nearest
+from tagmask.files import read_text
 from tagmask.registry import SOURCES
 
 IMAGE_COLUMNS = ("image", "file", "filename", "id")
@@ -148,11 +149,7 @@ def read_table(path: Path, separator: str) -> tuple[list[Row], list[str] | None]
     """
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _read_jsonl(path, separator), None
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Save it as UTF-8.") from error
-    return _read_csv(path, text, separator)
+    return _read_csv(path, read_text(path), separator)
 
 
 def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[str] | None]:
@@ -200,7 +197,7 @@ def _read_csv(path: Path, text: str, separator: str) -> tuple[list[Row], list[st
 
 def _read_jsonl(path: Path, separator: str) -> list[Row]:
     rows = []
-    for line, content in read_lines(path, "table of tags"):
+    for line, content in read_lines(path):
         try:
             entry = json.loads(content)
         except json.JSONDecodeError as error:

@@ -107,7 +107,7 @@ def is_sbd(folder: Path) -> bool:
 
 def augmented_list(train: Sequence[str], val: Sequence[str], sbd: Path) -> list[str]:
     """'train_aug', sorted: VOC's train and all of SBD, without VOC's val (10,582 of the published lists)."""
-    both = {line for part in ("train", "val") for _, line in read_lines(sbd / f"{part}.txt", "list of images")}
+    both = {line for part in ("train", "val") for _, line in read_lines(sbd / f"{part}.txt")}
     return sorted((both | set(train)) - set(val))
 
 

@@ -33,7 +33,7 @@ def read_list(path: Path, items: Sequence[Item], bases: Sequence[Path]) -> tuple
     by_id = {item.id: i for i, item in enumerate(items)}
     ids: dict[str, None] = {}
     problems = []
-    lines = read_lines(path, "list of images")
+    lines = read_lines(path)
     for number, line in lines:
         hits = (by_id[name] if name in by_id else index.find(name) for name in (line, line.split()[0]))
         hit = next((hit for hit in hits if hit is not None), None)

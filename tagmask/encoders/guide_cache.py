@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tagmask.errors import TagmaskError
+from tagmask.errors import DataError, TagmaskError
+from tagmask.files import written
 
 FORMAT = 1
 """Version of the entries; raise it with each change of an entry's content or of its computation."""
@@ -48,7 +47,6 @@ class GuideCache:
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Keep tensors (contiguous, on the CPU) unless the folder is full. Raises TagmaskError if writing fails."""
         path = self._path(key)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         size = sum(x.numel() * x.element_size() for x in tensors.values()) + 512  # with the file's header
         try:
             if self._brought % RECOUNT == 0:
@@ -64,13 +62,10 @@ class GuideCache:
                     )
                     self._told = True
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside)
-            self._bytes += beside.stat().st_size - replaced
-            os.replace(beside, path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
+            with written(path) as part:
+                save_file(tensors, part)
+                self._bytes += part.stat().st_size - replaced
+        except (DataError, OSError, SafetensorError) as error:
             raise TagmaskError(
                 f"{path}: the guide's cache cannot be written ({error}). Make room, lower method.guide.cache_gb, name "
                 "another folder as method.guide.cache, or leave that out."

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tagmask.data import Item, read_mask, write_mask
 from tagmask.errors import ConfigError, DataError
+from tagmask.files import read_json, write_json, write_text
 from tagmask.label.infer import values_in
 from tagmask.label.look import Look
-from tagmask.training.folder import read_json, write_json, write_text
 from tagmask.types import IGNORE
 
 MISSING = "missing.csv"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from markupsafe import Markup
 from tagmask.data.pixels import palette
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import describe, flat
+from tagmask.files import write_text
 from tagmask.report.overlay import data_uri, fitted, heat, overlay, resized
 from tagmask.report.plots import line, threshold_curve
 from tagmask.types import IGNORE
@@ -100,10 +100,7 @@ def write_report(
         environment=flat(environment),
     )
     path = Path(run) / "report.html"
-    # Written beside and renamed, so that a reader never sees half a page.
-    partial = path.with_suffix(".html.part")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path
 
 

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from tagmask.config import RunConfig
 from tagmask.errors import ConfigError
+from tagmask.files import read_json, write_json
 from tagmask.registry import METHODS
 from tagmask.reproduce.configure import run_path
 from tagmask.reproduce.table import Column, Row
 from tagmask.stage_config import StagesConfig
-from tagmask.training import RunFolder, read_json, write_json
+from tagmask.training import RunFolder
 from tagmask.workflow import Run, evaluate, label, resumed
 from tagmask.workflow.run import training_steps, work
 from tagmask.workflow.scorer import AT_VAL

@@ -12,6 +12,7 @@ from rich.console import Console
 from tagmask.config import load_config, parse_overrides
 from tagmask.data import fingerprint
 from tagmask.errors import ConfigError, nearest
+from tagmask.files import read_json, write_json, write_text
 from tagmask.reproduce.checks import check_needs
 from tagmask.reproduce.configure import BUDGETS, configure, scoring_settings, small_column
 from tagmask.reproduce.cost import show_plan
@@ -19,7 +20,6 @@ from tagmask.reproduce.job import Job
 from tagmask.reproduce.lock import held
 from tagmask.reproduce.render import render
 from tagmask.reproduce.table import Table, read_table
-from tagmask.training import read_json, write_json, write_text
 from tagmask.workflow.opened import open_collection
 
 PAUSE = 5.0

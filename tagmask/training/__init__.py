@@ -1,6 +1,6 @@
 """Training: the loop, its steps, checkpoints, the run folder and the model files."""
 
-from tagmask.training.folder import RunFolder, environment, read_json, write_json, write_text
+from tagmask.training.folder import RunFolder, environment
 from tagmask.training.loop import Trained, make_fabric, readers, train_method
 from tagmask.training.model_files import load_model, save_model, supervision
 from tagmask.training.step import rate
@@ -12,11 +12,8 @@ __all__ = [
     "load_model",
     "make_fabric",
     "rate",
-    "read_json",
     "readers",
     "save_model",
     "supervision",
     "train_method",
-    "write_json",
-    "write_text",
 ]

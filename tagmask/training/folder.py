@@ -15,6 +15,7 @@ import torch
 from tagmask.config import RunConfig, dump_yaml, load_config, read_yaml
 from tagmask.errors import DataError
 from tagmask.evaluate.stamp import difference
+from tagmask.files import read_json, write_json, write_text
 
 FORMAT = 1
 """Number of the format of run folders and of their model/. It rises with every change that older code cannot read."""
@@ -113,25 +114,3 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:(.*)", info.read_text(), re.MULTILINE) if info.is_file() else None
     return found[1].strip() if found else platform.processor()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a crash leaves the old one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """``write_text`` of readable JSON."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises DataError when it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file.") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON ({error}).") from error

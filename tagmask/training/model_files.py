@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import DataError
+from tagmask.files import read_json, write_json, write_text, written
 from tagmask.methods import Method, build_method
-from tagmask.training.folder import FORMAT, check_format, read_json, write_json, write_text
+from tagmask.training.folder import FORMAT, check_format
 
 
 def save_model(folder: Path, method: Method, config: RunConfig, classes: list[str], origin: str | None = None) -> None:
@@ -23,14 +24,13 @@ def save_model(folder: Path, method: Method, config: RunConfig, classes: list[st
 
     origin: of the weights that training started from, for notes and stamps; default: the method's own word.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = {k: v for k, v in method.state_dict().items() if _in_use(method, k)}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    part = folder / "weights.safetensors.part"
-    save_file(tensors, part, metadata={"format": "pt", "method": config.method.name, "encoder": config.encoder.name})
-    part.replace(folder / "weights.safetensors")
+    about = {"format": "pt", "method": config.method.name, "encoder": config.encoder.name}
+    with written(folder / "weights.safetensors") as part:
+        save_file(tensors, part, metadata=about)
     write_text(folder / "config.yaml", dump_yaml(config))
-    about: dict[str, Any] = {
+    card: dict[str, Any] = {
         "format": FORMAT,
         "classes": classes,
         "weights_origin": origin or method.origin(),
@@ -38,8 +38,8 @@ def save_model(folder: Path, method: Method, config: RunConfig, classes: list[st
         "supervision": supervision(method, config),
         "encoder": method.used_encoder,
     }
-    write_json(folder / "classes.json", about)
-    write_text(folder / "README.md", _card(config, classes, method, about["weights_origin"]))
+    write_json(folder / "classes.json", card)
+    write_text(folder / "README.md", _card(config, classes, method, card["weights_origin"]))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

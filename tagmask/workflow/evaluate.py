@@ -15,9 +15,10 @@ from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import average_precision, difference
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import BY_VAL, FIXED
+from tagmask.files import read_json
 from tagmask.label.look import Consumer, Look, go_over
 from tagmask.methods import Method
-from tagmask.training import RunFolder, read_json
+from tagmask.training import RunFolder
 from tagmask.workflow.localize import localize
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.scorer import AT_VAL, FILES, LOCALIZATION, SCORES, SPREAD, Scorer, photos_of

@@ -13,10 +13,11 @@ import torch
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Collection, clean, fingerprint, open_data
 from tagmask.errors import ConfigError, DataError
+from tagmask.files import read_json, write_json
 from tagmask.label import Inference
 from tagmask.methods import Method, build_method
 from tagmask.strict import differing
-from tagmask.training import RunFolder, load_model, make_fabric, read_json, write_json
+from tagmask.training import RunFolder, load_model, make_fabric
 from tagmask.training.folder import FORMAT, check_format
 
 

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from tagmask.data import Item, read_image, read_mask, tag_vector
+from tagmask.files import read_json
 from tagmask.label import Look, read_missing
 from tagmask.report import Panel, write_report
 from tagmask.report.page import SHOWN
-from tagmask.training import read_json
 from tagmask.workflow.opened import Run, opened
 
 PICTURE = 640

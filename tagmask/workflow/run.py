@@ -18,9 +18,9 @@ from tagmask.data import Item, print_fingerprint
 from tagmask.errors import TagmaskError
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
+from tagmask.files import read_json, write_json
 from tagmask.label import Labelled, LabelWriter, Look, describe_missing, go_over
 from tagmask.registry import METHODS
-from tagmask.training import read_json, write_json
 from tagmask.workflow.disk import disk_plan, print_disk_plan
 from tagmask.workflow.evaluate import evaluate, print_classification
 from tagmask.workflow.label import mask_writer

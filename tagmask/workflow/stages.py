@@ -18,13 +18,14 @@ from rich.console import Console
 from tagmask.config import LabelConfig, RunConfig, load_config, merge, read_yaml
 from tagmask.data import Item
 from tagmask.errors import ConfigError
+from tagmask.files import read_json, write_json
 from tagmask.label import Inference, Labelled, LabelWriter, go_over
 from tagmask.methods import Method, build_method, default_method
 from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, NetworkStage
-from tagmask.training import RunFolder, read_json, write_json
+from tagmask.training import RunFolder
 from tagmask.workflow.opened import Run
 from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, of_tagged
 from tagmask.workflow.stamp import in_force, settled

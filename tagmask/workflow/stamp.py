@@ -12,9 +12,10 @@ from tagmask.config import RunConfig
 from tagmask.data import Collection, Item
 from tagmask.data.collection import hash_ids
 from tagmask.evaluate.stamp import FIXED
+from tagmask.files import read_json, write_json
 from tagmask.label import Inference
 from tagmask.strict import settings as settings_of
-from tagmask.training import RunFolder, read_json, write_json
+from tagmask.training import RunFolder
 from tagmask.workflow.opened import Run
 
 MASKS_NOTE = "train_masks.json"

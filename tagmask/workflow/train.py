@@ -13,11 +13,12 @@ from tagmask import comm
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Item
 from tagmask.errors import ConfigError, DataError, nearest
+from tagmask.files import read_json
 from tagmask.label import Inference, go_over
 from tagmask.methods import Method
 from tagmask.registry import METHODS
 from tagmask.strict import differing
-from tagmask.training import RunFolder, Trained, make_fabric, read_json, train_method
+from tagmask.training import RunFolder, Trained, make_fabric, train_method
 from tagmask.training.checkpoint import checkpoints
 from tagmask.workflow.opened import Run
 from tagmask.workflow.scorer import Scorer

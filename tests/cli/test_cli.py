@@ -19,8 +19,9 @@ import tagmask
 from tagmask.cli import app
 from tagmask.config import load_config
 from tagmask.errors import ConfigError, DataError, WeightsError
+from tagmask.files import read_json
 from tagmask.registry import METHODS
-from tagmask.training import RunFolder, read_json
+from tagmask.training import RunFolder
 from tagmask.workflow import Run
 from tagmask.workflow.evaluate import SPECIAL
 from tagmask.workflow.scorer import SCORES

@@ -15,8 +15,8 @@ from PIL import Image
 import tagmask
 from tagmask.config import validate
 from tagmask.errors import ConfigError, DataError
+from tagmask.files import read_json
 from tagmask.label import read_missing
-from tagmask.training import read_json
 from tagmask.workflow import Run
 from tagmask.workflow.opened import open_collection
 from tests.cli.calls import SPLITS, TINY, call, raise_error

@@ -18,8 +18,9 @@ from tagmask.config import EncoderConfig, load_config
 from tagmask.encoders import build_encoder, weights
 from tagmask.encoders.weights import LITE0, fingerprint, read_state
 from tagmask.errors import WeightsError
+from tagmask.files import read_json
 from tagmask.methods import build_method
-from tagmask.training import read_json, save_model
+from tagmask.training import save_model
 from tests.encoders import small_swin
 
 TINY = "test_vit"  # three heads, six blocks, 64 channels

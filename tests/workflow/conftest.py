@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import write_demo
-from tagmask.training import read_json
+from tagmask.files import read_json
 from tagmask.workflow import Run, train
 from tagmask.workflow.run import training_steps, work
 from tagmask.workflow.stages import Stages

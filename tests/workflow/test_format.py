@@ -9,7 +9,7 @@ import pytest
 
 import tagmask
 from tagmask.errors import DataError
-from tagmask.training import read_json, write_json
+from tagmask.files import read_json, write_json
 from tagmask.workflow import label, predict
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tagmask.data import write_demo
 from tagmask.errors import DataError
+from tagmask.files import read_json
 from tagmask.label import Inference
 from tagmask.methods.baseline import Baseline
-from tagmask.training import read_json
 from tagmask.workflow import Run, run
 from tests.workflow.conftest import BASE
 

@@ -22,8 +22,9 @@ from tagmask.data import open_data, read_image, read_mask, write_mask
 from tagmask.data.collection import tag_vector
 from tagmask.errors import ConfigError
 from tagmask.evaluate import BoundaryIoU, difference
+from tagmask.files import write_json
 from tagmask.refine import DenseCRF
-from tagmask.training import RunFolder, write_json
+from tagmask.training import RunFolder
 from tagmask.workflow import Run, evaluate, train
 from tests.data.test_data_benchmarks import write_sbd
 

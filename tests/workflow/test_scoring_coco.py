@@ -13,7 +13,7 @@ from tagmask.config import load_config
 from tagmask.convert import coco_masks
 from tagmask.data import write_mask
 from tagmask.data.source_coco import COCO_CATEGORIES
-from tagmask.training import write_json
+from tagmask.files import write_json
 from tagmask.workflow import evaluate, train
 from tests.test_convert import box
 

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from tagmask.cli import app
 from tagmask.config import RunConfig, load_config
 from tagmask.errors import WeightsError
+from tagmask.files import read_json, write_json
 from tagmask.methods import build_method
-from tagmask.training import RunFolder, load_model, read_json, write_json
+from tagmask.training import RunFolder, load_model
 from tagmask.workflow import Run, evaluate, run
 from tagmask.workflow.stages import Stages, stage_configs
 from tagmask.workflow.train import training_items

@@ -16,7 +16,8 @@ import pytest
 
 from tagmask.config import RunConfig, load_config
 from tagmask.errors import ConfigError
-from tagmask.training import RunFolder, read_json
+from tagmask.files import read_json
+from tagmask.training import RunFolder
 from tagmask.workflow import Run, resumed, run, train
 from tagmask.workflow.opened import open_collection
 from tagmask.workflow.stages import Stages, network_config

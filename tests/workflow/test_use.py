@@ -15,9 +15,10 @@ from tagmask.data import read_mask
 from tagmask.errors import ConfigError
 from tagmask.evaluate import difference
 from tagmask.evaluate.stamp import describe
+from tagmask.files import read_json
 from tagmask.label import Inference
 from tagmask.methods import build_method
-from tagmask.training import RunFolder, read_json
+from tagmask.training import RunFolder
 from tagmask.workflow import evaluate, label, opened, predict, train
 from tagmask.workflow.stamp import MASKS_NOTE, keep_masks_note
 from tests.workflow.conftest import BASE

@@ -1,0 +1,68 @@
+"""Files that are written whole and read with one sentence for each fault."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from tagmask.errors import LONGEST, DataError, plain
+from tagmask.files import OLD, read_json, read_text, sweep, write_json, write_text, written
+
+
+def test_a_fault_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), written(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No space left"), written(tmp_path / "a.txt"):
+        os.write(os.open("/dev/full", os.O_WRONLY), b"x")
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file/a.json"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.txt", "")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[" * 100_000, b"1" * 6000, b"nul"])
+def test_broken_json_names_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="a.json"):
+        read_json(path)
+    with pytest.raises(DataError, match="gone.json"):
+        read_text(tmp_path / "gone.json")
+
+
+def test_only_old_leftovers_are_swept(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in (".a.png.7.part", ".b.png.8.part", "a.part"))
+    for path in (old, new, other):
+        path.write_text("")
+    os.utime(old, (time.time() - 2 * OLD,) * 2)
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [new.name, other.name]
+
+
+def test_messages_are_short_and_have_no_control_characters() -> None:
+    text = plain("\x1b[1mbold\x1b[0m\x07 é\n" + "x" * 10_000 + "end")
+    assert len(text.encode()) <= LONGEST and text.endswith("end") and "bold" in text
+    assert not any(ord(c) < 32 and c != "\n" for c in text)
+    assert plain("caf\udce9") == "caf\\udce9"
