@@ -88,10 +88,6 @@ def _stack(views: list[View]) -> dict[str, Tensor]:
     return {name: torch.stack([getattr(v, name) for v in views]) for name in ("images", "boxes", "affine")}
 
 
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
-
-
 class TrainLoader:
     """Batches of the steps ``start_step`` to ``steps`` − 1, ``batch_size`` images a step in each process.
 
@@ -138,7 +134,6 @@ class TrainLoader:
             batch_size=None,
             sampler=range(start_step, steps),
             num_workers=workers,
-            worker_init_fn=_one_thread,
             prefetch_factor=2 if workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
             generator=seeded("workers", seed),  # else iterating would move torch's global generator

@@ -93,9 +93,6 @@ class DenseCRF(nn.Module):
         settings: dict[str, Any] = {**dict(zip(SETTINGS, PRESETS[name])), **changes}
         return cls(**settings)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name):g}" for name in SETTINGS)
-
     @torch.compiler.disable
     @torch.no_grad()
     def forward(self, images: Tensor, probs: Tensor) -> Tensor:

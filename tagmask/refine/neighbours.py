@@ -53,9 +53,6 @@ class LocalRefiner(nn.Module):
         ring = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
         self.offsets = sorted((d * y, d * x) for d in self.dilations for y, x in ring)  # by row, for the cache
 
-    def extra_repr(self) -> str:
-        return f"dilations={self.dilations}, iterations={self.iterations}"
-
     def weights(self, padded: Tensor, out: Tensor, below: Tensor | None) -> None:
         """Write the weights of the N ``offsets`` for a band of rows.
 
