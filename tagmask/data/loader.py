@@ -128,7 +128,7 @@ class TrainLoader:
                 f"The method reads masks, and {len(without)} training images have none ('{without[0]}' is the first). "
                 "Give their folder as data.masks."
             )
-        self.steps, self.start_step, self.seed, self.rank = steps, start_step, seed, rank
+        self.start_step, self.seed, self.rank = start_step, seed, rank
         self._loader: DataLoader = DataLoader(
             _Steps(items, collection_classes, views, batch_size, seed, rank, world, masks, colour_map),
             batch_size=None,
@@ -138,9 +138,6 @@ class TrainLoader:
             pin_memory=torch.cuda.is_available(),
             generator=seeded("workers", seed),  # else iterating would move torch's global generator
         )
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.start_step)
 
     def __iter__(self) -> Iterator[Batch]:
         # One pass is a whole run, so the workers live as long as it does and end with it.

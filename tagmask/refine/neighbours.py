@@ -123,13 +123,10 @@ class LocalRefiner(nn.Module):
             if band.stop == height:
                 target[..., r + height :, :] = out[..., -1:, :]
 
-        def finish(band: slice) -> None:
-            result[..., band, :] = self.centre(source)[..., band, :]
-
         for _ in range(self.iterations):
             for_each(update, bands, device)
             source, target = target, source
-        for_each(finish, bands, device)
+        result.copy_(self.centre(source))
 
     def views(self, padded: Tensor, like: Tensor) -> Iterator[Tensor]:
         """The padded tensor (...,h+2r,w+2r) shifted to each neighbour: N views (...,h,w) of the size of ``like``."""
