@@ -1,4 +1,4 @@
-"""Mean and sum across processes. In a single process each returns its input."""
+"""Sums and numbers of processes. In a single process a sum is its input."""
 
 from __future__ import annotations
 
@@ -25,11 +25,6 @@ def all_sum(value: Tensor) -> Tensor:
     value = value.detach().clone()
     dist.all_reduce(value)
     return value
-
-
-def all_mean(value: Tensor) -> Tensor:
-    """Mean of ``value`` over all processes (any shape, the same in each). Without gradient."""
-    return value if world_size() == 1 else all_sum(value) / world_size()
 
 
 def mix_seed(*parts: int) -> int:
