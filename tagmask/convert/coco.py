@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
@@ -121,23 +121,16 @@ def _draw_bucket(job: tuple[Path, int, Path, Path]) -> None:
     lines = []
     for photo in photos:
         found = objects[photo.id]
-        labels = draw_objects(found, (photo.height, photo.width), annotations)
+        size = (photo.height, photo.width)
+        labels = np.zeros(size, np.uint8)
+        # Objects lie under those before them, crowds under all objects.
+        for entry in sorted(found, key=lambda entry: entry.crowd):
+            inside = decode(entry.segmentation, size, f"{annotations}: annotation {entry.id}")
+            labels[inside & (labels == 0)] = IGNORE if entry.crowd else entry.label
         write_mask(folder / f"{Path(photo.name).stem}.png", labels)
         tags = [names[label - 1] for label in sorted({entry.label for entry in found})]
         lines.append(json.dumps({"image": photo.name, "tags": tags}) + "\n")
     write_text(work / f"{number}.tags", "".join(lines))
-
-
-def draw_objects(objects: Sequence[Annotation], size: tuple[int, int], path: Path) -> np.ndarray:
-    """Label map uint8 (H,W) of one photo: objects lie under those before them, crowds (255) under all objects.
-
-    path: of the annotations, for errors. Raises DataError.
-    """
-    labels = np.zeros(size, np.uint8)
-    for entry in sorted(objects, key=lambda entry: entry.crowd):
-        inside = decode(entry.segmentation, size, f"{path}: annotation {entry.id}")
-        labels[inside & (labels == 0)] = IGNORE if entry.crowd else entry.label
-    return labels
 
 
 def decode(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:

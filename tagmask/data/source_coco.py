@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ijson
+
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import BENCHMARKS, missing
 from tagmask.data.collection import Collection, Item, Problem
 from tagmask.data.find import data_root, image_folder, mask_folder
-from tagmask.data.json_stream import stream_json
 from tagmask.data.source_table import read_table, tag_indices
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
@@ -148,6 +149,24 @@ class Annotation(NamedTuple):
     label: int
     crowd: bool
     segmentation: Any
+
+
+def stream_json(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """(key, element) for each element of the lists that a file's object has under ``keys``, one at a time.
+
+    Key by key in the order of ``keys``, with one pass over the file for each; what lies under other keys is skipped.
+    Raises DataError that names the file where it cannot be read or is not valid JSON.
+    """
+    try:
+        for key in keys:
+            with path.open("rb") as file:
+                for value in ijson.items(file, f"{key}.item", use_float=True, buf_size=1 << 20):
+                    yield key, value
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        what = " ".join(str(error).split())
+        raise DataError(f"{path}: not valid JSON ({what}). A download may have broken off: get it again.") from error
 
 
 def read_instances(path: Path) -> Iterator[Photo | Annotation]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tagmask.config import DataConfig
-from tagmask.data.benchmarks import BENCHMARKS, missing
+from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Collection, Problem
 from tagmask.data.find import check_classes, data_root, find_images, given_classes, read_lines, resolve
 from tagmask.data.source_table import assemble, match_rows, read_table, table_path, tag_indices
@@ -74,14 +74,12 @@ def _as_published(collection: Collection, config: DataConfig) -> Collection:
     """The collection with VOC 2012's own lists, and SBD's masks for photos without one."""
     root, items = collection.root, collection.items
     sbd = find_sbd(root)
-    lists, problems = {}, list(collection.problems)
-    for name in BENCHMARKS[BENCHMARK]:
-        path = find_list(root, name)
-        if path is not None:
-            lists[name], unknown = read_list(path, items, [root / "JPEGImages", root])
-            # The lists of train, val and test were read before, with the same problems.
-            problems += unknown if name not in collection.splits else []
-    if "train_aug" not in lists and sbd is not None and {"train", "val"} <= lists.keys():
+    lists, problems = dict(collection.splits), list(collection.problems)
+    path = find_list(root, "train_aug")
+    if path is not None:
+        lists["train_aug"], unknown = read_list(path, items, [root / "JPEGImages", root])
+        problems += unknown
+    elif sbd is not None and {"train", "val"} <= lists.keys():
         there = {item.id for item in items}
         ids = augmented_list(lists["train"], lists["val"], sbd)
         lists["train_aug"] = [id for id in ids if id in there]

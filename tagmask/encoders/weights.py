@@ -36,7 +36,8 @@ NESTS = ("teacher", "student", "state_dict", "model")
 PREFIXES = ("module.", "backbone.")
 BRANCH = "base_encoder."
 """Prefix of the trained network in MoCo v3's training states, which also hold its average and a predictor."""
-CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.")
+CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.", "linear1000", "fc8.")
+"""Beginnings of the names of classifier layers, which encoders do without; the last two of WideResNet-38."""
 
 TRAINED = ("weights.safetensors", "classes.json", "config.yaml")
 """Files of a trained model that this module reads."""

@@ -216,4 +216,4 @@ class _Log:
 
 
 def _mean(values: list[Tensor]) -> float:
-    return float(comm.all_mean(torch.stack([v.detach().float() for v in values]).mean()))
+    return float(comm.all_sum(torch.stack([v.detach().float() for v in values]).mean()) / comm.world_size())

@@ -19,8 +19,7 @@ from tagmask.cli import app
 from tagmask.config import DataConfig
 from tagmask.data import Collection, clean, fingerprint, open_data, print_fingerprint, read_mask
 from tagmask.data.benchmarks import ARCHIVES, BENCHMARKS, check_archives, count_lists
-from tagmask.data.json_stream import stream_json
-from tagmask.data.source_coco import COCO_CATEGORIES, LABELS, read_coco_tags
+from tagmask.data.source_coco import COCO_CATEGORIES, LABELS, read_coco_tags, stream_json
 from tagmask.errors import DataError
 
 Writer = Callable[..., Path]
