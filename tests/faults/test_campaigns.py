@@ -34,8 +34,8 @@ def pictures() -> list[bytes]:
     for image, kind, options in [
         (colours, "JPEG", {}), (colours, "JPEG", {"exif": turned}), (colours, "JPEG", {"progressive": True}),
         (colours, "PNG", {}), (colours.convert("P"), "PNG", {}), (colours.convert("RGBA"), "PNG", {}),
-        (grey, "PNG", {}), (colours, "TIFF", {}), (colours, "TIFF", {"compression": "tiff_lzw"}), 
-        (colours.convert("CMYK"), "TIFF", {}), (colours, "WEBP", {}), (colours, "GIF", {}), (colours, "BMP", {}), (colours, "PPM", {}),
+        (grey, "PNG", {}), (colours, "TIFF", {}), (colours, "TIFF", {"compression": "tiff_lzw"}), (colours, "BMP", {}),
+        (colours.convert("CMYK"), "TIFF", {}), (colours, "WEBP", {}), (colours, "GIF", {}), (colours, "PPM", {}),
     ]:  # fmt: skip
         file = io.BytesIO()
         image.save(file, format=kind, **options)
@@ -99,8 +99,8 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
 
 VALUES = [
     "-1", "0", "1", "2", "1e26", "-0.5", ".nan", ".inf", "-.inf", "[]", "[-1]", "[0, 0]", "[2, 1]", "{}", "null",
-    "true", "foo", "''", "[foo]", "{foo: 1}", "1" * 6000, "[" * 2000, "&a [*a]", "!!python/name:os.system x", "\x00", "\ud800",
-    "../../x", "|", ",", ">", "- -", "é", "2026-11-29", "0x7fffffffffffffff", "~/x", "[1, [2, [3]]]", "%", "@", "`",
+    "true", "foo", "''", "[foo]", "{foo: 1}", "1" * 6000, "[" * 2000, "&a [*a]", "!!python/name:os.system x", "\x00",
+    "\ud800", "../../x", "|", ",", ">", "- -", "é", "2026-11-29", "0x7fffffffffffffff", "~/x", "%", "@", "`",
 ]  # fmt: skip
 
 
