@@ -8,6 +8,7 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
 from tagmask.data.find import data_root, holds_images, image_folder, mask_folder
+from tagmask.data.layout import role, subfolders
 from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
 from tagmask.data.source_folders import class_folders
@@ -44,8 +45,9 @@ def detect(config: DataConfig, root: Path) -> str:
         return "folders"
     raise DataError(
         f"{root}: {_what_is_there(config, root)}. Write {TABLE_NAMES[0]} there (columns image,tags). Looked for "
-        f"{' and '.join(TABLE_NAMES)}, for one folder a class, and for the layouts of VOC (JPEGImages with ImageSets/Segmentation or Annotations), COCO "
-        f"(annotations/instances_train2014.json) and CUB-200-2011 (images.txt).{_other_tables(root)}"
+        f"{' and '.join(TABLE_NAMES)}, for one folder a class, and for the layouts of VOC (JPEGImages with "
+        "ImageSets/Segmentation or Annotations), COCO (annotations/instances_train2014.json) and CUB-200-2011 "
+        f"(images.txt).{_other_places(config, root)}"
     )
 
 
@@ -57,8 +59,13 @@ def _what_is_there(config: DataConfig, root: Path) -> str:
     return f"There are images{where}, but no tags"
 
 
-def _other_tables(root: Path) -> str:
-    """A sentence that names the tables in a folder, which may be those of tags."""
+def _other_places(config: DataConfig, root: Path) -> str:
+    """A sentence that names another table in the folder, or folders in that of the photos that may be classes."""
     suffixes = (".csv", ".tsv", ".jsonl", *WORKBOOKS)
-    found = next((path for path in sorted(root.iterdir()) if path.suffix.lower() in suffixes), None)
-    return f" Are the tags in {found.name}? Set {shlex.quote(f'data.tags={found}')}." if found is not None else ""
+    table = next((path for path in sorted(root.iterdir()) if path.suffix.lower() in suffixes), None)
+    if table is not None:
+        return f" Are the tags in {table.name}? Set {shlex.quote(f'data.tags={table}')}."
+    images = image_folder(config, root)
+    if images != root and any(role(f.name) is None and holds_images(f) for f in subfolders(images)):
+        return f" Are the folders in {images.name} classes? Set {shlex.quote(f'data.root={images}')}."
+    return ""

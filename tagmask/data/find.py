@@ -25,6 +25,8 @@ BACKGROUND = frozenset(("background", "_background_", "__background__", "bg"))
 IGNORED = "__ignore__"
 """Stands first in labelme's lists, for pixels that are 255."""
 LONGEST_CLASS = 200
+INSTANCES = re.compile("object|visual")
+"""In names of folders whose masks tell objects apart, or are pictures to look at."""
 
 
 def data_root(config: DataConfig) -> Path:
@@ -93,12 +95,12 @@ def mask_folder(config: DataConfig, root: Path) -> Path | None:
     if "masks" not in roles.values():
         return None
     classes = given_classes(config, root) or ()
+    found = [f for f, kind in roles.items() if kind == "masks" and f.name not in classes and holds_images(f)]
     named = _named(root, MASK_FOLDERS)
-    if named is not None and named.name not in classes:
+    if named in found:
         return named
     beside = {"photos", "train", "val", "test"}.intersection(filter(None, roles.values()))
-    found = (f for f, kind in roles.items() if kind == "masks" and f.name not in classes and holds_images(f))
-    return next(found, None) if beside else None
+    return next((f for f in found if not INSTANCES.search(f.name.lower())), None) if beside else None
 
 
 def _named(root: Path, names: Sequence[str]) -> Path | None:

@@ -41,7 +41,9 @@ def role(name: str) -> str | None:
 def subfolders(folder: Path) -> list[Path]:
     """The folders right in a folder, sorted, links to folders too; hidden ones are left out."""
     with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir())
+        found = [entry for entry in entries if not entry.name.startswith(".")]
+    # Of links a Path is asked: it says no where they lead in a circle, an entry raises an error.
+    return sorted(Path(e.path) for e in found if (Path(e.path) if e.is_symlink() else e).is_dir())
 
 
 def masks_among(photos: Sequence[Path], base: Path) -> dict[Path, Path]:
@@ -56,7 +58,8 @@ def masks_among(photos: Sequence[Path], base: Path) -> dict[Path, Path]:
     for path in photos:
         marked = MARKED.fullmatch(path.stem)
         stems = [path.stem, *([marked[1]] if marked else [])]
-        twins = [beside.get(path.parent / stem) for stem in stems]
+        near = stems if path.suffix.lower() == ".png" else stems[1:]
+        twins = [beside.get(path.parent / stem) for stem in near]
         parts = path.relative_to(base).parts[:-1]
         above = [base.joinpath(*parts[:i]) for i, name in enumerate(parts) if role(name) == "masks"]
         twins += [roots.get((folder, stem)) for folder in above for stem in stems]

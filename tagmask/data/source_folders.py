@@ -69,16 +69,17 @@ def _all_images(base: Path, masks: Path | None) -> tuple[list[Path], list[Proble
 
     Raises DataError on a link into ``base`` or to a folder around it: its photos would be there twice.
     """
-    images, problems = set(find_images(base, masks)), []
+    images, problems, here = set(find_images(base, masks)), [], base.resolve()
+    seen: set[Path] = set()
     for path in sorted(path for path in base.iterdir() if path.is_symlink() and path != masks):
-        try:
-            target = path.resolve(strict=True)
-        except (OSError, RuntimeError):
+        if not path.exists() and not is_image(path.name):
             problems.append(Problem(str(path), "a link that leads nowhere: left out"))
-            continue
-        if target.is_dir():
-            if target.is_relative_to(base.resolve()) or base.resolve().is_relative_to(target):
+        elif path.is_dir() and not path.name.startswith("."):
+            target = path.resolve()
+            inside = target.is_relative_to(here) and not target.relative_to(here).as_posix().startswith(".")
+            if inside or target in seen or here.is_relative_to(target):
                 raise DataError(f"{path}: a link to {target}, whose photos would be there twice. Remove the link.")
+            seen.add(target)
             images.update(find_images(path))
     return sorted(images), problems
 
@@ -98,7 +99,10 @@ def _refuse_layout(base: Path, names: list[str], given: list[str], masks: Path |
     looks = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in groups.items())
     inner = {name: sum(map(holds_images, subfolders(base / name))) for name in groups.get("splits", ())}
     best = max(inner, key=lambda name: (inner[name], roles[name] == "train"), default="")
-    if inner.get(best):
+    if list(groups) == ["masks"]:
+        mask = base / groups["masks"][0]
+        way = f"Set {shlex.quote(f'data.masks={mask}')} for true masks."
+    elif inner.get(best):
         way = f"Set {shlex.quote(f'data.root={base / best}')} for one folder a class."
     else:
         way = f"Write {base / 'tags.csv'} (columns image,tags{',split' if inner else ''}), or move them elsewhere."

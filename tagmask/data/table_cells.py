@@ -18,6 +18,9 @@ NOTHING = frozenset(("nan", "none", "null", "na", "n/a", "<na>"))
 """What programs write into a cell that is empty, in lower case."""
 NUMBERS = {"0": False, "0.0": False, "1": True, "1.0": True}
 """Cells of a column that is a class."""
+TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+LIST = re.compile(rf"\[\s*(?:{TEXT}\s*(?:,\s*{TEXT}\s*)*,?\s*)?\]")
+"""A list of texts, as Python and JSON write it."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
@@ -40,18 +43,15 @@ def clean_tags(tags: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def _list(cell: str, where: str) -> list[str]:
-    value = None
-    for read in (json.loads, ast.literal_eval):
+    # Python joins texts that have no comma between them: such a list, which numpy prints, is refused.
+    for read in (json.loads, ast.literal_eval) if LIST.fullmatch(cell) else ():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)  # of '\d' in a text
-                value = read(cell)
-            break
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                warnings.simplefilter("ignore")  # of '\d' in a text
+                return read(cell)
+        except (ValueError, SyntaxError):
             continue
-    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        raise DataError(f"{where}: '{cell[:60]}' is no list of names that can be read. Write the tags as red;blue.")
-    return value
+    raise DataError(f"{where}: '{cell[:60]}' is no list of names that can be read. Write the tags as red;blue.")
 
 
 def split_role(cell: str, where: str) -> str:

@@ -59,13 +59,14 @@ def table_path(config: DataConfig, root: Path) -> Path | None:
     """
     if config.tags is not None:
         return resolve(config.tags, root, "tags")
-    there = {path.name: path for path in sorted(root.iterdir()) if path.stem.lower() == "tags"}
+    there = {path.name: path for path in sorted(root.iterdir()) if path.stem.lower() == "tags" and path.is_file()}
     lower = {name.lower(): path for name, path in there.items()}
     for name in TABLE_NAMES:
         if name in lower:
             return there.get(name) or lower[name]
     for path in there.values():
-        refuse_workbook(path)
+        if path.suffix.lower() in WORKBOOKS:
+            refuse_workbook(path)
     return None
 
 
@@ -107,7 +108,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
         raise DataError(f"{path}, line {line}: a zero byte. Save the table as 'CSV UTF-8'.")
     first = text.lstrip("\r\n").splitlines()[0] if text.strip() else ""
     delimiter = next((d for d in "\t,;" if d in first), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         table = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(c.strip() for c in row)]
     except csv.Error as error:
