@@ -14,7 +14,8 @@ from tagmask.config import DataConfig
 from tagmask.data.benchmarks import BENCHMARKS, missing
 from tagmask.data.collection import Collection, Item, Problem
 from tagmask.data.find import data_root, image_folder, mask_folder
-from tagmask.data.source_table import read_table, tag_indices
+from tagmask.data.source_table import tag_indices
+from tagmask.data.table_file import read_table
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -120,7 +121,7 @@ def read_coco_tags(path: Path) -> dict[str, tuple[int, ...]]:
     """
     if path.suffix == ".jsonl":
         position = {name: i for i, name in enumerate(COCO_CATEGORIES.values())}
-        rows, _ = read_table(path, separator=",")
+        rows = read_table(path, separator=",").rows
         return {row.name: tag_indices(row.tags, position, f"{path}, line {row.line}") for row in rows}
     names: dict[int, str] = {}
     found: dict[int, set[int]] = defaultdict(set)
