@@ -6,15 +6,13 @@ import json
 import os
 import reprlib
 import shutil
-import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from tagmask.data.pixels import read_mask, write_mask
 from tagmask.data.source_coco import COCO_CATEGORIES, INSTANCES, Annotation, Photo, read_instances
 from tagmask.errors import DataError
 from tagmask.files import OLD, of_system, read_json, sweep, write_json, write_text, written
+from tagmask.processes import end_with_parent
 from tagmask.types import IGNORE
 
 BUCKET_BYTES = 4 << 20
@@ -71,7 +70,7 @@ def coco_masks(
         done: Iterable[None] = map(_draw_bucket, jobs)
         if workers > 1:
             # Fresh processes: a fork would copy the threads that PyTorch holds.
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent)
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
             stack.callback(pool.shutdown, cancel_futures=True)
             done = pool.map(_draw_bucket, jobs)
         try:
@@ -87,20 +86,6 @@ def coco_masks(
             table.write((work / f"{i}.tags").read_bytes())
     shutil.rmtree(work)
     return counts
-
-
-def _end_with_parent() -> None:
-    """Let this worker process end when the one that started it does, however that ends."""
-    # Ctrl-C reaches all processes of a terminal: the parent stops the others after their part.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def fill_buckets(annotations: Path, work: Path) -> tuple[int, dict[str, int]]:
