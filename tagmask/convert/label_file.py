@@ -18,7 +18,7 @@ from tagmask.errors import DataError
 from tagmask.files import of_system, written
 from tagmask.types import IGNORE
 
-LARGEST = 1 << 30
+LARGEST = 1 << 28
 """Bytes of a label file; COCO's take 40 million."""
 LONGEST_NAME = 1000
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
