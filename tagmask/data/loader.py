@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,8 +89,11 @@ def _stack(views: list[View]) -> dict[str, Tensor]:
     return {name: torch.stack([getattr(v, name) for v in views]) for name in ("images", "boxes", "affine")}
 
 
-def _one_thread(worker: int) -> None:
+def _quiet(worker: int) -> None:
+    """One thread, and deaf to signals that a terminal or a cluster sends to all processes: the main one ends it."""
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainLoader:
@@ -138,7 +142,7 @@ class TrainLoader:
             batch_size=None,
             sampler=range(start_step, steps),
             num_workers=workers,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_quiet,
             prefetch_factor=2 if workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
             generator=seeded("workers", seed),  # else iterating would move torch's global generator
