@@ -93,6 +93,7 @@ def _evaluate(
         photos_of(name, collection, split)
     kept = RunFolder(record) if record is not None else run.folder
     kept.path.mkdir(parents=True, exist_ok=True)
+    kept.metrics()  # if it is damaged, that is said before the work
     special = [SPECIAL[name](run, kept, split, console) for name in names if name in SPECIAL]
     names = [name for name in names if name not in SPECIAL]
     if special and not names:

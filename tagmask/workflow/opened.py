@@ -193,7 +193,7 @@ def split_digest(collection: Collection) -> str:
     digest = hashlib.sha256("\n".join(collection.classes).encode())
     for id in sorted({id for ids in collection.splits.values() for id in ids}):
         item = collection.item(id)
-        digest.update(f"\n{id}|{item.tags}|{item.image.stat().st_size}".encode(errors="surrogateescape"))
+        digest.update(f"\n{id}|{item.tags}|{item.image.stat().st_size}".encode(errors="backslashreplace"))
     return digest.hexdigest()[:12]
 
 

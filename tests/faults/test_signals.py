@@ -17,12 +17,16 @@ from typing import Any
 
 import pytest
 
+from tagmask.cli import main
 from tagmask.config import RunConfig, dump_yaml
+from tagmask.data import write_mask
 from tagmask.errors import Stopped
 from tagmask.files import read_json, write_text
+from tagmask.label import writer
+from tagmask.lock import alone
 from tagmask.stop import Later, at_once, on_signal
 from tagmask.training import loop
-from tagmask.workflow import train
+from tagmask.workflow import label, train
 from tests.faults.damage import go_on, log_of, scenes, tiny
 
 CAMPAIGN = int(os.environ.get("TAGMASK_CAMPAIGN", "1"))
@@ -130,6 +134,8 @@ def test_readers_of_photos_end_with_a_training_that_is_killed(config: RunConfig,
     assert len(readers) >= 2
     process.kill()
     process.communicate()
+    with alone(tmp_path / "run"):  # they do not keep others from going on
+        pass
     until = time.monotonic() + 60
     while any(map(alive, readers)) and time.monotonic() < until:
         time.sleep(0.1)
@@ -172,6 +178,25 @@ def test_a_signal_while_scoring_stops_at_once(
     assert stop.value.number == signal.SIGTERM
     assert [record["step"] for record in log_of(tmp_path / "run")] == [1, 2, 3, 4]
     check_same(tmp_path / "run", whole)
+
+
+def test_a_signal_while_masks_are_written_keeps_those_that_are_there(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+
+    def write(path: Path, labels: Any) -> None:
+        if any((run / "masks").glob("*.png")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        write_mask(path, labels)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(writer, "write_mask", write)
+        patch.setattr(sys, "argv", ["tagmask", "label", str(run)])
+        main()
+    assert end.value.code == 143 and "the same command" in capsys.readouterr().err
+    done = label(run)
+    assert done.skipped == 1 and done.written > 1
 
 
 def test_handlers_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
