@@ -10,7 +10,7 @@ from typing import Any
 
 import tagmask
 from tagmask.config import RunConfig, load_config
-from tagmask.data import write_demo
+from tagmask.data import read_mask, write_demo
 from tagmask.errors import TagmaskError
 from tagmask.files import read_json
 from tagmask.label import Labelled
@@ -64,9 +64,9 @@ def log_of(run: Path) -> list[dict[str, Any]]:
 
 
 def results(run: Path) -> dict[str, Any]:
-    """What a run has found: digest of the weights, masks, log."""
+    """What a run has found: digest of the weights, labels of the masks, log."""
     found: dict[str, Any] = {"digest": read_json(run / "model" / "classes.json")["digest"], "log": log_of(run)}
-    return found | {path.name: path.read_bytes() for path in (run / "masks").glob("*.png")}
+    return found | {path.name: read_mask(path, 254).numpy().tobytes() for path in (run / "masks").glob("*.png")}
 
 
 def truncate(path: Path, draw: random.Random) -> None:
