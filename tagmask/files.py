@@ -94,7 +94,7 @@ def csv_text(rows: Iterable[Sequence[str]]) -> str:
 def read_csv(path: Path) -> list[list[str]]:
     """The rows that ``csv_text`` was given. Raises DataError."""
     try:
-        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
+        rows = list(csv.reader(io.StringIO(read_text(path, newline=""), newline="")))
     except csv.Error as error:
         raise DataError(f"{path}: not a table ({error}).") from error
     return [[cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell for cell in row] for row in rows]
@@ -111,10 +111,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a mark. Raises DataError that names it."""
+def read_text(path: Path, newline: str | None = None) -> str:
+    """A text file in UTF-8, with or without a mark. newline: as ``open`` takes it. Raises DataError that names it."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except OSError as error:
         raise of_system(error, path) from error
     except UnicodeDecodeError as error:
