@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,6 +89,12 @@ def _stack(views: list[View]) -> dict[str, Tensor]:
     return {name: torch.stack([getattr(v, name) for v in views]) for name in ("images", "boxes", "affine")}
 
 
+def _quiet(worker: int) -> None:
+    """Deaf to signals that a terminal or a cluster sends to all processes: the main one ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class TrainLoader:
     """Batches of the steps ``start_step`` to ``steps`` − 1, ``batch_size`` images a step in each process.
 
@@ -134,6 +141,7 @@ class TrainLoader:
             batch_size=None,
             sampler=range(start_step, steps),
             num_workers=workers,
+            worker_init_fn=_quiet,
             prefetch_factor=2 if workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
             generator=seeded("workers", seed),  # else iterating would move torch's global generator
