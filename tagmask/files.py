@@ -45,7 +45,7 @@ def written(path: Path) -> Iterator[Path]:
 
     Missing folders are made. Raises DataError where the disk is full or refuses.
     """
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
+    part = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:100])}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

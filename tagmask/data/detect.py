@@ -6,13 +6,14 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
-from tagmask.data.find import data_root, find_images, image_folder
+from tagmask.data.find import data_root, image_folder
 from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
 from tagmask.data.source_folders import class_folders
 from tagmask.data.source_table import TABLE_NAMES, table_path
 from tagmask.data.source_voc import is_voc
 from tagmask.data.splits import assign_splits
+from tagmask.data.walk import find_images, none_found
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -41,7 +42,7 @@ def detect(config: DataConfig, root: Path) -> str:
         return "table"
     if class_folders(config, root)[1]:
         return "folders"
-    have = "There are images, but no tags" if find_images(root) else "There are no images"
+    have = "There are images, but no tags" if find_images(root) else none_found(root)
     raise DataError(
         f"{root}: {have}. Looked for {' or '.join(TABLE_NAMES)} (columns image,tags), for one folder a class, and for "
         "the layouts of VOC (JPEGImages with ImageSets/Segmentation or Annotations), COCO "

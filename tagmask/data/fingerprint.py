@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
@@ -19,12 +21,14 @@ from rich.table import Table
 
 from tagmask.data.benchmarks import count_lists
 from tagmask.data.collection import Collection, ColourMap, Item, Problem
-from tagmask.data.pixels import raw_mask, read_image
-from tagmask.errors import DataError
+from tagmask.data.pixels import Notes, count_pixels, describe_notes, raw_mask, read_image
+from tagmask.errors import DataError, plain
 from tagmask.types import IGNORE
 
 SHOWN = 10
 """Files of one kind that are printed; the saved fingerprint has them all."""
+LARGE = 25_000_000
+"""Pixels above which photos are decoded one at a time, so that memory stays bounded."""
 
 
 def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
@@ -38,8 +42,10 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     unlabelled (ids); warnings; benchmark (name and lists, as ``count_lists`` gives them, or None).
     """
     items = collection.items
+    notes: Notes = {}
+    turn = threading.Lock()
     with ThreadPoolExecutor(threads) as pool:
-        looks = list(pool.map(lambda item: _look(item, collection.colour_map), items))
+        looks = list(pool.map(lambda item: _look(item, collection.colour_map, notes, turn), items))
     tagged = [item for item in items if item.tags is not None]
     unreadable = [{"id": i.id, "path": str(i.image), "what": k["image"]} for i, k in zip(items, looks) if k["image"]]
     bad_masks = [{"id": i.id, "path": str(i.mask), "what": k["mask"]} for i, k in zip(items, looks) if k["mask"]]
@@ -51,7 +57,9 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         there = list(item.tags or ())
         together[np.ix_(there, there)] += 1
     tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
-    warnings, published = _warnings(collection, tags, together), None
+    lost = {entry["id"] for entry in unreadable}
+    warnings = [*_warnings(collection, tags, together, lost), *describe_notes(notes), *_boxes(items, looks)]
+    published = None
     if collection.benchmark is not None:
         masked = {item.id for item in items if item.mask is not None}
         rows = count_lists(collection.benchmark, collection.lists, masked)
@@ -177,16 +185,26 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
             console.print(f"[bold]{title}: {len(fp[key])}[/bold]")
             for entry in fp[key][:SHOWN]:
                 text = entry if key == "unlabelled" else f"{entry['path']}: {entry['what']}"
-                console.print(f"  {text}", markup=False, highlight=False)
+                console.print(f"  {plain(text)}", markup=False, highlight=False)
             if len(fp[key]) > SHOWN:
                 console.print(f"  … and {len(fp[key]) - SHOWN} more; the saved fingerprint lists all.")
 
 
-def _look(item: Item, colour_map: ColourMap | None) -> dict[str, Any]:
-    """Size (w,h) of the image as shown, what is wrong with image and mask (empty: nothing), pixels by mask value."""
+def _look(item: Item, colour_map: ColourMap | None, notes: Notes, turn: threading.Lock) -> dict[str, Any]:
+    """Size (w,h) of the image as shown, what is wrong with image and mask (empty: nothing), pixels by mask value.
+
+    notes: takes what is odd about the image. turn: held while large pictures are decoded.
+    """
+    large = any(path is not None and count_pixels(path) > LARGE for path in (item.image, item.mask))
+    waits: AbstractContextManager = turn if large else nullcontext()
+    with waits:
+        return _decode(item, colour_map, notes)
+
+
+def _decode(item: Item, colour_map: ColourMap | None, notes: Notes) -> dict[str, Any]:
     result: dict[str, Any] = {"size": None, "image": "", "mask": "", "values": {}}
     try:
-        height, width = read_image(item.image).shape[-2:]
+        height, width = read_image(item.image, notes).shape[-2:]
         result["size"] = (width, height)
     except DataError as error:
         result["image"] = _without_path(error, item.image)
@@ -212,8 +230,16 @@ def _without_path(error: DataError, path: Path) -> str:
 def _digest(collection: Collection) -> str:
     digest = hashlib.sha256("\n".join(collection.classes).encode())
     for item in sorted(collection.items, key=lambda i: i.id):
-        digest.update(f"\n{item.id}|{item.tags}|{item.image.stat().st_size}".encode())
+        digest.update(f"\n{item.id}|{item.tags}|{_file_size(item.image)}".encode())
     return digest.hexdigest()
+
+
+def _file_size(path: Path) -> int | None:
+    """Bytes of a file; None for links to nothing and photos that have vanished."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _split(
@@ -241,8 +267,21 @@ def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndarray) -> list[str]:
+def _boxes(items: list[Item], looks: list[dict[str, Any]]) -> list[str]:
+    """Says how many true boxes reach out of their photos by more than a pixel."""
+    out = []
+    for item, (width, height) in ((i, k["size"]) for i, k in zip(items, looks) if k["size"]):
+        if any(x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1 for x0, y0, x1, y1 in item.boxes):
+            out.append(item.id)
+    return [f"{len(out)} photos have a box that reaches out of them ('{out[0]}' is the first)."] if out else []
+
+
+def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndarray, lost: set[str]) -> list[str]:
     warnings = [f"Class '{name}' is on no image." for name, count in tags.items() if count == 0]
+    trains = [item for item in collection.listed("train") if item.id not in lost]
+    learned = {collection.classes[tag] for item in trains for tag in item.tags or ()}
+    untaught = [name for name, count in tags.items() if count and trains and name not in learned]
+    warnings += [f"Class '{name}' is on no photo that trains: it is not learned." for name in untaught]
     warnings += [f"Class '{name}' is on {count} images only." for name, count in tags.items() if 0 < count < 5]
     tagged = sum(item.tags is not None for item in collection.items)
     everywhere = [name for name, count in tags.items() if 0 < count == tagged]

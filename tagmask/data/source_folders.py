@@ -6,8 +6,10 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
-from tagmask.data.find import check_classes, data_root, find_images, given_classes, mask_folder, resolve
+from tagmask.data.find import check_classes, data_root, given_classes, mask_folder, resolve
+from tagmask.data.names import flaw
 from tagmask.data.source_table import assemble, tag_indices
+from tagmask.data.walk import find_images
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -20,7 +22,7 @@ def class_folders(config: DataConfig, root: Path) -> tuple[Path, list[str]]:
     """The folder that is looked in, and the class folders there that hold images, sorted; 'images' alone is none."""
     base = resolve(config.images, root, "images") if config.images is not None else root
     masks = mask_folder(config, root)
-    found = [f for f in base.glob("*") if f.is_dir() and not f.name.startswith(".") and f != masks]
+    found = [f for f in base.glob("*") if f.is_dir() and not (f.name.startswith(".") or flaw(f.name)) and f != masks]
     names = sorted(f.name for f in found if f.name not in (NO_CLASS, NO_TAGS) and find_images(f, masks))
     return base, names if names != ["images"] else []
 

@@ -15,7 +15,6 @@ from tagmask.data.find import (
     NameIndex,
     check_classes,
     data_root,
-    find_images,
     given_classes,
     image_folder,
     make_ids,
@@ -26,6 +25,7 @@ from tagmask.data.find import (
 )
 from tagmask.data.pixels import read_colour_map
 from tagmask.data.splits import own_splits
+from tagmask.data.walk import find_images, none_found, survey
 from tagmask.errors import DataError, nearest
 from tagmask.files import read_text
 from tagmask.registry import SOURCES
@@ -67,7 +67,8 @@ def table(config: DataConfig) -> Collection:
     base, masks = image_folder(config, root), mask_folder(config, root)
     images = find_images(base, masks)
     if not images:
-        raise DataError(f"{base}: no images there. Set data.images to the folder that {path} names them from.")
+        none = none_found(base, masks)
+        raise DataError(f"{base}: {none}. Set data.images to the folder that {path} names them from.")
     tags, problems = match_rows(rows, images, [base, root], classes, path)
     return assemble("table", config, root, base, images, tags, classes, problems)
 
@@ -83,13 +84,15 @@ def assemble(
     problems: list[Problem],
 ) -> Collection:
     """The collection of images with their tags: ids, masks, the colour map and the root's own split lists."""
-    masks, orphans = pair_masks(images, base, mask_folder(config, root), config.masks is not None)
+    place = mask_folder(config, root)
+    masks, orphans = pair_masks(images, base, place, config.masks is not None)
     items = [Item(*fields) for fields in zip(make_ids(images, base), images, tags, masks)]
     colours = None
     if config.colour_map is not None:
         colours = read_colour_map(resolve(config.colour_map, root, "colour_map"), classes)
     splits, unknown = own_splits(root, items, [base, root])
-    found = [*problems, *orphans, *unknown, *_suspicious(classes, config.separator)]
+    left_out = survey(base, place).problems
+    found = [*problems, *left_out, *orphans, *unknown, *_suspicious(classes, config.separator)]
     return Collection(source, root, classes, items, splits, found, colours)
 
 

@@ -33,7 +33,7 @@ class Labelled:
     """What a labelling run did. skipped: masks that were there; failed: (file, why); untagged: photos left out.
 
     unsure: share of the written pixels that are 255. missing: by the photo's id, tagged classes that its mask, written
-    or skipped, lacks.
+    or skipped, lacks. notes: what is odd about the photos, as sentences.
     """
 
     folder: Path
@@ -43,6 +43,7 @@ class Labelled:
     unsure: float = 0.0
     untagged: int = 0
     missing: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """The counts, ready for JSON."""
@@ -55,6 +56,7 @@ class Labelled:
             "unsure_share": round(self.unsure, 4),
             "missing": {"photos": len(self.missing), "classes": dict(classes.most_common())},
             "failed": [{"file": f, "why": w} for f, w in self.failed],
+            "notes": self.notes,
         }
 
 
