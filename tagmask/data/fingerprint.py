@@ -137,7 +137,7 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
     """Print a fingerprint as tables, then its warnings and the first of the files that were skipped."""
     counts, sizes = fp["counts"], fp["sizes"]
     console.print(
-        f"[bold]{escape(fp['root'])}[/bold] (source {fp['source']}, digest {fp['digest'][:12]})", highlight=False
+        f"[bold]{escape(plain(fp['root']))}[/bold] (source {fp['source']}, digest {fp['digest'][:12]})", highlight=False
     )
     console.print(
         f"{counts['images']} images: {counts['labelled']} with tags ({counts['empty']} with none of the classes), "
@@ -174,7 +174,7 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
             table.add_row(value, names.get(value, "[red]no class[/red]"), f"{count / total:.1%}")
         console.print(table)
     for warning in (*fp["warnings"], *fp["masks"]["warnings"]):
-        console.print(f"[yellow]Warning:[/yellow] {escape(warning)}")
+        console.print(f"[yellow]Warning:[/yellow] {escape(plain(warning))}")
     for key, title in (
         ("unlabelled", "Unlabelled"),
         ("unreadable", "Unreadable, left out"),

@@ -60,7 +60,7 @@ def open_picture(path: str | Path, what: str = "an image") -> Iterator[Image.Ima
     try:
         _check_regular(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF data and of sizes, which are bounded here
             with Image.open(path, formats=tuple(set(readable().values()))) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise Image.DecompressionBombError

@@ -92,7 +92,7 @@ def assemble(
         colours = read_colour_map(resolve(config.colour_map, root, "colour_map"), classes)
     splits, unknown = own_splits(root, items, [base, root])
     left_out = survey(base, place).problems
-    found = [*problems, *left_out, *orphans, *unknown, *_suspicious(classes, config.separator)]
+    found = [*left_out, *problems, *orphans, *unknown, *_suspicious(classes, config.separator)]
     return Collection(source, root, classes, items, splits, found, colours)
 
 

@@ -37,7 +37,7 @@ class Survey:
     @property
     def problems(self) -> list[Problem]:
         """All that is not in ``images``."""
-        return [*self.lost, *self.passed]
+        return [*(Problem(problem.path, f"left out: {problem.what}") for problem in self.lost), *self.passed]
 
 
 def find_images(folder: Path, without: Path | None = None) -> list[Path]:
@@ -63,14 +63,15 @@ def survey(folder: Path, without: Path | None = None, masks: bool = False) -> Su
                 continue
             if not is_image(name):
                 if why := why_not(name):
-                    found.lost.append(Problem(str(path), f"left out: {why}"))
-            elif wrong := flaw(str(path.relative_to(folder))):
-                found.lost.append(Problem(str(path), f"left out: {wrong}; rename it"))
+                    found.lost.append(Problem(str(path), why))
+            elif wrong := flaw(str(path.relative_to(folder).with_suffix(""))):
+                found.lost.append(Problem(str(path), f"{wrong}; rename it"))
             elif parent in ours and _is_written(path):
                 written[path.parent] += 1
             else:
                 found.images.append(path)
     found.images.sort()
+    found.lost.sort(key=lambda problem: problem.path)
     for place, count in written.items():
         found.passed.append(Problem(str(place), f"{count} pictures that tagmask wrote are not read as photos"))
     return found
@@ -88,7 +89,7 @@ def _folders(top: Path, skip: str | None, found: Survey) -> Iterator[tuple[str, 
     """Each folder below ``top`` with the names of its files. Folders that are links come after all real ones."""
 
     def refused(error: OSError) -> None:
-        found.lost.append(Problem(str(error.filename), f"left out: the folder cannot be opened ({error.strerror})"))
+        found.lost.append(Problem(str(error.filename), f"this folder cannot be opened ({error.strerror})"))
 
     waiting, seen = [str(top)], set()
     thumbnails: dict[str, str] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ class LabelWriter:
         self.make, self.soft = make, soft
         self.paths = {item.id: folder / f"{item.id}.png" for item in self.items}
         for item in self.items:
-            if self.paths[item.id].resolve() == item.image.resolve():
+            if os.path.realpath(self.paths[item.id]) == os.path.realpath(item.image):
                 raise DataError(f"{item.image}: its mask would be written over it; choose another folder (--out).")
         note = {"classes": ["background", *classes], "ignore": IGNORE, **note}
         self._check_note(note, overwrite)

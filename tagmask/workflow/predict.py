@@ -105,8 +105,8 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
             paths = [place] if place.is_file() else [Path(p) for p in sorted(glob(str(entry)))]
             if not paths:
                 raise DataError(f"{entry}: no such photo.")
-            items = [Item(p.stem, p, None) for p in paths if not flaw(p.name)]
-            rest.lost += [Problem(str(p), f"left out: {flaw(p.name)}; rename it") for p in paths if flaw(p.name)]
+            items = [Item(p.stem, p, None) for p in paths if not flaw(p.stem)]
+            rest.lost += [Problem(str(p), f"{flaw(p.stem)}; rename it") for p in paths if flaw(p.stem)]
         found += items
     by_id: dict[str, Item] = {}
     for item in found:
