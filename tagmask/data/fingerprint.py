@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
@@ -42,10 +40,10 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     unlabelled (ids); warnings; benchmark (name and lists, as ``count_lists`` gives them, or None).
     """
     items = collection.items
-    notes: Notes = {}
-    turn = threading.Lock()
+    colours, notes = collection.colour_map, Notes()
     with ThreadPoolExecutor(threads) as pool:
-        looks = list(pool.map(lambda item: _look(item, collection.colour_map, notes, turn), items))
+        quick = list(pool.map(lambda item: None if _is_large(item) else _look(item, colours, notes), items))
+    looks = [_look(item, colours, notes) if found is None else found for item, found in zip(items, quick)]
     tagged = [item for item in items if item.tags is not None]
     unreadable = [{"id": i.id, "path": str(i.image), "what": k["image"]} for i, k in zip(items, looks) if k["image"]]
     bad_masks = [{"id": i.id, "path": str(i.mask), "what": k["mask"]} for i, k in zip(items, looks) if k["mask"]]
@@ -190,18 +188,15 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
                 console.print(f"  … and {len(fp[key]) - SHOWN} more; the saved fingerprint lists all.")
 
 
-def _look(item: Item, colour_map: ColourMap | None, notes: Notes, turn: threading.Lock) -> dict[str, Any]:
+def _is_large(item: Item) -> bool:
+    return any(path is not None and count_pixels(path) > LARGE for path in (item.image, item.mask))
+
+
+def _look(item: Item, colour_map: ColourMap | None, notes: Notes) -> dict[str, Any]:
     """Size (w,h) of the image as shown, what is wrong with image and mask (empty: nothing), pixels by mask value.
 
-    notes: takes what is odd about the image. turn: held while large pictures are decoded.
+    notes: takes what is odd about the image.
     """
-    large = any(path is not None and count_pixels(path) > LARGE for path in (item.image, item.mask))
-    waits: AbstractContextManager = turn if large else nullcontext()
-    with waits:
-        return _decode(item, colour_map, notes)
-
-
-def _decode(item: Item, colour_map: ColourMap | None, notes: Notes) -> dict[str, Any]:
     result: dict[str, Any] = {"size": None, "image": "", "mask": "", "values": {}}
     try:
         height, width = read_image(item.image, notes).shape[-2:]

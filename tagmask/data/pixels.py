@@ -28,6 +28,8 @@ from tagmask.types import IGNORE
 
 MAX_PIXELS = 150_000_000
 """Pixels of a picture, at most: what its header says is checked before anything is decoded."""
+STRIP = 4_000_000
+"""Pixels that are converted at once."""
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -118,6 +120,21 @@ def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
     turn = _turn(image)
     if turn is not None:
         image = image.transpose(turn)
+    result = torch.empty((3, image.height, image.width), dtype=torch.uint8)
+    for rows in _strips(image.height, image.width):  # a large photo is in memory twice, not seven times
+        strip = image.crop((0, rows.start, image.width, rows.stop))
+        result[:, rows] = torch.from_numpy(np.array(_rgb(strip, name))).permute(2, 0, 1)
+    return result
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    """Rows of a picture in parts of STRIP pixels at most."""
+    step = max(1, STRIP // max(1, width))
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+
+def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    """A picture of any mode as RGB."""
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
@@ -126,8 +143,7 @@ def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
     elif _has_alpha(image):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -148,7 +164,8 @@ def _oddities(opened: Image.Image, photo: Tensor) -> list[str]:
     """What is odd about a photo, of DARK, FOURTH and PAGES."""
     found = [DARK] if int(photo.max()) < 16 else []
     if _has_alpha(opened):
-        alpha = np.array(opened.convert("RGBA").getchannel("A").histogram()) / photo[0].numel()
+        whole = opened if opened.mode in ("RGBA", "LA") else opened.convert("RGBA")
+        alpha = np.array(whole.getchannel("A").histogram()) / photo[0].numel()
         if alpha[128:].sum() < 0.01 or alpha[8:248].sum() > 0.5:  # true alpha shows something and is mostly 0 or 255
             found.append(FOURTH)
     if _has_pages(opened):
@@ -178,13 +195,15 @@ def describe_notes(notes: Mapping[str, list[str]]) -> list[str]:
 
 
 def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarray:
-    """The values of a mask (H,W), int64, not checked against the classes. Raises DataError as ``read_mask``."""
+    """The values of a mask (H,W), integers, not checked against the classes. Raises DataError as ``read_mask``."""
     if Path(path).suffix == ".mat":
         return sbd_mask(path)
     with open_picture(path, "a mask") as opened:
         opened.load()
         mode, values = opened.mode, np.array(opened)
-    if mode in ("1", "P", "L") or mode.startswith("I"):
+    if mode in ("1", "P", "L"):
+        return values.astype(np.uint8, copy=False)
+    if mode.startswith("I"):
         return values.astype(np.int64)
     if mode not in ("RGB", "RGBA"):
         raise DataError(f"{path}: a mask in mode {mode}. Save it as a palette or grey PNG whose values are classes.")
@@ -193,6 +212,14 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
             f"{path}: the mask is saved in colours, whose meaning is unknown. Save it as a palette or grey PNG, "
             "or give data.colour_map, a file of lines 'r g b name'."
         )
+    labels = np.empty(values.shape[:2], dtype=np.uint8)
+    for rows in _strips(values.shape[0], values.shape[1]):
+        labels[rows] = _of_colours(values[rows], colour_map, path)
+    return labels
+
+
+def _of_colours(values: np.ndarray, colour_map: ColourMap, path: str | Path) -> np.ndarray:
+    """Labels (H,W) of colours (H,W,3 or 4). Raises DataError for a colour that is not in the map."""
     codes = values[..., 0].astype(np.int64) << 16 | values[..., 1].astype(np.int64) << 8 | values[..., 2]
     colours, where = np.unique(codes, return_inverse=True)
     labels = []
@@ -201,7 +228,7 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
         if colour not in colour_map:
             raise DataError(f"{path}: colour {colour} is not in the colour map. Add a line for it to data.colour_map.")
         labels.append(colour_map[colour])
-    return np.array(labels, dtype=np.int64)[where].reshape(codes.shape)
+    return np.array(labels, dtype=np.uint8)[where].reshape(codes.shape)
 
 
 def sbd_mask(path: str | Path) -> np.ndarray:
