@@ -199,7 +199,7 @@ def _look(item: Item, colour_map: ColourMap | None, notes: Notes) -> dict[str, A
     """
     result: dict[str, Any] = {"size": None, "image": "", "mask": "", "values": {}}
     try:
-        height, width = read_image(item.image, notes).shape[-2:]
+        height, width = read_image(item.image, notes=notes).shape[-2:]
         result["size"] = (width, height)
     except DataError as error:
         result["image"] = _without_path(error, item.image)

@@ -20,7 +20,7 @@ SUFFIXES = {
     "HEIF": (".heic", ".heif", ".hif"),
 }
 """Endings of the names of pictures, by Pillow's name of their format."""
-HEIC_WAY = 'HEIC needs pip install "tagmask[heic]", or save it as JPEG'
+HEIC_WAY = "HEIC is read after 'pip install pillow-heif'; or save it as JPEG"
 OTHERS = frozenset(
     (
         *(".svg", ".svgz", ".eps", ".ai", ".psd", ".psb", ".xcf", ".kra", ".ico", ".tga", ".pcx", ".qoi", ".wmf"),

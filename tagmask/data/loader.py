@@ -164,7 +164,7 @@ def read_ahead(items: Iterable[Item], notes: Notes | None = None) -> Iterator[tu
 
     def read(item: Item) -> tuple[Item, Tensor | DataError]:
         try:
-            return item, read_image(item.image, notes)
+            return item, read_image(item.image, notes=notes)
         except DataError as error:
             return item, error
 

@@ -121,6 +121,11 @@ def test_names_that_are_not_utf8_are_listed(tmp_path: Path) -> None:
     assert sum("not UTF-8" in entry["what"] for entry in found["problems"]) == 2
 
 
+def test_odd_bytes_of_a_name_can_be_written_about(tmp_path: Path) -> None:
+    write_text(tmp_path / "report.html", "left out: caf\udce9.png")
+    assert (tmp_path / "report.html").read_bytes().startswith(b"left out: caf\\udce9")
+
+
 def test_long_names_are_read(tmp_path: Path) -> None:
     photo(tmp_path / "a" / ("y" * LONGEST + ".png"))
     photo(tmp_path / "a" / ("日" * 83 + ".jpg"))

@@ -189,9 +189,9 @@ def test_folders_of_heic_say_how_to_read_them(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     readable.cache_clear()
     (tmp_path / "a.HEIC").write_bytes(b"x")
-    assert not is_image("a.HEIC") and "tagmask[heic]" in none_found(tmp_path)
+    assert not is_image("a.HEIC") and "pillow-heif" in none_found(tmp_path)
     (tmp_path / "renamed.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    with pytest.raises(DataError, match=r"tagmask\[heic\]"):
+    with pytest.raises(DataError, match="pillow-heif"):
         read_image(tmp_path / "renamed.jpg")
     readable.cache_clear()
 
@@ -374,7 +374,7 @@ def test_an_odd_orientation_turns_or_does_not(
 
 
 def test_damaged_photos_give_errors_that_name_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Five hundred damaged photos of all formats: each is read, or one DataError names it."""
+    """Photos of all formats, damaged: each is read, or one DataError names it."""
     rng = random.Random(0)
     seeds = []
     for kind in dict.fromkeys(readable().values()):
@@ -387,7 +387,7 @@ def test_damaged_photos_give_errors_that_name_them(tmp_path: Path, capfd: pytest
             seeds.append(file.getvalue())
     path = tmp_path / "x.bin"
     counts = {"read": 0, "refused": 0}
-    for i in range(500):
+    for i in range(300):
         data = bytearray(seeds[i % len(seeds)])
         for _ in range(rng.choice([1, 2, 8])):
             place = rng.randrange(min(len(data), rng.choice([64, 10**6])))
