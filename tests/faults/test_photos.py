@@ -400,7 +400,7 @@ def test_damaged_photos_give_errors_that_name_them(tmp_path: Path, capfd: pytest
             except DataError as error:
                 assert str(error).startswith(f"{path}: ")
                 counts["refused"] += 1
-    assert min(counts.values()) > 100
+    assert min(counts.values()) > 30
 
 
 # One bad file never stops the rest
