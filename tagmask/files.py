@@ -102,9 +102,9 @@ def read_csv(path: Path) -> list[list[str]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing. Raises DataError."""
+    """Write a whole file or nothing. What UTF-8 cannot hold (odd bytes of a name) is escaped. Raises DataError."""
     with written(path) as part:
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,6 +20,7 @@ def check(
         Path | None, typer.Option(help="folder of downloads: only compare known archives with their published MD5")
     ] = None,
     save: Annotated[Path, typer.Option(help="JSON file that the fingerprint is saved in")] = Path("fingerprint.json"),
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a file or line is left out")] = False,
     json: common.Json = False,
 ) -> None:
     """Count, measure and open every file; list what is wrong with the data. Exits with 1 if no image can be read.
@@ -30,6 +31,7 @@ def check(
     from tagmask.config import load_config
     from tagmask.data import clean, fingerprint, print_fingerprint
     from tagmask.data.benchmarks import check_archives
+    from tagmask.errors import DataError
     from tagmask.files import write_json
     from tagmask.workflow.opened import open_collection
 
@@ -50,3 +52,6 @@ def check(
         print_fingerprint(found, common.screen())
         common.say(f"saved: {save}")
     clean(collection, found)
+    lost = sum(found["counts"][kind] for kind in ("unreadable", "bad_masks", "problems"))
+    if strict and lost:
+        raise DataError(f"{collection.root}: {lost} files or lines cannot be used as they are (--strict).")

@@ -28,6 +28,7 @@ def label(
 
 def report_masks(summary: dict, json: bool) -> None:
     """Print a ``Labelled.summary``; exit with 1 where photos failed."""
+    from tagmask.errors import plain
     from tagmask.label import describe_missing
 
     if json:
@@ -39,7 +40,9 @@ def report_masks(summary: dict, json: bool) -> None:
         common.say(f"{summary['written']} masks in {summary['folder']}{kept}{untagged}{unsure}")
         if lacking := describe_missing(summary):
             common.say(lacking, "yellow")
+        for note in summary["notes"]:
+            common.say(plain(note), "yellow")
         for failure in summary["failed"]:
-            common.say(f"left out: {failure['why']}", "red")
+            common.say(plain(f"left out: {failure['why']}"), "red")
     if summary["failed"]:
         raise typer.Exit(1)

@@ -26,17 +26,6 @@ def predict(
 ) -> None:
     """Segment photos that have no tags. Large photos are cut into overlapping tiles."""
     from tagmask import workflow
-    from tagmask.data.find import read_lines
-    from tagmask.errors import DataError
-    from tagmask.workflow.predict import photo_items
 
-    items = photo_items(photos)
-    if listed is not None:
-        names = dict.fromkeys(line for _, line in read_lines(listed))
-        by_name = {name: item for item in items for name in (item.image.name, item.image.stem, item.id)}
-        gone = [name for name in names if name not in by_name]
-        if gone:
-            raise DataError(f"{listed}: {len(gone)} photos are not in {', '.join(photos)} ('{gone[0]}' is the first).")
-        items = [by_name[name] for name in names]
-    done = workflow.predict(run, items, out, overlay=overlay, overwrite=overwrite, overrides=setting or ())
+    done = workflow.predict(run, photos, out, overlay, overwrite, setting or (), listed=listed)
     report_masks(done.summary(), json)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tagmask.data.find import is_image
+from tagmask.data.names import bare_flaw
 from tagmask.data.pixels import check_size, read_image, read_mask, write_mask
-from tagmask.data.source_coco import is_file_name
 from tagmask.data.source_voc import VOC_CLASSES
 from tagmask.errors import DataError
 from tagmask.files import sweep, written
@@ -38,7 +38,7 @@ def voc_submission(
     if not ids:
         raise DataError(f"{masks}: the list of test images is empty.")
     ids = list(dict.fromkeys(ids))
-    unfit = [id for id in ids if not is_file_name(id)]
+    unfit = [id for id in ids if bare_flaw(id)]
     if unfit:
         raise DataError(f"The list of test images names {unfit[0]!r}: expected are bare names of photos.")
     absent = [id for id in ids if not (masks / f"{id}.png").is_file()]

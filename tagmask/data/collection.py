@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tagmask.data.benchmarks import missing
+from tagmask.data.names import check_name
 from tagmask.errors import DataError, nearest
 
 ColourMap = dict[tuple[int, int, int], int]
@@ -68,6 +69,8 @@ class Collection:
         self._by_id = {item.id: item for item in self.items}
         if len(self._by_id) != len(self.items):
             raise DataError(f"{self.root}: two images share one id; this is a fault of the source '{self.source}'.")
+        for id in self._by_id:
+            check_name(id, self.root)
 
     @property
     def num_classes(self) -> int:

@@ -15,6 +15,7 @@ from tagmask.data.source_folders import class_folders
 from tagmask.data.source_voc import is_voc
 from tagmask.data.splits import assign_splits
 from tagmask.data.table_file import TABLE_NAMES, WORKBOOKS, table_path
+from tagmask.data.walk import none_found
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -53,7 +54,7 @@ def detect(config: DataConfig, root: Path) -> str:
 
 def _what_is_there(config: DataConfig, root: Path) -> str:
     if not holds_images(root):
-        return "There are no images"
+        return none_found(root)
     images, masks = image_folder(config, root), mask_folder(config, root)
     where = f" in {images.name} and masks in {masks.name}" if masks is not None and images != root else ""
     return f"There are images{where}, but no tags"

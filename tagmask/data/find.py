@@ -1,4 +1,4 @@
-"""Finding images, masks and class lists on disk, and their ids."""
+"""Where images, masks and class lists lie, and the images' ids."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Problem
+from tagmask.data.formats import is_image
 from tagmask.data.layout import role, subfolders
 from tagmask.data.spelling import clean_name
 from tagmask.data.spelling import normal_path as _normal
+from tagmask.data.walk import survey
 from tagmask.errors import DataError
 from tagmask.files import read_text
 from tagmask.types import IGNORE
 
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"])
 IMAGE_FOLDERS = ("images", "JPEGImages")
 MASK_FOLDERS = ("masks", "SegmentationClass")
 BACKGROUND = frozenset(("background", "_background_", "__background__", "bg"))
@@ -46,21 +47,6 @@ def resolve(path: Path, root: Path, setting: str) -> Path:
         if candidate.exists():
             return candidate
     raise DataError(f"{path} (data.{setting}): neither in the working directory nor in {root}.")
-
-
-def find_images(folder: Path, without: Path | None = None) -> list[Path]:
-    """Images below ``folder``, sorted by path; hidden files and folders and the folder ``without`` are left out."""
-    skip = without and without.resolve()
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != skip]
-        found += [Path(parent, n) for n in names if not n.startswith(".") and is_image(n)]
-    return sorted(found)
-
-
-def is_image(name: str | Path) -> bool:
-    """Whether the name ends as images do."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def without_suffix(name: str) -> str:
@@ -143,7 +129,8 @@ def pair_masks(
         return [None] * len(paths), []
     if folder.resolve() == base.resolve():
         raise DataError(f"{folder} (data.masks): masks lie among the images; give them a folder of their own.")
-    masks = find_images(folder)
+    found = survey(folder, masks=True)
+    masks = found.images
     relative = {_normal(without_suffix(m.relative_to(folder).as_posix())): m for m in masks}
     stems = Counter(p.stem for p in paths)
     result: list[Path | None] = []
@@ -157,7 +144,7 @@ def pair_masks(
         raise DataError(
             f"{folder} (data.masks): no mask is named like an image (mask '{masks[0].name}', image '{paths[0].name}')."
         )
-    return result, [Problem(str(m), "mask without an image") for m in masks if m not in used]
+    return result, [*found.problems, *(Problem(str(m), "mask without an image") for m in masks if m not in used)]
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -20,12 +20,14 @@ from rich.table import Table
 from tagmask.data.agreement import disagreement
 from tagmask.data.benchmarks import count_lists
 from tagmask.data.collection import Collection, ColourMap, Item, Problem
-from tagmask.data.pixels import raw_mask, read_image
-from tagmask.errors import DataError
+from tagmask.data.pixels import Notes, count_pixels, describe_notes, raw_mask, read_image
+from tagmask.errors import DataError, plain
 from tagmask.types import IGNORE
 
 SHOWN = 10
 """Files of one kind that are printed; the saved fingerprint has them all."""
+LARGE = 25_000_000
+"""Pixels above which photos are decoded one at a time, so that memory stays bounded."""
 
 
 def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
@@ -39,8 +41,10 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     unlabelled (ids); warnings; benchmark (name and lists, as ``count_lists`` gives them, or None).
     """
     items = collection.items
+    colours, notes = collection.colour_map, Notes()
     with ThreadPoolExecutor(threads) as pool:
-        looks = list(pool.map(lambda item: _look(item, collection.colour_map), items))
+        quick = list(pool.map(lambda item: None if _is_large(item) else _look(item, colours, notes), items))
+    looks = [_look(item, colours, notes) if found is None else found for item, found in zip(items, quick)]
     tagged = [item for item in items if item.tags is not None]
     unreadable = [{"id": i.id, "path": str(i.image), "what": k["image"]} for i, k in zip(items, looks) if k["image"]]
     bad_masks = [{"id": i.id, "path": str(i.mask), "what": k["mask"]} for i, k in zip(items, looks) if k["mask"]]
@@ -52,8 +56,10 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         there = list(item.tags or ())
         together[np.ix_(there, there)] += 1
     tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
-    warnings, published = _warnings(collection, tags, together), None
+    lost = {entry["id"] for entry in unreadable}
+    warnings = [*_warnings(collection, tags, together, lost), *describe_notes(notes), *_boxes(items, looks)]
     warnings += disagreement((i.tags, set(k["values"])) for i, k in zip(items, looks) if k["values"])
+    published = None
     if collection.benchmark is not None:
         masked = {item.id for item in items if item.mask is not None}
         rows = count_lists(collection.benchmark, collection.lists, masked)
@@ -131,7 +137,7 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
     """Print a fingerprint as tables, then its warnings and the first of the files that were skipped."""
     counts, sizes = fp["counts"], fp["sizes"]
     console.print(
-        f"[bold]{escape(fp['root'])}[/bold] (source {fp['source']}, digest {fp['digest'][:12]})", highlight=False
+        f"[bold]{escape(plain(fp['root']))}[/bold] (source {fp['source']}, digest {fp['digest'][:12]})", highlight=False
     )
     console.print(
         f"{counts['images']} images: {counts['labelled']} with tags ({counts['empty']} with none of the classes), "
@@ -168,7 +174,7 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
             table.add_row(value, names.get(value, "[red]no class[/red]"), f"{count / total:.1%}")
         console.print(table)
     for warning in (*fp["warnings"], *fp["masks"]["warnings"]):
-        console.print(f"[yellow]Warning:[/yellow] {escape(warning)}")
+        console.print(f"[yellow]Warning:[/yellow] {escape(plain(warning))}")
     for key, title in (
         ("unlabelled", "Unlabelled"),
         ("unreadable", "Unreadable, left out"),
@@ -179,16 +185,23 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
             console.print(f"[bold]{title}: {len(fp[key])}[/bold]")
             for entry in fp[key][:SHOWN]:
                 text = entry if key == "unlabelled" else f"{entry['path']}: {entry['what']}"
-                console.print(f"  {text}", markup=False, highlight=False)
+                console.print(f"  {plain(text)}", markup=False, highlight=False)
             if len(fp[key]) > SHOWN:
                 console.print(f"  … and {len(fp[key]) - SHOWN} more; the saved fingerprint lists all.")
 
 
-def _look(item: Item, colour_map: ColourMap | None) -> dict[str, Any]:
-    """Size (w,h) of the image as shown, what is wrong with image and mask (empty: nothing), pixels by mask value."""
+def _is_large(item: Item) -> bool:
+    return any(path is not None and count_pixels(path) > LARGE for path in (item.image, item.mask))
+
+
+def _look(item: Item, colour_map: ColourMap | None, notes: Notes) -> dict[str, Any]:
+    """Size (w,h) of the image as shown, what is wrong with image and mask (empty: nothing), pixels by mask value.
+
+    notes: takes what is odd about the image.
+    """
     result: dict[str, Any] = {"size": None, "image": "", "mask": "", "values": {}}
     try:
-        height, width = read_image(item.image).shape[-2:]
+        height, width = read_image(item.image, notes=notes).shape[-2:]
         result["size"] = (width, height)
     except DataError as error:
         result["image"] = _without_path(error, item.image)
@@ -214,8 +227,16 @@ def _without_path(error: DataError, path: Path) -> str:
 def _digest(collection: Collection) -> str:
     digest = hashlib.sha256("\n".join(collection.classes).encode())
     for item in sorted(collection.items, key=lambda i: i.id):
-        digest.update(f"\n{item.id}|{item.tags}|{item.image.stat().st_size}".encode())
+        digest.update(f"\n{item.id}|{item.tags}|{_file_size(item.image)}".encode())
     return digest.hexdigest()
+
+
+def _file_size(path: Path) -> int | None:
+    """Bytes of a file; None for links to nothing and photos that have vanished."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _split(
@@ -243,8 +264,21 @@ def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndarray) -> list[str]:
+def _boxes(items: list[Item], looks: list[dict[str, Any]]) -> list[str]:
+    """Says how many true boxes reach out of their photos by more than a pixel."""
+    out = []
+    for item, (width, height) in ((i, k["size"]) for i, k in zip(items, looks) if k["size"]):
+        if any(x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1 for x0, y0, x1, y1 in item.boxes):
+            out.append(item.id)
+    return [f"{len(out)} photos have a box that reaches out of them ('{out[0]}' is the first)."] if out else []
+
+
+def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndarray, lost: set[str]) -> list[str]:
     warnings = [f"Class '{name}' is on no image." for name, count in tags.items() if count == 0]
+    trains = [item for item in collection.listed("train") if item.id not in lost]
+    learned = {collection.classes[tag] for item in trains for tag in item.tags or ()}
+    untaught = [name for name, count in tags.items() if count and trains and name not in learned]
+    warnings += [f"Class '{name}' is on no photo that trains: it is not learned." for name in untaught]
     warnings += [f"Class '{name}' is on {count} images only." for name, count in tags.items() if 0 < count < 5]
     tagged = sum(item.tags is not None for item in collection.items)
     everywhere = [name for name, count in tags.items() if 0 < count == tagged]

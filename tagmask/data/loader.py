@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tagmask.data.collection import ColourMap, Item, tag_vector
-from tagmask.data.pixels import check_size, read_image, read_mask
+from tagmask.data.pixels import Notes, check_size, read_image, read_mask
 from tagmask.data.views import TrainViews
 from tagmask.errors import DataError
 from tagmask.types import Batch, Sample, View
@@ -156,15 +156,15 @@ class TrainLoader:
             yield Batch(views=views, generator=seeded("method", self.seed, step, self.rank), **parts)
 
 
-def read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Tensor | DataError]]:
-    """Items with their photos, uint8 (3,H,W), in order, decoded ahead by two threads.
+def read_ahead(items: Iterable[Item], notes: Notes | None = None) -> Iterator[tuple[Item, Tensor | DataError]]:
+    """Items with their photos, uint8 (3,H,W), in order, decoded ahead by two threads. notes: as in ``read_image``.
 
     Pillow decodes outside Python's lock, so threads suffice. A photo that cannot be read comes as its DataError.
     """
 
     def read(item: Item) -> tuple[Item, Tensor | DataError]:
         try:
-            return item, read_image(item.image)
+            return item, read_image(item.image, notes=notes)
         except DataError as error:
             return item, error
 

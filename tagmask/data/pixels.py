@@ -1,4 +1,4 @@
-"""Reading photos and masks, and writing masks. All pixels enter tagmask through this file.
+"""Reading photos and masks, and writing masks. All pixels enter tagmask through this file, by ``open_picture``.
 
 One policy for orientation: a photo is turned as its EXIF tag says, as any viewer shows it, and masks are taken as
 they are, because they were drawn on the photo as shown. Transparent pixels are laid over white.
@@ -6,73 +6,205 @@ they are, because they were drawn on the photo as shown. Transparent pixels are 
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from scipy.io import loadmat
 from torch import Tensor
 
 from tagmask.data.collection import ColourMap
 from tagmask.data.find import read_lines
+from tagmask.data.formats import readable, unknown_content
 from tagmask.data.spelling import clean_name
 from tagmask.errors import DataError, nearest
 from tagmask.files import written
 from tagmask.types import IGNORE
 
+MAX_PIXELS = 150_000_000
+"""Pixels of a picture, at most: what its header says is checked before anything is decoded."""
+STRIP = 4_000_000
+"""Pixels that are converted at once."""
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a photo is turned, by the number in its EXIF data; 1 and all others say that it is upright."""
+ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+Notes = dict[str, list[str]]
+"""Names of the photos that something is odd about, by what it is (DARK, FOURTH or PAGES)."""
+DARK = "nearly black: all values lie in the lowest sixteenth. If these are 12 bits saved as 16, multiply them by 16"
+FOURTH = (
+    "laid over white, because a fourth band says that hardly anything is opaque. If that band is something else (near "
+    "infrared, say), save the photos without it"
+)
+PAGES = "the first of several pages or frames; the others are not read"
 
-def read_image(path: str | Path) -> Tensor:
-    """A photo as uint8 RGB (3,H,W), upright.
 
-    Grey, palette, alpha (over white), CMYK and 16-bit (the upper eight bits) become RGB; of an animation the first
-    frame is read. Raises DataError that names the file when it cannot be decoded whole.
+@contextmanager
+def open_picture(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
+    """A photo or mask, opened and not yet decoded. All errors inside become DataErrors that name the file.
+
+    Only the formats of ``readable``: others make Pillow start programs. Only regular files: a pipe would never end.
+    Only up to MAX_PIXELS.
     """
     try:
+        _check_regular(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                opened.load()
-                return image_tensor(opened, path)
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF data and of sizes, which are bounded here
+            with Image.open(path, formats=tuple(set(readable().values()))) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield opened
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        limit = f"{MAX_PIXELS // 1_000_000} million pixels"
+        raise DataError(f"{path}: larger than {limit}. Reduce it or cut it into parts.") from error
+    except UnidentifiedImageError as error:
+        with open(path, "rb") as file:
+            raise DataError(f"{path}: cannot be read as {what} ({unknown_content(file.read(16))}).") from error
     except Exception as error:  # Pillow raises nearly any type on broken files
-        raise _undecodable(path, "an image", error) from error
+        raise _undecodable(path, what, error) from error
+
+
+def _check_regular(path: str | Path) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DataError(f"{path}: no file, but a folder, a pipe or a device. Remove it.")
 
 
 def _undecodable(path: str | Path, what: str, error: Exception, advice: str = "Replace or remove it.") -> DataError:
     if isinstance(error, OSError) and error.strerror:
         return DataError(f"{path}: cannot be opened ({error.strerror}). Make it readable or leave it out.")
-    said = str(error).replace(f" {str(path)!r}", "")  # libraries name the file, too
+    said = str(error).replace(f" {str(path)!r}", "") or type(error).__name__  # libraries name the file, too
     return DataError(f"{path}: cannot be read as {what} ({said}). {advice}")
+
+
+def count_pixels(path: str | Path) -> int:
+    """Pixels of a picture by its header; 0 where it cannot be opened."""
+    try:
+        with open_picture(path) as opened:
+            return opened.width * opened.height
+    except DataError:
+        return 0
+
+
+def read_image(path: str | Path, notes: Notes | None = None) -> Tensor:
+    """A photo as uint8 RGB (3,H,W), upright. notes: takes what is odd about it.
+
+    Grey, palette, alpha (over white), CMYK and 16-bit (the upper eight bits) become RGB; of an animation the first
+    frame is read. Raises DataError that names the file when it cannot be decoded whole.
+    """
+    with open_picture(path) as opened:
+        opened.load()
+        image = image_tensor(opened, path)
+        if notes is not None:
+            for kind in _oddities(opened, image):
+                notes.setdefault(kind, []).append(str(path))
+        return image
 
 
 def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
     """An opened picture as uint8 RGB (3,H,W), upright, by the rules of ``read_image``. name: for errors."""
-    image = ImageOps.exif_transpose(image)
+    turn = _turn(image)
+    if turn is not None:
+        image = image.transpose(turn)
+    result = torch.empty((3, image.height, image.width), dtype=torch.uint8)
+    for rows in _strips(image.height, image.width):  # a large photo is in memory twice, not seven times
+        strip = image.crop((0, rows.start, image.width, rows.stop))
+        result[:, rows] = torch.from_numpy(np.array(_rgb(strip, name))).permute(2, 0, 1)
+    return result
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    """Rows of a picture in parts of STRIP pixels at most."""
+    step = max(1, STRIP // max(1, width))
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+
+def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    """A picture of any mode as RGB."""
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
             raise DataError(f"{name}: values of 32 bits have no known range. Save it with 8 or 16 bits.")
         image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    elif _has_alpha(image):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How a photo is to be turned, or None. A number of any type counts, of several the first one."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+        value = value[0] if isinstance(value, tuple | bytes) else value
+        return None if isinstance(value, str) else TURNS.get(int(value))
+    except Exception:  # Pillow raises nearly any type on broken EXIF data
+        return None
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ALPHA_MODES or "transparency" in image.info
+
+
+def _oddities(opened: Image.Image, photo: Tensor) -> list[str]:
+    """What is odd about a photo, of DARK, FOURTH and PAGES."""
+    found = [DARK] if int(photo.max()) < 16 else []
+    if _has_alpha(opened):
+        whole = opened if opened.mode in ("RGBA", "LA") else opened.convert("RGBA")
+        alpha = np.array(whole.getchannel("A").histogram()) / photo[0].numel()
+        if alpha[128:].sum() < 0.01 or alpha[8:248].sum() > 0.5:  # true alpha shows something and is mostly 0 or 255
+            found.append(FOURTH)
+    if _has_pages(opened):
+        found.append(PAGES)
+    return found
+
+
+def _has_pages(opened: Image.Image) -> bool:
+    """Whether a second page or frame follows, which is not the first one reduced, or its mask. It is moved to."""
+    if not getattr(opened, "is_animated", False) or opened.format == "MPO":  # an MPO's second picture is for 3D
+        return False
+    try:
+        opened.seek(1)
+        return not (opened.format == "TIFF" and opened.tag_v2.get(254, 0) & 5)  # type: ignore[attr-defined]
+    except Exception:  # of a broken page
+        return False
+
+
+def describe_notes(notes: Mapping[str, list[str]]) -> list[str]:
+    """A sentence for each kind of oddity, with the number of its photos and the first."""
+    said = []
+    for kind in (kind for kind in (DARK, FOURTH, PAGES) if kind in notes):
+        names = sorted(notes[kind])
+        are = "1 photo is" if len(names) == 1 else f"{len(names)} photos are"
+        said.append(f"{are} {kind} ('{Path(names[0]).name}'{' and others' if len(names) > 1 else ''}).")
+    return said
 
 
 def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarray:
-    """The values of a mask (H,W), int64, not checked against the classes. Raises DataError as ``read_mask``."""
+    """The values of a mask (H,W), integers, not checked against the classes. Raises DataError as ``read_mask``."""
     if Path(path).suffix == ".mat":
         return sbd_mask(path)
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            mode, values = opened.mode, np.array(opened)
-    except Exception as error:
-        raise _undecodable(path, "a mask", error) from error
-    if mode in ("1", "P", "L") or mode.startswith("I"):
+    with open_picture(path, "a mask") as opened:
+        opened.load()
+        mode, values = opened.mode, np.array(opened)
+    if mode in ("1", "P", "L"):
+        return values.astype(np.uint8, copy=False)
+    if mode.startswith("I"):
         return values.astype(np.int64)
     if mode not in ("RGB", "RGBA"):
         raise DataError(f"{path}: a mask in mode {mode}. Save it as a palette or grey PNG whose values are classes.")
@@ -81,6 +213,14 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
             f"{path}: the mask is saved in colours, whose meaning is unknown. Save it as a palette or grey PNG, "
             "or give data.colour_map, a file of lines 'r g b name'."
         )
+    labels = np.empty(values.shape[:2], dtype=np.uint8)
+    for rows in _strips(values.shape[0], values.shape[1]):
+        labels[rows] = _of_colours(values[rows], colour_map, path)
+    return labels
+
+
+def _of_colours(values: np.ndarray, colour_map: ColourMap, path: str | Path) -> np.ndarray:
+    """Labels (H,W) of colours (H,W,3 or 4). Raises DataError for a colour that is not in the map."""
     codes = values[..., 0].astype(np.int64) << 16 | values[..., 1].astype(np.int64) << 8 | values[..., 2]
     colours, where = np.unique(codes, return_inverse=True)
     labels = []
@@ -89,17 +229,20 @@ def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarra
         if colour not in colour_map:
             raise DataError(f"{path}: colour {colour} is not in the colour map. Add a line for it to data.colour_map.")
         labels.append(colour_map[colour])
-    return np.array(labels, dtype=np.int64)[where].reshape(codes.shape)
+    return np.array(labels, dtype=np.uint8)[where].reshape(codes.shape)
 
 
 def sbd_mask(path: str | Path) -> np.ndarray:
     """The label map (H,W), int64, of a file of SBD (Hariharan et al. 2011), ``cls/<id>.mat``. Raises DataError."""
     try:
+        _check_regular(path)
         record = loadmat(path, squeeze_me=True, struct_as_record=False)
+    except DataError:
+        raise
     except Exception as error:  # SciPy raises many types on broken files
         raise _undecodable(path, "a .mat file", error, "Unpack SBD again.") from error
     values = getattr(record.get("GTcls"), "Segmentation", None)
-    if not isinstance(values, np.ndarray) or values.ndim != 2:
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iub":
         raise DataError(f"{path}: there is no GTcls.Segmentation in it. SBD's class masks lie in 'cls', not in 'inst'.")
     return values.astype(np.int64)
 

@@ -14,6 +14,8 @@ from tagmask.data.benchmarks import BENCHMARKS, missing
 from tagmask.data.collection import Collection, Item, Problem
 from tagmask.data.find import data_root, image_folder, mask_folder
 from tagmask.data.json_stream import stream_json
+from tagmask.data.names import bare_flaw
+from tagmask.data.pixels import MAX_PIXELS
 from tagmask.data.source_table import tag_indices
 from tagmask.data.table_file import read_table
 from tagmask.errors import DataError
@@ -38,10 +40,6 @@ KINDS = {"categories": "category", "images": "image", "annotations": "annotation
 """The lists that are read, in this order, and what an entry of each is called."""
 MOST_ID = 2**63 - 1
 LONGEST_SIDE = 65_500
-MOST_PIXELS = 150_000_000
-LONGEST_NAME = 200
-UNFIT = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
-"""What no file name of a photo holds: folders, control characters, halves of characters."""
 OTHER_SETS = " Sets of other categories are read as a table of tags with masks."
 
 
@@ -219,20 +217,13 @@ def _check_category(entry: dict[str, Any], where: str) -> None:
 
 def _photo(entry: dict[str, Any], where: str) -> Photo:
     name, id = entry.get("file_name"), _whole(entry, "id", where)
-    if not isinstance(name, str) or not is_file_name(name):
-        raise DataError(
-            f"{where}: 'file_name' is {reprlib.repr(name)}, not a bare file name as COCO's are: without folders and "
-            f"control characters, at most {LONGEST_NAME} bytes."
-        )
+    wrong = bare_flaw(name) if isinstance(name, str) else "it is no text"
+    if wrong:
+        raise DataError(f"{where}: 'file_name' is {reprlib.repr(name)}: {wrong}. COCO's are bare names of files.")
     height, width = (_whole(entry, key, where, 1, LONGEST_SIDE) for key in ("height", "width"))
-    if height * width > MOST_PIXELS:
-        raise DataError(f"{where} has {width}x{height} pixels; the most are {MOST_PIXELS:,}.")
+    if height * width > MAX_PIXELS:
+        raise DataError(f"{where} has {width}x{height} pixels; the most are {MAX_PIXELS:,}.")
     return Photo(id, name, height, width)
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a name from a file is safe as that of one in a folder: no folders, control characters, great length."""
-    return not UNFIT.search(name) and bool(name.strip(". ")) and len(name.encode()) <= LONGEST_NAME
 
 
 def _annotation(entry: dict[str, Any], shown: str, where: str) -> Annotation:

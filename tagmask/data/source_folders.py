@@ -7,20 +7,13 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection, Problem
-from tagmask.data.find import (
-    BACKGROUND,
-    check_classes,
-    data_root,
-    find_images,
-    given_classes,
-    holds_images,
-    is_image,
-    mask_folder,
-    resolve,
-)
+from tagmask.data.find import BACKGROUND, check_classes, data_root, given_classes, holds_images, mask_folder, resolve
+from tagmask.data.formats import is_image
 from tagmask.data.layout import role, subfolders
+from tagmask.data.names import flaw
 from tagmask.data.source_table import assemble, tag_indices
 from tagmask.data.spelling import clean_name
+from tagmask.data.walk import find_images
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -34,7 +27,7 @@ def class_folders(config: DataConfig, root: Path) -> tuple[Path, list[str]]:
     """The folder that is looked in, and the class folders there that hold images, sorted; 'images' alone is none."""
     base = resolve(config.images, root, "images") if config.images is not None else root
     masks, classes = mask_folder(config, root), given_classes(config, root) or ()
-    found = [f.name for f in subfolders(base) if f != masks and holds_images(f)]
+    found = [f.name for f in subfolders(base) if f != masks and not flaw(f.name) and holds_images(f)]
     names = [name for name in found if name.lower() not in BACKGROUND | NO_TAGS]
     photos_only = all(role(name) == "photos" and name not in classes for name in names)
     return base, [] if photos_only else names
@@ -59,17 +52,19 @@ def folders(config: DataConfig) -> Collection:
     position = {name: i for i, name in enumerate(classes)}
     by_folder = {name: tag_indices([tag], position, str(base / name)) for name, tag in found.items()}
     by_folder |= {folder.name: () for folder in subfolders(base) if folder.name.lower() in BACKGROUND}
-    images, problems = _all_images(base, mask_folder(config, root))
+    masks = mask_folder(config, root)
+    images, problems = find_images(base, masks), _odd_links(base, masks)
     tags = [by_folder.get(image.relative_to(base).parts[0]) for image in images]
     return assemble("folders", config, root, base, images, tags, classes, problems)
 
 
-def _all_images(base: Path, masks: Path | None) -> tuple[list[Path], list[Problem]]:
-    """Images in the folders of ``base``, also in those that are links, and the links that lead nowhere.
+def _odd_links(base: Path, masks: Path | None) -> list[Problem]:
+    """The links right in ``base`` that lead nowhere.
 
-    Raises DataError on a link into ``base`` or to a folder around it: its photos would be there twice.
+    Raises DataError on a link into ``base``, to a folder around it, or to where another one leads: of two classes each
+    would have the same photos.
     """
-    images, problems, here = set(find_images(base, masks)), [], base.resolve()
+    problems, here = [], base.resolve()
     seen: set[Path] = set()
     for path in sorted(path for path in base.iterdir() if path.is_symlink() and path != masks):
         if not path.exists() and not is_image(path.name):
@@ -80,8 +75,7 @@ def _all_images(base: Path, masks: Path | None) -> tuple[list[Path], list[Proble
             if inside or target in seen or here.is_relative_to(target):
                 raise DataError(f"{path}: a link to {target}, whose photos would be there twice. Remove the link.")
             seen.add(target)
-            images.update(find_images(path))
-    return sorted(images), problems
+    return problems
 
 
 def _refuse_layout(base: Path, names: list[str], given: list[str], masks: Path | None) -> None:

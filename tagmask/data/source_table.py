@@ -11,7 +11,6 @@ from tagmask.data.find import (
     BACKGROUND,
     check_classes,
     data_root,
-    find_images,
     given_classes,
     image_folder,
     make_ids,
@@ -25,6 +24,7 @@ from tagmask.data.pixels import read_colour_map
 from tagmask.data.splits import column_splits, own_splits
 from tagmask.data.table_cells import odd_classes
 from tagmask.data.table_file import TABLE_NAMES, Row, TagTable, read_table, table_path
+from tagmask.data.walk import find_images, none_found, survey
 from tagmask.errors import DataError, nearest
 from tagmask.registry import SOURCES
 
@@ -56,7 +56,8 @@ def table(config: DataConfig) -> Collection:
     base, masks = image_folder(config, root), mask_folder(config, root)
     images = find_images(base, masks)
     if not images:
-        raise DataError(f"{base}: no images there. Set data.images to the folder that {path} names them from.")
+        none = none_found(base, masks)
+        raise DataError(f"{base}: {none}. Set data.images to the folder that {path} names them from.")
     tags, roles, problems = match_rows(found, images, [base, root], classes, path)
     return assemble("table", config, root, base, images, tags, classes, problems, roles)
 
@@ -77,7 +78,8 @@ def assemble(
     These are the root's own lists, or else ``roles``: 'train', 'val' or 'test' of each image, None for no split.
     Raises DataError where many photos look like masks of others.
     """
-    masks, orphans = pair_masks(images, base, mask_folder(config, root), config.masks is not None)
+    place = mask_folder(config, root)
+    masks, orphans = pair_masks(images, base, place, config.masks is not None)
     items = [Item(*fields) for fields in zip(make_ids(images, base), images, tags, masks)]
     colours = None
     if config.colour_map is not None:
@@ -90,7 +92,8 @@ def assemble(
         splits = splits or column_splits(items, roles)
     named = [source == "table" and given is not None for given in tags]
     strays = _stray_masks([image for image, told in zip(images, named) if not told], images, base)
-    found = [*problems, *orphans, *unknown, *strays, *odd_classes(classes, config.separator)]
+    left_out = survey(base, place).problems
+    found = [*left_out, *problems, *orphans, *unknown, *strays, *odd_classes(classes, config.separator)]
     return Collection(source, root, classes, items, splits, found, colours)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from xml.etree import ElementTree
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Collection, Problem
-from tagmask.data.find import check_classes, data_root, find_images, given_classes, read_lines, resolve
+from tagmask.data.find import check_classes, data_root, given_classes, read_lines, resolve
 from tagmask.data.source_table import assemble, match_rows, tag_indices
 from tagmask.data.spelling import clean_name
 from tagmask.data.splits import find_list, read_list
 from tagmask.data.table_file import read_table, table_path
+from tagmask.data.walk import find_images, none_found
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -25,6 +27,10 @@ VOC_CLASSES = (
 
 BENCHMARK = "voc2012"
 AUGMENTED = "SegmentationClassAug"
+ENCODING = re.compile(
+    rb"\s*<\?xml[^>]*?encoding=[\"']((?:gb|big5|shift|euc|iso|windows|cp|koi|latin)[\w-]*)[\"']", re.I
+)
+"""The encoding that an XML file declares, of those which editors use beside UTF-8 and UTF-16."""
 SBD_FOLDERS = ("benchmark_RELEASE/dataset", "SBD/dataset", "SBD")
 """Where SBD may lie, in the root or one or two folders above it; a folder with 'cls', train.txt and val.txt."""
 
@@ -53,7 +59,7 @@ def voc(config: DataConfig) -> Collection:
         raise DataError(f"{base}: no such folder.{hint}")
     images = find_images(base)
     if not images:
-        raise DataError(f"{base}: no images there.")
+        raise DataError(f"{base}: {none_found(base)}.")
     classes = given_classes(config, root)
     path, annotations = table_path(config, root), root / "Annotations"
     roles: list[str | None] = []
@@ -63,6 +69,8 @@ def voc(config: DataConfig) -> Collection:
         tags, roles, problems = match_rows(found, images, [base, root], classes, path)
     elif annotations.is_dir():
         named, problems = read_annotations(images, annotations)
+        if problems and not any(named.values()):
+            raise DataError(f"{problems[0].path}: {problems[0].what} {len(problems)} annotations are lost.")
         classes = classes or order_classes({n for names in named.values() for n in names}, None, str(annotations))
         position = {name: i for i, name in enumerate(classes)}
         where = {image: str(annotations / f"{image.stem}.xml") for image in named}
@@ -128,7 +136,7 @@ def read_annotations(images: list[Path], folder: Path) -> tuple[dict[Path, tuple
             if path.is_file():
                 result[image] = object_names(path)
         except DataError as error:
-            problems.append(Problem(str(path), str(error)))
+            problems.append(Problem(str(path), str(error).removeprefix(f"{path}: ")))
     return result, problems
 
 
@@ -138,9 +146,14 @@ def object_names(path: Path) -> tuple[str, ...]:
     Raises DataError when the file is not valid XML or an object has no name.
     """
     try:
-        objects = ElementTree.parse(path).getroot().findall("object")
-    except (ElementTree.ParseError, OSError) as error:
-        raise DataError(f"{path}: not a readable annotation ({error}).") from error
+        raw = path.read_bytes()
+        declared = ENCODING.match(raw)
+        # The parser knows few encodings. Of text that is decoded already it ignores the declaration.
+        objects = ElementTree.fromstring(raw.decode(declared[1].decode()) if declared else raw).findall("object")
+    except (ElementTree.ParseError, OSError, ValueError, LookupError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not a readable annotation ({error}). Write it as XML in UTF-8; a bare '&' is written '&amp;'."
+        ) from error
     names = tuple(clean_name(entry.findtext("name") or "", str(path)) for entry in objects)
     if "" in names:
         raise DataError(f"{path}: an object without a name.")

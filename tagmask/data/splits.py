@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: 
         problems += [Problem(id, "listed for train but unlabelled: does not train") for id in train if id in bare]
     train = [id for id in train if id not in held and id not in bare]
     if "val" not in splits and config.val_share > 0 and len(train) > 1:
-        splits["val"] = hold_out(train, config.val_share, seed)
+        tags = {item.id: item.tags or () for item in collection.items}
+        splits["val"] = hold_out(train, config.val_share, seed, tags)
         out = set(splits["val"])
         train = [id for id in train if id not in out]
     splits["train"] = train
@@ -110,14 +112,23 @@ def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: 
     return replace(collection, splits=ordered, problems=problems)
 
 
-def hold_out(ids: Sequence[str], share: float, seed: int) -> list[str]:
+def hold_out(ids: Sequence[str], share: float, seed: int, tags: Mapping[str, Sequence[int]] | None = None) -> list[str]:
     """A share of the ids, at least one and never all, in their order.
 
     Each id is ranked by a hash of seed and id: the choice needs no random state and hardly changes when images are
-    added.
+    added. tags: classes by id. The last photo of a class stays, and the next in rank is taken instead, if there is one.
     """
     count = min(max(1, round(share * len(ids))), len(ids) - 1)
-    chosen = set(sorted(ids, key=lambda id: hashlib.sha256(f"{seed}/{id}".encode()).digest())[:count])
+    classes = tags or {}
+    left = Counter(tag for id in ids for tag in classes.get(id, ()))
+    ranked = sorted(ids, key=lambda id: hashlib.sha256(f"{seed}/{id}".encode()).digest())
+    chosen: set[str] = set()
+    for id in ranked:
+        own = classes.get(id, ())
+        if len(chosen) < count and all(left[tag] > 1 for tag in own):
+            chosen.add(id)
+            left.subtract(own)
+    chosen = chosen or set(ranked[: min(count, 1)])
     return [id for id in ids if id in chosen]
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tagmask.cam import pseudo_labels
 from tagmask.data import Item, read_ahead, tag_vector
+from tagmask.data.pixels import Notes
 from tagmask.errors import DataError
 from tagmask.label.infer import Inference, best_labels, values_in
 from tagmask.types import IGNORE
@@ -115,11 +116,20 @@ Consumer = Callable[[Item, "Look | DataError"], None]
 
 
 def go_over(
-    inference: Inference, items: Sequence[Item], consumers: Sequence[Consumer], title: str, console: Console | None
+    inference: Inference,
+    items: Sequence[Item],
+    consumers: Sequence[Consumer],
+    title: str,
+    console: Console | None,
+    notes: Notes | None = None,
 ) -> None:
-    """Read each item's photo once and hand it to all consumers, so that these share what is computed of it."""
+    """Read each item's photo once and hand it to all consumers, so that these share what is computed of it.
+
+    notes: takes what is odd about the photos.
+    """
     console = console or Console(stderr=True)
-    for item, photo in track(read_ahead(items), title, len(items), console=console, disable=not console.is_terminal):
+    photos = read_ahead(items, notes)
+    for item, photo in track(photos, title, len(items), console=console, disable=not console.is_terminal):
         tags = None if item.tags is None else tag_vector(item.tags, inference.method.classes)
         look = photo if isinstance(photo, DataError) else Look(inference, photo, tags)
         for consume in consumers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class Labelled:
     """What a labelling run did. skipped: masks that were there; failed: (file, why); untagged: photos left out.
 
     unsure: share of the written pixels that are 255. missing: by the photo's id, tagged classes that its mask, written
-    or skipped, lacks.
+    or skipped, lacks. notes: what is odd about the photos, as sentences.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Labelled:
     unsure: float = 0.0
     untagged: int = 0
     missing: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """The counts, ready for JSON."""
@@ -53,6 +55,7 @@ class Labelled:
             "unsure_share": round(self.unsure, 4),
             "missing": {"photos": len(self.missing), "classes": dict(classes.most_common())},
             "failed": [{"file": f, "why": w} for f, w in self.failed],
+            "notes": self.notes,
         }
 
 
@@ -82,7 +85,7 @@ class LabelWriter:
         self.make, self.soft = make, soft
         self.paths = {item.id: folder / f"{item.id}.png" for item in self.items}
         for item in self.items:
-            if self.paths[item.id].resolve() == item.image.resolve():
+            if os.path.realpath(self.paths[item.id]) == os.path.realpath(item.image):
                 raise DataError(f"{item.image}: its mask would be written over it; choose another folder (--out).")
         note = {"classes": ["background", *classes], "ignore": IGNORE, **note}
         self._check_note(note, overwrite)

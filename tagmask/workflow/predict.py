@@ -11,8 +11,13 @@ from rich.console import Console
 from torch import Tensor
 
 from tagmask.data import Item, read_image, read_mask
-from tagmask.data.find import find_images
+from tagmask.data.collection import Problem
+from tagmask.data.find import read_lines
+from tagmask.data.names import flaw
+from tagmask.data.pixels import Notes, describe_notes
+from tagmask.data.walk import OVERLAY, Survey, none_found, survey
 from tagmask.errors import DataError
+from tagmask.files import written
 from tagmask.label import Labelled, LabelWriter, Look, go_over
 from tagmask.report import overlay as draw_overlay
 from tagmask.workflow.opened import Run, opened
@@ -27,13 +32,17 @@ def predict(
     overwrite: bool = False,
     overrides: Sequence[str] = (),
     console: Console | None = None,
+    listed: Path | None = None,
 ) -> Labelled:
     """Masks of photos (files, folders, globs, or items) without tags, into ``out``. Raises DataError for no photo.
 
-    overlay: also a picture of each mask on its photo, <id>_overlay.jpg.
+    overlay: also a picture of each mask on its photo, <id>_overlay.jpg. listed: a file of names; only these are done.
+    Files that look like photos and cannot be used are in ``failed``.
     """
     run, out = opened(run, overrides), Path(out)
-    items = photo_items(photos)
+    items, found = photo_items(photos)
+    if listed is not None:
+        items = _only(items, listed)
     names = ["background", *run.model_note["classes"]]
 
     def make(item: Item, look: Look) -> tuple[Tensor, Tensor, list[str]]:
@@ -41,34 +50,63 @@ def predict(
 
     run.inference.need_segmenter()  # before masks that are there are overwritten
     writer = LabelWriter(out, items, names[1:], mask_note(run, False), make, overwrite, run.config.label.soft)
-    go_over(run.inference, writer.todo, [writer.add], "predict", console)
+    notes: Notes = {}
+    go_over(run.inference, writer.todo, [writer.add], "predict", console, notes)
+    done = writer.finish()
+    done.failed += [(problem.path, f"{problem.path}: {problem.what}") for problem in found.lost]
+    done.notes = [*describe_notes(notes), *(f"{problem.path}: {problem.what}" for problem in found.passed)]
     if overlay:
-        failed = {name for name, _ in writer.done.failed}
+        failed = {name for name, _ in done.failed}
         for item in (item for item in items if str(item.image) not in failed):
-            labels = read_mask(out / f"{item.id}.png", len(names) - 1).numpy()
-            picture = draw_overlay(read_image(item.image).permute(1, 2, 0).numpy(), labels)
-            Image.fromarray(picture).save(out / f"{item.id}_overlay.jpg", quality=90)
-    return writer.finish()
+            try:
+                _write_overlay(item, out, len(names) - 1)
+            except DataError as error:
+                done.failed.append((str(item.image), str(error)))
+    return done
 
 
-def photo_items(photos: Sequence[str | Path | Item]) -> list[Item]:
-    """Items of files, folders (searched to any depth, ids keep the subfolders) and globs.
+def _write_overlay(item: Item, folder: Path, classes: int) -> None:
+    labels = read_mask(folder / f"{item.id}.png", classes).numpy()
+    picture = draw_overlay(read_image(item.image).permute(1, 2, 0).numpy(), labels)
+    with written(folder / f"{item.id}{OVERLAY}") as part:
+        Image.fromarray(picture).save(part, format="JPEG", quality=90)
+
+
+def _only(items: Sequence[Item], listed: Path) -> list[Item]:
+    """The items that a file names, one a line. Raises DataError where one is not among them."""
+    names = dict.fromkeys(line for _, line in read_lines(listed))
+    by_name = {name: item for item in items for name in (item.image.name, item.image.stem, item.id)}
+    gone = [name for name in names if name not in by_name]
+    if gone:
+        raise DataError(f"{listed}: {len(gone)} of its photos are not among those named ('{gone[0]}' is the first).")
+    return list({by_name[name].id: by_name[name] for name in names}.values())
+
+
+def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey]:
+    """Items of files, folders (searched to any depth, ids keep the subfolders) and globs, and what is left out.
 
     Raises DataError naming what matches nothing, or two photos whose masks would be one file.
     """
     found: list[Item] = []
+    rest = Survey()
     for entry in photos:
         if isinstance(entry, Item):
             found.append(entry)
             continue
         place = Path(entry)
         if place.is_dir():
-            items = [Item(p.relative_to(place).with_suffix("").as_posix(), p, None) for p in find_images(place)]
+            there = survey(place)
+            items = [Item(p.relative_to(place).with_suffix("").as_posix(), p, None) for p in there.images]
+            rest.lost += there.lost
+            rest.passed += there.passed
+            if not items:
+                raise DataError(f"{entry}: {none_found(place)}.")
         else:
             paths = [place] if place.is_file() else [Path(p) for p in sorted(glob(str(entry)))]
-            items = [Item(p.stem, p, None) for p in paths]
-        if not items:
-            raise DataError(f"{entry}: no such photo, and no photo in it.")
+            if not paths:
+                raise DataError(f"{entry}: no such photo.")
+            items = [Item(p.stem, p, None) for p in paths if not flaw(p.stem)]
+            rest.lost += [Problem(str(p), f"{flaw(p.stem)}; rename it") for p in paths if flaw(p.stem)]
         found += items
     by_id: dict[str, Item] = {}
     for item in found:
@@ -76,4 +114,4 @@ def photo_items(photos: Sequence[str | Path | Item]) -> list[Item]:
             raise DataError(
                 f"{item.image} and {by_id[item.id].image} would both write {item.id}.png; predict them apart."
             )
-    return list(by_id.values())
+    return list(by_id.values()), rest

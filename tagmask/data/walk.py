@@ -1,0 +1,143 @@
+"""Walking through folders: which files are pictures, and which look like pictures and are left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tagmask.data.collection import Problem
+from tagmask.data.formats import is_image, why_not
+from tagmask.data.names import flaw
+from tagmask.errors import DataError
+from tagmask.files import read_json
+from tagmask.types import IGNORE
+
+THUMBNAILS = frozenset(
+    ("@eadir", "@synoeadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", ".thumbnails", ".thumbs", ".trashes")
+)
+"""Folders, in lower case, in which servers and systems keep small or deleted copies of photos."""
+OVERLAY = "_overlay.jpg"
+"""How the names of pictures end that ``predict --overlay`` writes."""
+
+
+@dataclass
+class Survey:
+    """What lies below a folder. images: sorted by path. lost: files that cannot be used, each with the reason.
+
+    passed: what is no photo, though it looks like one: folders of thumbnails, masks that tagmask wrote.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    lost: list[Problem] = field(default_factory=list)
+    passed: list[Problem] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All that is not in ``images``."""
+        return [*(Problem(problem.path, f"left out: {problem.what}") for problem in self.lost), *self.passed]
+
+
+def find_images(folder: Path, without: Path | None = None) -> list[Path]:
+    """Photos below ``folder``, sorted by path, by the rules of ``survey``."""
+    return survey(folder, without).images
+
+
+def survey(folder: Path, without: Path | None = None, masks: bool = False) -> Survey:
+    """Look through ``folder`` to any depth, but not into hidden folders and ``without``.
+
+    Links to folders are followed, and each folder is read once. masks: pictures that tagmask wrote are wanted, too.
+    """
+    found = Survey()
+    skip = os.path.realpath(without) if without is not None else None
+    written: Counter[Path] = Counter()
+    ours: set[str] = set()
+    for parent, names in _folders(folder, skip, found):
+        if not masks and (os.path.dirname(parent) in ours or _holds_masks(parent, names)):
+            ours.add(parent)
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if not is_image(name):
+                if why := why_not(name):
+                    found.lost.append(Problem(str(path), why))
+            elif wrong := flaw(str(path.relative_to(folder).with_suffix(""))):
+                found.lost.append(Problem(str(path), f"{wrong}; rename it"))
+            elif parent in ours and _is_written(path):
+                written[path.parent] += 1
+            else:
+                found.images.append(path)
+    found.images.sort()
+    found.lost.sort(key=lambda problem: problem.path)
+    for place, count in written.items():
+        found.passed.append(Problem(str(place), f"{count} pictures that tagmask wrote are not read as photos"))
+    return found
+
+
+def none_found(folder: Path, without: Path | None = None) -> str:
+    """That a folder holds no photo, and why, as a sentence without its full stop."""
+    problems = survey(folder, without).problems
+    if not problems:
+        return "There are no images"
+    return f"There are no images that can be read ({problems[0].path}: {problems[0].what})"
+
+
+def _folders(top: Path, skip: str | None, found: Survey) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below ``top`` with the names of its files. Folders that are links come after all real ones."""
+
+    def refused(error: OSError) -> None:
+        found.lost.append(Problem(str(error.filename), f"this folder cannot be opened ({error.strerror})"))
+
+    waiting, seen = [str(top)], set()
+    thumbnails: dict[str, str] = {}
+    for start in waiting:
+        for parent, folders, names in os.walk(start, onerror=refused):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                found.passed.append(Problem(parent, "a link to a folder that is read already"))
+                continue
+            seen.add(real)
+            inner = []
+            for name in sorted(folders):
+                path = os.path.join(parent, name)
+                if name.lower() in THUMBNAILS:
+                    thumbnails.setdefault(name, path)
+                elif name.startswith(".") or (skip and os.path.realpath(path) == skip):
+                    continue
+                elif os.path.islink(path):
+                    waiting.append(path)
+                else:
+                    inner.append(name)
+            folders[:] = inner
+            yield parent, names
+    for name, path in thumbnails.items():
+        found.passed.append(Problem(path, f"folders called '{name}' hold copies; they are not read"))
+
+
+def _holds_masks(folder: str, names: list[str]) -> bool:
+    """Whether tagmask wrote masks into the folder: a note says so."""
+    note = Path(folder, "classes.json")
+    if note.name not in names or not note.is_file():
+        return False
+    try:
+        value = read_json(note)
+    except DataError:
+        return False
+    return isinstance(value, dict) and value.get("ignore") == IGNORE and "classes" in value
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a picture in a folder of masks is one: a palette PNG, or a mask drawn on its photo."""
+    if path.name.endswith(OVERLAY):
+        return True
+    if path.suffix.lower() != ".png" or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(26)[25:] == b"\x03"  # the colour type of the header
+    except OSError:
+        return False
