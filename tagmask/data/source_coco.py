@@ -218,7 +218,7 @@ def _check_category(entry: dict[str, Any], where: str) -> None:
 def _photo(entry: dict[str, Any], where: str) -> Photo:
     name, id = entry.get("file_name"), _whole(entry, "id", where)
     wrong = bare_flaw(name) if isinstance(name, str) else "it is no text"
-    if wrong:
+    if wrong or not isinstance(name, str):
         raise DataError(f"{where}: 'file_name' is {reprlib.repr(name)}: {wrong}. COCO's are bare names of files.")
     height, width = (_whole(entry, key, where, 1, LONGEST_SIDE) for key in ("height", "width"))
     if height * width > MAX_PIXELS:

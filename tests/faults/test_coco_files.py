@@ -244,7 +244,7 @@ def test_a_damaged_part_says_what_to_delete(tmp_path: Path) -> None:
 def test_leftovers_of_killed_calls_go(tmp_path: Path) -> None:
     path, masks = put(tmp_path, scenes()), tmp_path / "masks" / "val2017"
     masks.mkdir(parents=True)
-    for old in (masks / ".a.png.7.part", tmp_path / ".tags_val2017.jsonl.7.part"):
+    for old in (masks / ".0123abce.8.part", tmp_path / ".0123abcd.7.part"):
         old.write_text("")
         os.utime(old, (time.time() - 2 * OLD,) * 2)
     folder = tmp_path / ".convert_val2017.7.part"
