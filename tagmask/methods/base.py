@@ -17,6 +17,7 @@ from tagmask.encoders import Encoder, build_encoder, norm_parameters
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.registry import HEADS, METHODS, REFINERS
+from tagmask.strict import Scales
 from tagmask.types import Batch, Losses, View
 
 
@@ -156,7 +157,7 @@ SHORT_GATE = (0.1, "do not trust a tag whose object was cropped out")
 class ClassifierConfig(MethodConfig):
     """Settings of a ``ClassifierMethod``."""
 
-    cam_scales: list[float] = Field([1.0], description=CAM_SCALES)
+    cam_scales: Scales = Field([1.0], description=CAM_SCALES)
     cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
 
     @classmethod
