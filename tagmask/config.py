@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -41,7 +42,7 @@ from tagmask.strict import (
 from tagmask.yaml_text import parse_yaml, plain_value, read_yaml_file, to_yaml
 
 Jitter = Annotated[float, Field(ge=0, le=10)]
-Devices = Annotated[str, Field(pattern=r"^(auto|[0-9]{1,4}(,[0-9]{1,4})*,?)$")]
+DEVICES = re.compile(r"auto|-1|[1-9][0-9]{0,3}|[0-9]{1,4}(,[0-9]{1,4})+|[0-9]{1,4},")
 
 
 class DataConfig(Strict):
@@ -203,7 +204,7 @@ class TrainConfig(Strict):
     )
     channels_last: bool = True
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], COMPUTED] = "auto"
-    devices: Annotated[Annotated[int, Field(ge=-1, le=4096)] | Devices, COMPUTED] = Field(
+    devices: Annotated[int | str, COMPUTED] = Field(
         1, description="processes, one a device; -1 for all devices; or numbers of GPUs, as in 0,2"
     )
     nodes: Annotated[Few, COMPUTED] = 1
@@ -222,8 +223,8 @@ class TrainConfig(Strict):
     @field_validator("devices")
     @classmethod
     def _check_devices(cls, devices: int | str) -> int | str:
-        if devices == 0:
-            raise ValueError("a training needs one device or more; -1 is for all")
+        if not DEVICES.fullmatch(str(devices)):
+            raise ValueError("a number of processes from 1 on, -1 for all devices, or numbers of GPUs, as in 0,2")
         return devices
 
 

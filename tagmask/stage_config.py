@@ -96,7 +96,7 @@ def stage_mapping(value: Any) -> Any:
     for entry in value:
         if isinstance(entry, Mapping) and len(entry) != 1:
             raise ConfigError(f"stages: an entry is a name, or one name with its settings, got {dict(entry)}.")
-        name, settings = next(iter(entry.items())) if isinstance(entry, Mapping) else (entry, None)
+        name, settings = next(iter(entry.items())) if isinstance(entry, Mapping) else (str(entry), None)
         if name not in StagesConfig.model_fields:
             raise ConfigError(f"stages: there is no stage '{name}'.{nearest(str(name), StagesConfig.model_fields)}")
         result[name] = {} if settings is None else settings

@@ -149,18 +149,23 @@ def explain(error: ValidationError, root: type[BaseModel], inner: Mapping[str, t
 
     root: the model that was asked for. inner: classes of its fields that the annotations do not say.
     """
-    found = error.errors(include_url=False)
-    lines = [_line(fault, root, inner) for fault in found[:MOST]]
+    found: dict[str, list[Any]] = {}
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"] if not TYPE_LABEL.fullmatch(str(part)))
+        if not any(other.startswith(f"{key}.") for other in found):  # of a list or a path, what is wrong in the list
+            found.setdefault(key, []).append(fault)
+    lines = [_line(key, faults, root, inner) for key, faults in [*found.items()][:MOST]]
     return "\n".join(lines + [f"... and {len(found) - MOST} more."] * (len(found) > MOST))
 
 
-def _line(fault: Any, root: type[BaseModel], inner: Mapping[str, type[BaseModel]]) -> str:
-    path = [str(part) for part in fault["loc"] if not TYPE_LABEL.fullmatch(str(part))]
-    key, given = ".".join(path), fault.get("input")
-    if fault["type"] == "extra_forbidden":
-        return f"Unknown configuration key '{key}'.{nearest(path[-1], _known(path[:-1], root, inner))}"
+def _line(key: str, faults: list[Any], root: type[BaseModel], inner: Mapping[str, type[BaseModel]]) -> str:
+    if faults[0]["type"] == "extra_forbidden":
+        *path, last = key.split(".")
+        return f"Unknown configuration key '{key}'.{nearest(last, _known(path, root, inner))}"
+    given = faults[0]["input"]
+    what = "; or: ".join(fault["msg"].removeprefix("Value error, ") for fault in faults)
     quotes = f" Put text in quotes: '[\"{str(given).lower()}\"]'." if isinstance(given, bool) else ""
-    return f"Configuration key '{key}': {fault['msg']} (got {_shown(given)}).{quotes}"
+    return f"Configuration key '{key}': {what} (got {_shown(given)}).{quotes}"
 
 
 def _shown(value: Any) -> str:

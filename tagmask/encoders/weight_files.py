@@ -114,9 +114,7 @@ def _reason(error: Exception) -> str:
             "alone, as .safetensors, where the file was made, and set encoder.weights to that file."
         )
     if "TorchScript" in text:
-        return (
-            "a TorchScript program, not weights. Save its state_dict(), and set encoder.weights to that file."
-        )
+        return "a TorchScript program, not weights. Save its state_dict(), and set encoder.weights to that file."
     if "weights_only" in text or not text:
         text = type(error).__name__
     return f"not readable as weights ({text[:200]}). Fetch or save it again, or set encoder.weights to another file."

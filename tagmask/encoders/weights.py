@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import timm
+import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import EntryNotFoundError
