@@ -63,7 +63,7 @@ Natural = Annotated[int, Field(ge=0, le=10**9)]
 """Steps, and other numbers that may be 0."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Few = Annotated[int, Field(ge=1, le=1000)]
-Pixels = Annotated[int, Field(ge=16, le=2**16)]
+Pixels = Annotated[int, Field(ge=16, le=2**14)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Block = Annotated[int, Field(ge=-1000, le=1000, description="of an encoder; -1 is the last")]
 Share = Annotated[float, Field(ge=0, le=1)]
