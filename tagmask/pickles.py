@@ -27,7 +27,7 @@ def check_pickle(file: BinaryIO) -> None:
         if pickletools.markobject in after:
             marks.append(len(stack))
         elif code.name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(int(argument), 0))
+            stack.append(memo.get(argument or 0, 0))
         elif code.name.startswith("TUPLE"):
             stack.append(1 + max(taken, default=0))
             if stack[-1] > DEEPEST:
@@ -37,4 +37,4 @@ def check_pickle(file: BinaryIO) -> None:
         else:
             stack += [0] * len(after)
         if "PUT" in code.name or code.name == "MEMOIZE":
-            memo[len(memo) if argument is None else int(argument)] = stack[-1] if stack else 0
+            memo[len(memo) if argument is None else argument] = stack[-1] if stack else 0

@@ -85,9 +85,11 @@ def parse_yaml(text: str, name: str | Path) -> Any:
             raise _fault("a second document begins; there may be one", after)
         return value
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unknown"
-        raise ConfigError(f"{name}: not valid YAML{f' in line {mark.line + 1}' if mark else ''}: {what}.") from error
+        within = getattr(error, "context", None)
+        start = f" ({within}{_place(text, error, 'context_mark')})" if within else ""
+        where = _place(text, error, "problem_mark")
+        raise ConfigError(f"{name}: not valid YAML{where}: {what}{start}.") from error
 
 
 def read_yaml_file(path: Path) -> Any:
@@ -109,7 +111,7 @@ def to_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
-def _value(events: Iterator[yaml.Event], event: yaml.Event, depth: int) -> Any:
+def _value(events: Iterator[Any], event: Any, depth: int) -> Any:
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
         raise _fault("anchors (&) and aliases (*) are not read; write the value out, or put text in quotes", event)
     if event.tag is not None:
@@ -135,5 +137,13 @@ def _value(events: Iterator[yaml.Event], event: yaml.Event, depth: int) -> Any:
     return found
 
 
-def _fault(what: str, event: yaml.Event) -> yaml.MarkedYAMLError:
+def _place(text: str, error: yaml.YAMLError, mark: str) -> str:
+    """The line of a mark that an error has, in words; nothing without one."""
+    found, lines = getattr(error, mark, None), text.splitlines()
+    if found is None or found.line >= len(lines):
+        return ""
+    return f" in line {found.line + 1} ('{lines[found.line].strip()[:60]}')"
+
+
+def _fault(what: str, event: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
