@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPARED := $(VENV)/.compared
 
-.PHONY: demo test test-unit test-slow lint clean
+.PHONY: demo test test-unit test-slow test-faults lint clean
 
 # Two workers; each keeps a run of neighbours, which share what a module prepares.
 PYTEST := $(BIN)/pytest -q -n 2 --dist worksteal
@@ -23,6 +23,10 @@ test-unit: $(STAMP) $(COMPARED)
 
 test-slow: $(STAMP) $(COMPARED)
 	$(BIN)/pytest -q -m slow
+
+# The campaigns of damaged inputs, killed runs and damaged states at length (docs/reliability.md).
+test-faults: $(STAMP)
+	TAGMASK_CAMPAIGN=25 $(BIN)/pytest -q -n 2 --dist worksteal tests/faults
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,10 +1,9 @@
-"""Mean, sum and gather across processes. In a single process each returns its input."""
+"""Sums and numbers of processes. In a single process a sum is its input."""
 
 from __future__ import annotations
 
 import hashlib
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -26,20 +25,6 @@ def all_sum(value: Tensor) -> Tensor:
     value = value.detach().clone()
     dist.all_reduce(value)
     return value
-
-
-def all_mean(value: Tensor) -> Tensor:
-    """Mean of ``value`` over all processes (any shape, the same in each). Without gradient."""
-    return value if world_size() == 1 else all_sum(value) / world_size()
-
-
-def gather(value: Tensor) -> Tensor:
-    """All processes' tensors joined along the first dimension; shapes must agree. Without gradient."""
-    if world_size() == 1:
-        return value
-    parts = [torch.empty_like(value) for _ in range(world_size())]
-    dist.all_gather(parts, value.detach().contiguous())
-    return torch.cat(parts)
 
 
 def mix_seed(*parts: int) -> int:

@@ -32,6 +32,20 @@ class TrainingError(TagmaskError):
     """Training had to stop (non-finite loss, out of memory, a checkpoint that does not fit)."""
 
 
+class Stopped(BaseException):
+    """A signal (Ctrl-C, SIGTERM) stopped the work. It is no Exception: nothing takes it for a fault.
+
+    number: of the signal. kept: what is done. again: the command that goes on.
+    """
+
+    def __init__(self, number: int, kept: str = "What is finished is kept.", again: str = "the same command") -> None:
+        super().__init__(number)
+        self.number, self.kept, self.again = number, kept, again
+
+    def __str__(self) -> str:
+        return f"stopped. {self.kept} To go on: {self.again}"
+
+
 def plain(text: object) -> str:
     """A message as it may be shown: without control characters, at most 2 kB; what is longer loses its middle."""
     raw = CONTROLS.sub(" ", str(text)).encode("utf-8", "backslashreplace")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,11 +49,16 @@ def written(path: Path) -> Iterator[Path]:
 
     Missing folders are made. Raises DataError where the disk is full or refuses.
     """
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
+    # Short, as names may be as long as the file system allows.
+    part = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            part.touch()
+            mode = part.stat().st_mode
             yield part
+            if part.stat().st_mode != mode:  # some libraries write files that only their owner may read
+                part.chmod(mode)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -57,14 +66,39 @@ def written(path: Path) -> Iterator[Path]:
         raise of_system(error, path) from error
 
 
-def sweep(folder: Path) -> None:
-    """Delete the temporary files that killed processes left in a folder, not those in its subfolders."""
-    for part in folder.glob(".*.part"):
+def sweep(folder: Path, older: float = OLD) -> None:
+    """Delete the temporary files that killed processes left in a folder, not those in its subfolders.
+
+    older: seconds; 0 where nobody else writes.
+    """
+    for part in folder.glob(".????????.*.part"):
         try:
-            if time.time() - part.stat().st_mtime > OLD:
+            if time.time() - part.stat().st_mtime >= older:
                 part.unlink()
         except OSError:  # another process was quicker, or it is not ours to delete
             continue
+
+
+FORMULA = re.compile(r"^'*[=+\-@\t]")
+"""A cell that spreadsheets may take for a formula, with apostrophes that stand before it."""
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as CSV. An apostrophe goes before a cell that a spreadsheet would take for a formula."""
+
+    text = io.StringIO(newline="")
+    safe = ([f"'{cell}" if FORMULA.match(cell) else cell for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(safe)
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """The rows that ``csv_text`` was given. Raises DataError."""
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path, newline=""), newline="")))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a table ({error}).") from error
+    return [[cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell for cell in row] for row in rows]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,19 +112,43 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a mark. Raises DataError that names it."""
+def read_text(path: Path, newline: str | None = None) -> str:
+    """A text file in UTF-8, with or without a mark. newline: as ``open`` takes it. Raises DataError that names it."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except OSError as error:
         raise of_system(error, path) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """A JSON file. Raises DataError when it is missing or broken."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}).") from error
+
+
+class Fields(dict[str, Any]):
+    """A JSON object out of a file, which knows the file: a key that lacks raises DataError."""
+
+    file: Path
+
+    def __missing__(self, key: str) -> Any:
+        raise DataError(f"{self.file}: has no '{key}': it was changed or damaged. Restore it, or make it anew.")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON file that tagmask wrote, an object. Raises DataError, also for each key that lacks later."""
+
+    def fields(pairs: dict[str, Any]) -> Fields:
+        found = Fields(pairs)
+        found.file = path
+        return found
+
+    record = read_json(path, fields)
+    if not isinstance(record, Fields):
+        raise DataError(f"{path}: not a JSON object: it was changed or damaged. Restore it, or make it anew.")
+    return record

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = 255
@@ -104,9 +106,15 @@ class Losses:
     total: Tensor
 
 
-def inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels of a (H,W) grid inside boxes (B,4) of (x0,y0,x1,y1), half-open → bool (B,H,W)."""
+def inside(boxes: Tensor, size: Sequence[int], grid: Sequence[int] | None = None) -> Tensor:
+    """Pixels of an image of ``size`` (H,W) inside boxes (B,4) of (x0,y0,x1,y1), half-open → bool (B,H,W).
+
+    grid: (h,w), coarser positions over the same image; a position is inside if its centre is → bool (B,h,w).
+    """
     y = torch.arange(size[0], device=boxes.device)[None, :, None]
     x = torch.arange(size[1], device=boxes.device)[None, None, :]
     x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
-    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    pixels = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    if grid is None:
+        return pixels
+    return F.interpolate(pixels[:, None].float(), size=tuple(grid), mode="nearest-exact")[:, 0] > 0

@@ -53,7 +53,7 @@ def test_broken_json_names_the_file(tmp_path: Path, content: bytes) -> None:
 
 
 def test_only_old_leftovers_are_swept(tmp_path: Path) -> None:
-    old, new, other = (tmp_path / name for name in (".a.png.7.part", ".b.png.8.part", "a.part"))
+    old, new, other = (tmp_path / name for name in (".0123abcd.7.part", ".0123abce.8.part", "a.part"))
     for path in (old, new, other):
         path.write_text("")
     os.utime(old, (time.time() - 2 * OLD,) * 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tagmask.cam.affinity_region_maps import PrototypeCalibration, affinity_region_maps, cam_seeds, region_labels
 from tagmask.cam.cut_and_merge import cut_and_merge
-from tagmask.cam.labels import cam_labels, inside, pseudo_labels, refined_scores
+from tagmask.cam.labels import cam_labels, pseudo_labels, refined_scores
 from tagmask.cam.maps import multi_scale, normalize, peak_normalize
 from tagmask.cam.mixture import Mixture, crossing, fit_two_components
 from tagmask.cam.regions import class_prototypes, region_masks
@@ -21,7 +21,6 @@ __all__ = [
     "cam_labels",
     "cam_seeds",
     "class_prototypes",
-    "inside",
     "multi_scale",
     "normalize",
     "peak_normalize",

@@ -108,29 +108,18 @@ def affinity_region_maps(
     with torch.autocast(keys.device.type, enabled=False):
         # Cue and min-max go image by image, too: over a batch they would copy all its keys and maps.
         for b in range(len(keys)):
-            _add_rows(keys[b].flatten(1), seeds[b].flatten(1), gamma, maps[b].flatten(1))
+            unit = F.normalize(keys[b].float().flatten(1), dim=0, eps=1e-8)
+            classes, positions = seeds[b].flatten(1).nonzero(as_tuple=True)
+            for start in range(0, len(positions), CHUNK):
+                rows = slice(start, start + CHUNK)
+                connected = unit[:, positions[rows]].T @ unit > gamma
+                maps[b].flatten(1).index_add_(0, classes[rows], connected.float())
             if cue != "none":
                 assert query is not None
-                similarity = _cosine(query[b], keys[b])[None]
+                similarity = (F.normalize(query[b].float(), dim=0, eps=1e-8) @ unit).view(1, *maps.shape[-2:])
                 maps[b, 1:] *= (similarity > cut).float() if cue == "binary" else _min_max(similarity, valid[b])
             maps[b] = _min_max(maps[b], valid[b])
     return maps
-
-
-def _add_rows(keys: Tensor, seeds: Tensor, gamma: float, counts: Tensor) -> None:
-    """Add to counts (K,N) the connections of each class's seeds, bool (K,N), in one image; keys (D,N)."""
-    unit = F.normalize(keys.float(), dim=0, eps=1e-8)
-    classes, positions = seeds.nonzero(as_tuple=True)
-    for start in range(0, len(positions), CHUNK):
-        rows = slice(start, start + CHUNK)
-        connected = unit[:, positions[rows]].T @ unit > gamma
-        counts.index_add_(0, classes[rows], connected.float())
-
-
-def _cosine(query: Tensor, keys: Tensor) -> Tensor:
-    """(h,w): cosine of a query (D,) and keys (D,h,w) in one image."""
-    unit = F.normalize(keys.float().flatten(1), dim=0, eps=1e-8)
-    return (F.normalize(query.float(), dim=0, eps=1e-8) @ unit).view(keys.shape[1:])
 
 
 def region_labels(

@@ -48,7 +48,7 @@ def pseudo_labels(
     """
     if high < low:
         raise TagmaskError(f"Pseudo labels: high ({high}) is below low ({low}); high is the stricter threshold.")
-    size = _size(images if images is not None else cams)
+    size = (images if images is not None else cams).shape[-2:]
     if refine is None:
         check_shapes("pseudo_labels", "CAMs (B,C,h,w), tags (B,C) and images (B,3,H,W)", cams, tags, images)
         best, label = resize(cams.masked_fill(tags[:, :, None, None] <= 0, -1), size).max(1)
@@ -95,7 +95,7 @@ def _refined_stacks(
     if images is None:
         raise TagmaskError("Pseudo labels: refine needs images; pass them, or refine=None.")
     check_shapes("refined_scores", "CAMs (B,C,h,w), tags (B,C) and images (B,3,H,W)", cams, tags, images)
-    height, width = _size(images)
+    height, width = images.shape[-2:]
     size = (max(1, height // 2), max(1, width // 2)) if half else (height, width)
     present = tags > 0
     carried = max(1, int(present.sum(1).max()))
@@ -107,7 +107,3 @@ def _refined_stacks(
     stacks = torch.cat([background, chosen[:, None].expand(-1, len(thresholds), -1, -1, -1)], 2).softmax(2)
     scores = refine(resize(images, size), stacks.flatten(1, 2)).unflatten(1, stacks.shape[1:3])
     return scores, torch.cat([torch.zeros_like(classes[:, :1]), classes + 1], 1)
-
-
-def _size(x: Tensor) -> tuple[int, int]:
-    return int(x.shape[-2]), int(x.shape[-1])

@@ -50,6 +50,7 @@ def multi_scale(
     if not scales or min(scales) <= 0:
         raise TagmaskError(f"Multi-scale CAM: scales must be one or more numbers above 0, got {list(scales)}.")
     height, width = images.shape[-2:]
+    size = size or (height, width)
     total: Tensor | None = None
     for scale in scales:
         scaled = resize(images, (max(1, round(height * scale)), max(1, round(width * scale))))
@@ -60,12 +61,9 @@ def multi_scale(
         cams = cams.float()
         if flip:
             straight, mirrored = cams.chunk(2)
-            cams = torch.cat([straight, mirrored.flip(-1)])  # resizing commutes with mirroring: mirror the small maps
-        cams = resize(cams, size or (height, width))
-        if flip:
-            straight, mirrored = cams.chunk(2)
-            cams = torch.maximum(straight, mirrored)
-        cams = cams.relu()
+            # Resizing commutes with mirroring: mirror the small maps.
+            cams = torch.maximum(resize(straight, size), resize(mirrored.flip(-1), size))
+        cams = resize(cams, size).relu()
         total = cams if total is None else total.add_(cams)
     assert total is not None
     return normalize(total)

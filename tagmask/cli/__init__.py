@@ -9,8 +9,10 @@ from rich.console import Console
 
 from tagmask.cli import check, convert, demo, doctor, evaluate, label, methods, predict, report, reproduce, run, train  # noqa: F401
 from tagmask.cli.common import app
-from tagmask.errors import TagmaskError, plain
+from tagmask.errors import Stopped, TagmaskError, plain
 from tagmask.files import of_system
+from tagmask.lock import first
+from tagmask.stop import at_once, on_signal
 
 
 def main() -> None:
@@ -19,7 +21,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # terminals and pipes that are not UTF-8
     try:
-        app()
+        with on_signal(at_once):
+            app()
+    except Stopped as stop:
+        if not first():  # of several processes, the first one speaks; it is not hurried by another's exit status
+            sys.exit(0)
+        Console(stderr=True).print(plain(stop), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(128 + stop.number)
     except TagmaskError as error:
         _say(error)
     except OSError as error:
@@ -28,11 +36,6 @@ def main() -> None:
         _say(f"A name or text holds signs that are not UTF-8 ({error}). Rename the file, folder or class.")
     except MemoryError:
         _say("Memory ran out. Close other programs, lower train.batch_size or views.crop, or use smaller photos.")
-    except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "stopped; train and run go on from their last checkpoint with --resume", style="yellow"
-        )
-        sys.exit(130)
 
 
 def _say(error: object) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 import shutil
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,13 +21,16 @@ import numpy as np
 from tagmask.data.pixels import read_mask, write_mask
 from tagmask.data.source_coco import COCO_CATEGORIES, INSTANCES, Annotation, Photo, read_instances
 from tagmask.errors import DataError
-from tagmask.files import read_json, write_json, write_text, written
+from tagmask.files import OLD, of_system, read_json, sweep, write_json, write_text, written
+from tagmask.processes import end_with_parent
 from tagmask.types import IGNORE
 
 BUCKET_BYTES = 4 << 20
 """Annotation text in a bucket, on average."""
 MOST_BUCKETS = 128
 """All are open at once, and some systems allow a process 256 files."""
+LONGEST_OUTLINE = 4_000_000
+"""Pixels along the polygons of one annotation: pycocotools takes 100 bytes for each."""
 
 
 def coco_masks(
@@ -53,19 +60,27 @@ def coco_masks(
     mask_tools()
     home = Path(out) if out is not None else annotations.parent.parent
     split = "".join(match.groups())
-    work = home / f".convert_{split}"
+    work, masks = home / f".convert_{split}", home / "masks" / split
+    for folder in (home, masks, work):
+        sweep(folder)
     count, counts = fill_buckets(annotations, work)
-    jobs = [(work, i, home / "masks" / split, annotations) for i in range(count) if not (work / f"{i}.tags").is_file()]
+    jobs = [(work, i, masks, annotations) for i in range(count) if not (work / f"{i}.tags").is_file()]
     progress(count - len(jobs), count)
     with ExitStack() as stack:
         done: Iterable[None] = map(_draw_bucket, jobs)
         if workers > 1:
             # Fresh processes: a fork would copy the threads that PyTorch holds.
-            pool = ProcessPoolExecutor(workers, get_context("spawn"))
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
             stack.callback(pool.shutdown, cancel_futures=True)
             done = pool.map(_draw_bucket, jobs)
-        for number, _ in enumerate(done, count - len(jobs) + 1):
-            progress(number, count)
+        try:
+            for number, _ in enumerate(done, count - len(jobs) + 1):
+                progress(number, count)
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{annotations}: a worker process was killed; memory may have run out. Try --workers 1: the conversion "
+                "goes on where it was."
+            ) from error
     with written(home / f"tags_{split}.jsonl") as part, part.open("wb") as table:
         for i in range(count):
             table.write((work / f"{i}.tags").read_bytes())
@@ -76,22 +91,51 @@ def coco_masks(
 def fill_buckets(annotations: Path, work: Path) -> tuple[int, dict[str, int]]:
     """Split images and annotations by image id into files of one JSON value a line, in the file's order.
 
-    Returns how many files there are, and counts: images, with_tags, crowds. Files that an earlier call made of the
-    same annotations are kept.
+    Returns how many files there are, and counts: images, with_tags, crowds. The folder ``work`` appears whole. One that
+    an earlier call made of the same annotations is kept.
     """
     state = annotations.stat()
-    source, mark = [state.st_size, state.st_mtime_ns], work / "mark.json"
-    if mark.is_file():
-        saved = read_json(mark)
-        if saved["source"] == source:
-            return saved["buckets"], saved["counts"]
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    buckets = min(MOST_BUCKETS, 1 + state.st_size // BUCKET_BYTES)
+    source = [state.st_size, state.st_mtime_ns]
+    earlier = _earlier_buckets(work, source)
+    if earlier is not None:
+        return earlier
+    part = work.with_name(f"{work.name}.{os.getpid()}.part")
+    try:
+        for old in (work, part, *_leftovers(work)):
+            shutil.rmtree(old, ignore_errors=True)
+        part.mkdir(parents=True)
+        buckets = min(MOST_BUCKETS, 1 + state.st_size // BUCKET_BYTES)
+        counts = _split(annotations, part, buckets)
+        write_json(part / "mark.json", {"source": source, "buckets": buckets, "counts": counts})
+        part.replace(work)
+    except OSError as error:
+        raise of_system(error, work) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return buckets, counts
+
+
+def _leftovers(work: Path) -> list[Path]:
+    """Folders of calls that were killed while they split the file."""
+    return [path for path in work.parent.glob(f"{work.name}.*.part") if time.time() - path.stat().st_mtime > OLD]
+
+
+def _earlier_buckets(work: Path, source: list[int]) -> tuple[int, dict[str, int]] | None:
+    """What ``fill_buckets`` returned for the same file, if all that it wrote is there."""
+    try:
+        saved = read_json(work / "mark.json")
+        files = [work / f"{i}.jsonl" for i in range(min(saved["buckets"], MOST_BUCKETS))]
+        whole = saved["source"] == source and all(path.is_file() for path in files)
+        return (len(files), dict(saved["counts"])) if whole and files else None
+    except (DataError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _split(annotations: Path, folder: Path, buckets: int) -> dict[str, int]:
     images = crowds = 0
     tagged = set()
     with ExitStack() as stack:
-        files = [stack.enter_context((work / f"{i}.jsonl").open("w", encoding="utf-8")) for i in range(buckets)]
+        files = [stack.enter_context((folder / f"{i}.jsonl").open("w", encoding="utf-8")) for i in range(buckets)]
         for record in read_instances(annotations):
             if isinstance(record, Photo):
                 id = record.id
@@ -101,9 +145,7 @@ def fill_buckets(annotations: Path, work: Path) -> tuple[int, dict[str, int]]:
                 tagged.add(id)
                 crowds += record.crowd
             files[id % buckets].write(json.dumps(record, separators=(",", ":")) + "\n")
-    counts = {"images": images, "with_tags": len(tagged), "crowds": crowds}
-    write_json(mark, {"source": source, "buckets": buckets, "counts": counts})
-    return buckets, counts
+    return {"images": images, "with_tags": len(tagged), "crowds": crowds}
 
 
 def _draw_bucket(job: tuple[Path, int, Path, Path]) -> None:
@@ -111,54 +153,100 @@ def _draw_bucket(job: tuple[Path, int, Path, Path]) -> None:
     work, number, folder, annotations = job
     photos: list[Photo] = []
     objects: dict[int, list[Annotation]] = defaultdict(list)
-    with (work / f"{number}.jsonl").open(encoding="utf-8") as file:
-        for fields in map(json.loads, file):
-            if len(fields) == len(Photo._fields):
-                photos.append(Photo(*fields))
-            else:
-                objects[fields[0]].append(Annotation(*fields))
+    try:
+        with (work / f"{number}.jsonl").open(encoding="utf-8") as file:
+            for fields in map(json.loads, file):
+                if len(fields) == len(Photo._fields):
+                    photos.append(Photo(*fields))
+                else:
+                    objects[fields[0]].append(Annotation(*fields))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{work}: damaged ({error}). Delete this folder and convert again.") from error
     names = list(COCO_CATEGORIES.values())
     lines = []
     for photo in photos:
         found = objects[photo.id]
-        labels = draw_objects(found, (photo.height, photo.width), annotations)
+        size = (photo.height, photo.width)
+        labels = np.zeros(size, np.uint8)
+        # Objects lie under those before them, crowds under all objects.
+        for entry in sorted(found, key=lambda entry: entry.crowd):
+            inside = decode(entry.segmentation, size, f"{annotations}: annotation {entry.id}")
+            labels[inside & (labels == 0)] = IGNORE if entry.crowd else entry.label
         write_mask(folder / f"{Path(photo.name).stem}.png", labels)
         tags = [names[label - 1] for label in sorted({entry.label for entry in found})]
         lines.append(json.dumps({"image": photo.name, "tags": tags}) + "\n")
     write_text(work / f"{number}.tags", "".join(lines))
 
 
-def draw_objects(objects: Sequence[Annotation], size: tuple[int, int], path: Path) -> np.ndarray:
-    """Label map uint8 (H,W) of one photo: objects lie under those before them, crowds (255) under all objects.
-
-    path: of the annotations, for errors. Raises DataError.
-    """
-    labels = np.zeros(size, np.uint8)
-    for entry in sorted(objects, key=lambda entry: entry.crowd):
-        inside = decode(entry.segmentation, size, f"{path}: annotation {entry.id}")
-        labels[inside & (labels == 0)] = IGNORE if entry.crowd else entry.label
-    return labels
-
-
 def decode(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """Bool (H,W) of a COCO segmentation: polygons, or run lengths, as numbers or packed. Raises DataError."""
-    tools = mask_tools()
+    """Bool (H,W) of a COCO segmentation: polygons, or run lengths, as numbers or packed. Raises DataError.
+
+    All numbers are checked here: pycocotools is C code that checks none.
+    """
     try:
         if isinstance(segmentation, list):
-            if not segmentation or any(len(p) < 6 or len(p) % 2 for p in segmentation):
-                raise ValueError("a polygon has three points or more")
-            runs = tools.merge(tools.frPyObjects(segmentation, *size))
-        elif tuple(segmentation["size"]) != size:
-            raise ValueError(f"its size is {segmentation['size']}, that of the image {list(size)}")
-        elif isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != size[0] * size[1] or min(segmentation["counts"]) < 0:
-                raise ValueError("its run lengths do not add up to the image")
-            runs = tools.frPyObjects(segmentation, *size)
-        else:
-            runs = segmentation
-        return tools.decode(runs).astype(bool)
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError(f"{where}: not a valid segmentation ({error}).") from error
+            _check_polygons(segmentation, size)
+            tools = mask_tools()
+            return tools.decode(tools.merge(tools.frPyObjects(segmentation, *size))).view(bool)
+        if isinstance(segmentation, dict):
+            return _draw_runs(segmentation.get("counts"), segmentation.get("size"), size)
+        raise ValueError("neither polygons nor run lengths")
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{where}: not a valid segmentation ({error}). Mend the annotation or remove it.") from error
+
+
+def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
+    """Raise ValueError unless these are polygons on a photo (H,W) or a little around it, of a sane length in all."""
+    if not polygons:
+        raise ValueError("there is no polygon")
+    far = np.array(size[::-1], float)
+    length = 0.0
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("a polygon has three points or more, of two numbers each")
+        if not all(type(number) in (int, float) for number in polygon):
+            raise ValueError("a coordinate is not a number")
+        points = np.array(polygon, float).reshape(-1, 2)
+        near = (points >= -far) & (points <= 2 * far)
+        if not near.all():
+            raise ValueError(f"the coordinate {points[~near][0]:g} is not on the photo, nor near it")
+        length += np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum()
+    if length > LONGEST_OUTLINE:
+        raise ValueError(f"its outlines are {length:,.0f} pixels long; the most are {LONGEST_OUTLINE:,}")
+
+
+def _draw_runs(counts: Any, own: Any, size: tuple[int, int]) -> np.ndarray:
+    """Bool (H,W) of run lengths down the columns, which begin outside. Raises ValueError."""
+    if own != list(size):
+        raise ValueError(f"its size is {reprlib.repr(own)}, that of the image {list(size)}")
+    if isinstance(counts, str):
+        counts = _unpack(counts)
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("run lengths are whole numbers from 0")
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError("its run lengths do not add up to the image")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size, order="F")
+
+
+def _unpack(text: str) -> list[int]:
+    """The numbers of packed run lengths: five bits a sign, the lowest first; from the fourth on they are differences
+    to the one before the last. Raises ValueError.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for sign in text:
+        code = ord(sign) - 48
+        if not 0 <= code < 64 or shift > 30:
+            raise ValueError("its packed run lengths are broken")
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16) << (shift - 4)
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its packed run lengths break off")
+    return counts
 
 
 def mask_tools() -> Any:
@@ -210,6 +298,6 @@ def coco_results(
 
 def _image_number(path: Path) -> int:
     digits = path.stem.rpartition("_")[2]
-    if not (digits.isascii() and digits.isdigit()):
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
         raise DataError(f"{path}: the name does not end in an image's number, as COCO_val2014_000000000042.png does.")
     return int(digits)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import pickle
+import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +15,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tagmask.errors import DataError
-from tagmask.files import written
+from tagmask.files import of_system, written
+from tagmask.types import IGNORE
+
+LARGEST = 1 << 28
+"""Bytes of a label file; COCO's take 40 million."""
+LONGEST_NAME = 1000
+UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and halves of characters."""
+MOST_NUMBER = 10**12
+"""Of an image; COCO's have twelve digits."""
 
 
 class _Refused(Exception):
@@ -24,16 +36,16 @@ class _DType:
 
     def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
         # The name alone makes a plain type; whatever has fields or a shape is of kind V.
-        self.type = np.dtype(name) if isinstance(name, str) else np.dtype("V")
+        self.type = np.dtype(name) if isinstance(name, str) and len(name) < 9 else np.dtype("V")
         if self.type.kind not in "biufUO" or not self.type.itemsize:
-            raise _Refused(f"values of type {name!r}")
+            raise _Refused(f"values of type {reprlib.repr(name)}")
 
     def __setstate__(self, state: Any) -> None:
         # (version, byte order, subtype, names, fields, size, alignment, flags)
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise _Refused("values of a structured type")
         if state[1] not in ("<", ">", "|", "="):
-            raise _Refused(f"byte order {state[1]!r}")
+            raise _Refused(f"byte order {reprlib.repr(state[1])}")
         self.type = self.type.newbyteorder(state[1])
 
     def read(self, data: Any, count: int) -> np.ndarray:
@@ -54,7 +66,7 @@ class _Array:
         if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _DType):
             raise _Refused("an array in an unknown form")
         _, shape, dtype, columns, data = state
-        if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        if not isinstance(shape, tuple) or len(shape) > 4 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
             raise _Refused("an array without a shape")
         if dtype.type.kind == "O":
             if not isinstance(data, list) or len(data) != math.prod(shape):
@@ -85,6 +97,10 @@ def _empty_array(*args: Any) -> _Array:
     return _Array()
 
 
+def _empty_dictionary() -> dict[Any, Any]:
+    return {}
+
+
 def _scalar(dtype: Any = None, data: Any = None) -> Any:
     """A number or name of NumPy's, as Python's own."""
     if not isinstance(dtype, _DType) or dtype.type.kind == "O":
@@ -104,21 +120,65 @@ ALLOWED: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _DType,
     "numpy.core.multiarray._reconstruct": _empty_array,
     "numpy.core.multiarray.scalar": _scalar,
-    "builtins.dict": dict,
+    "builtins.dict": _empty_dictionary,
     "_codecs.encode": _bytes,
 }
 """Names as of Python 3 and NumPy 1."""
 
 
-class _LabelUnpickler(pickle.Unpickler):
+CODES = """
+PROTO FRAME STOP MARK POP POP_MARK GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET
+LONG_BINGET NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING
+SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_TUPLE TUPLE
+TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT
+"""
+"""Instructions of pickles that label files have need of, besides those that fill dictionaries."""
+_PurePython: Any = pickle._Unpickler
+
+
+class _LabelUnpickler(_PurePython):
+    """The standard library's unpickler with few instructions and bounded keys.
+
+    It is the one written in Python: the other takes gigabytes for a high number of its memo. A key is bounded before a
+    dictionary takes it: the hash of nested tuples never ends, or overflows the stack.
+    """
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill([key, value])
+
+    def load_setitems(self) -> None:
+        self._fill(self.pop_mark())
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._fill(items)
+
+    def _fill(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not dict:
+            raise _Refused("entries of something that is no dictionary")
+        for key, value in zip(items[::2], items[1::2]):
+            if type(key) not in (str, int, bool, float) or (type(key) is int and abs(key) > MOST_NUMBER):
+                raise _Refused(f"an entry that a {type(key).__name__} out of bounds is the name of")
+            self.stack[-1][key] = value
+
+    def _refuse(self) -> None:
+        raise _Refused("an instruction beyond those of arrays, dictionaries, numbers and text")
+
+    dispatch = {
+        **dict.fromkeys(range(256), _refuse),
+        **{getattr(pickle, name)[0]: _PurePython.dispatch[getattr(pickle, name)[0]] for name in CODES.split()},
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         known = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
         if known not in ALLOWED:
             raise _Refused(f"a call of {module}.{name}")
         return _Call(ALLOWED[known])
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("an outside object")
 
 
 def read_label_file(path: str | Path) -> dict[str | int, np.ndarray]:
@@ -131,11 +191,15 @@ def read_label_file(path: str | Path) -> dict[str | int, np.ndarray]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            _skip_header(file)
-            found = _LabelUnpickler(file, encoding="latin1").load()
+        if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST):
+            raise DataError(f"{path}: not a regular file, or larger than any label file.")
+        file = io.BytesIO(path.read_bytes())
+        _skip_header(file)
+        found = _LabelUnpickler(file, encoding="latin1").load()
+    except DataError:
+        raise
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
+        raise of_system(error, path) from error
     except _Refused as error:
         raise DataError(
             f"{path}: refused, because it contains {error}, which a label file has no need of. Opened in the usual way "
@@ -151,9 +215,11 @@ def read_label_file(path: str | Path) -> dict[str | int, np.ndarray]:
     result: dict[str | int, np.ndarray] = {}
     for name, entry in value.items():
         vector = _plain(entry)
-        named = isinstance(name, (str, int)) and not isinstance(name, bool)
+        named = _is_name(name) if isinstance(name, str) else type(name) is int
         if not named or not isinstance(vector, np.ndarray) or vector.ndim != 1:
-            raise DataError(f"{path}: entry {name!r} is not a name or number with a vector of 0 and 1.")
+            raise DataError(f"{path}: entry {reprlib.repr(name)} is not a name or number with a vector of 0 and 1.")
+        if len(vector) >= IGNORE:
+            raise DataError(f"{path}: the vector of '{name}' is of {len(vector)} classes; the most are {IGNORE - 1}.")
         if not np.isin(vector, (0, 1)).all():
             raise DataError(f"{path}: the vector of '{name}' holds other values than 0 and 1.")
         result[name] = vector.astype(np.float32)
@@ -163,14 +229,21 @@ def read_label_file(path: str | Path) -> dict[str | int, np.ndarray]:
     return result
 
 
+def _is_name(text: str) -> bool:
+    return bool(text.strip()) and len(text) <= LONGEST_NAME and not UNFIT.search(text)
+
+
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, _Array) else value
 
 
 def _skip_header(file: BinaryIO) -> None:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-    dtype = read(file)[2]
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        dtype = read(file)[2]
+    except Exception as error:  # not repeated: NumPy advises to trust the file
+        raise ValueError("it does not begin as .npy files do") from error
     if not dtype.hasobject:
         raise ValueError(f"an array of {dtype}, not a dictionary of image names")
 

@@ -6,10 +6,12 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tagmask.data.find import is_image
 from tagmask.data.pixels import check_size, read_image, read_mask, write_mask
+from tagmask.data.source_coco import is_file_name
 from tagmask.data.source_voc import VOC_CLASSES
 from tagmask.errors import DataError
-from tagmask.files import written
+from tagmask.files import sweep, written
 from tagmask.types import IGNORE
 
 COMPETITIONS = ("comp5", "comp6")
@@ -35,6 +37,10 @@ def voc_submission(
         raise DataError(f"competition '{competition}' is not one of {' and '.join(COMPETITIONS)}.")
     if not ids:
         raise DataError(f"{masks}: the list of test images is empty.")
+    ids = list(dict.fromkeys(ids))
+    unfit = [id for id in ids if not is_file_name(id)]
+    if unfit:
+        raise DataError(f"The list of test images names {unfit[0]!r}: expected are bare names of photos.")
     absent = [id for id in ids if not (masks / f"{id}.png").is_file()]
     if absent:
         raise DataError(
@@ -42,7 +48,8 @@ def voc_submission(
             "'tagmask predict'."
         )
     inner = Path("results") / "VOC2012" / "Segmentation" / f"{competition}_test_cls"
-    photos = {path.stem: path for path in Path(images).iterdir()}
+    sweep(out / inner)
+    photos = {path.stem: path for path in Path(images).iterdir() if is_image(path)}
     for done, id in enumerate(ids, 1):
         path = masks / f"{id}.png"
         mask = read_mask(path, len(VOC_CLASSES))

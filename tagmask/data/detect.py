@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
-from tagmask.data.find import data_root, find_images, image_folder
+from tagmask.data.find import data_root, holds_images, image_folder, mask_folder
+from tagmask.data.layout import role, subfolders
 from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
 from tagmask.data.source_folders import class_folders
-from tagmask.data.source_table import TABLE_NAMES, table_path
 from tagmask.data.source_voc import is_voc
 from tagmask.data.splits import assign_splits
+from tagmask.data.table_file import TABLE_NAMES, WORKBOOKS, table_path
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -41,9 +43,29 @@ def detect(config: DataConfig, root: Path) -> str:
         return "table"
     if class_folders(config, root)[1]:
         return "folders"
-    have = "There are images, but no tags" if find_images(root) else "There are no images"
     raise DataError(
-        f"{root}: {have}. Looked for {' or '.join(TABLE_NAMES)} (columns image,tags), for one folder a class, and for "
-        "the layouts of VOC (JPEGImages with ImageSets/Segmentation or Annotations), COCO "
-        "(annotations/instances_train2014.json) and CUB-200-2011 (images.txt)."
+        f"{root}: {_what_is_there(config, root)}. Write {TABLE_NAMES[0]} there (columns image,tags). Looked for "
+        f"{' and '.join(TABLE_NAMES)}, for one folder a class, and for the layouts of VOC (JPEGImages with "
+        "ImageSets/Segmentation or Annotations), COCO (annotations/instances_train2014.json) and CUB-200-2011 "
+        f"(images.txt).{_other_places(config, root)}"
     )
+
+
+def _what_is_there(config: DataConfig, root: Path) -> str:
+    if not holds_images(root):
+        return "There are no images"
+    images, masks = image_folder(config, root), mask_folder(config, root)
+    where = f" in {images.name} and masks in {masks.name}" if masks is not None and images != root else ""
+    return f"There are images{where}, but no tags"
+
+
+def _other_places(config: DataConfig, root: Path) -> str:
+    """A sentence that names another table in the folder, or folders in that of the photos that may be classes."""
+    suffixes = (".csv", ".tsv", ".jsonl", *WORKBOOKS)
+    table = next((path for path in sorted(root.iterdir()) if path.suffix.lower() in suffixes), None)
+    if table is not None:
+        return f" Are the tags in {table.name}? Set {shlex.quote(f'data.tags={table}')}."
+    images = image_folder(config, root)
+    if images != root and any(role(f.name) is None and holds_images(f) for f in subfolders(images)):
+        return f" Are the folders in {images.name} classes? Set {shlex.quote(f'data.root={images}')}."
+    return ""

@@ -1,15 +1,18 @@
-"""Finding images, masks and class lists on disk, their ids, and the image that a name in a list means."""
+"""Finding images, masks and class lists on disk, and their ids."""
 
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections import Counter, defaultdict
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Problem
+from tagmask.data.layout import role, subfolders
+from tagmask.data.spelling import clean_name
+from tagmask.data.spelling import normal_path as _normal
 from tagmask.errors import DataError
 from tagmask.files import read_text
 from tagmask.types import IGNORE
@@ -17,6 +20,13 @@ from tagmask.types import IGNORE
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"])
 IMAGE_FOLDERS = ("images", "JPEGImages")
 MASK_FOLDERS = ("masks", "SegmentationClass")
+BACKGROUND = frozenset(("background", "_background_", "__background__", "bg"))
+"""Names of what no class covers, in lower case; the second is labelme's."""
+IGNORED = "__ignore__"
+"""Stands first in labelme's lists, for pixels that are 255."""
+LONGEST_CLASS = 200
+INSTANCES = re.compile("object|visual")
+"""In names of folders whose masks tell objects apart, or are pictures to look at."""
 
 
 def data_root(config: DataConfig) -> Path:
@@ -59,17 +69,50 @@ def without_suffix(name: str) -> str:
 
 
 def image_folder(config: DataConfig, root: Path) -> Path:
-    """``data.images``, or else ``images`` or ``JPEGImages`` in the root, or else the root."""
+    """``data.images``, or else ``images`` or ``JPEGImages`` in the root, or else the root.
+
+    Another folder that is called as those of photos (``img``) counts where it is the only one and a folder of masks
+    is beside it.
+    """
     if config.images is not None:
         return resolve(config.images, root, "images")
-    return next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
+    named = _named(root, IMAGE_FOLDERS)
+    if named is not None:
+        return named
+    found = [folder for folder in subfolders(root) if role(folder.name) == "photos"]
+    return found[0] if len(found) == 1 and mask_folder(config, root) is not None else root
 
 
 def mask_folder(config: DataConfig, root: Path) -> Path | None:
-    """``data.masks``, or else ``masks`` or ``SegmentationClass`` in the root, or else None."""
+    """``data.masks``, or else ``masks`` or ``SegmentationClass`` in the root, or else None.
+
+    Another folder that is called as those of masks (``labels``) counts where it holds images and a folder of photos
+    or of a split is beside it. A folder that the list of classes names is none.
+    """
     if config.masks is not None:
         return resolve(config.masks, root, "masks")
-    return next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+    roles = {folder: role(folder.name) for folder in subfolders(root)}
+    if "masks" not in roles.values():
+        return None
+    classes = given_classes(config, root) or ()
+    found = [f for f, kind in roles.items() if kind == "masks" and f.name not in classes and holds_images(f)]
+    named = _named(root, MASK_FOLDERS)
+    if named in found:
+        return named
+    beside = {"photos", "train", "val", "test"}.intersection(filter(None, roles.values()))
+    return next((f for f in found if not INSTANCES.search(f.name.lower())), None) if beside else None
+
+
+def _named(root: Path, names: Sequence[str]) -> Path | None:
+    """The first folder of one of the names, in any case; a name as it is written goes first."""
+    there = {folder.name: folder for folder in subfolders(root)}
+    lower = {name.lower(): folder for name, folder in there.items()}
+    return next((there.get(name) or lower[name.lower()] for name in names if name.lower() in lower), None)
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether an image lies in the folder or below."""
+    return any(is_image(name) for _, _, names in os.walk(folder) for name in names if not name.startswith("."))
 
 
 def make_ids(paths: Sequence[Path], base: Path) -> list[str]:
@@ -86,49 +129,6 @@ def make_ids(paths: Sequence[Path], base: Path) -> list[str]:
     if clash:
         raise DataError(f"{base}: two images would both be called '{clash[0]}'; rename one of them.")
     return ids
-
-
-class NameIndex:
-    """Finds the image that a list or table means: by relative path or by name, with or without extension.
-
-    A name with a folder must match that folder, unless all images lie in one folder; then any folder is accepted.
-    """
-
-    def __init__(self, paths: Sequence[Path], bases: Sequence[Path], where: str) -> None:
-        self.where = where
-        self._flat = len({p.parent for p in paths}) == 1
-        self._exact: dict[str, set[int]] = defaultdict(set)
-        self._short: dict[str, set[int]] = defaultdict(set)
-        for i, path in enumerate(paths):
-            names = {path.name}
-            for base in bases:
-                if path.is_relative_to(base):
-                    names.add(path.relative_to(base).as_posix())
-            for name in names:
-                self._exact[_normal(name)].add(i)
-                self._short[_normal(without_suffix(name))].add(i)
-        self._paths = paths
-
-    def find(self, name: str) -> int | None:
-        """Position of the image, or None. Raises DataError when several images bear the name."""
-        wanted = _normal(name)
-        tries = [wanted]
-        if self._flat and "/" in wanted:
-            tries.append(wanted.rsplit("/", 1)[1])
-        for text in tries:
-            for table in (self._exact, self._short):
-                hits = table.get(text, ())
-                if len(hits) > 1:
-                    two = " and ".join(str(self._paths[i]) for i in sorted(hits)[:2])
-                    raise DataError(f"{self.where}: '{name}' may mean {two}; write the folder, too.")
-                if hits:
-                    return next(iter(hits))
-        return None
-
-
-def _normal(name: str) -> str:
-    # Some systems store accents decomposed, others not: compare in one form.
-    return unicodedata.normalize("NFC", name.strip().replace("\\", "/")).removeprefix("./").lstrip("/")
 
 
 def pair_masks(
@@ -162,7 +162,8 @@ def pair_masks(
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """Number and text of the lines that are not blank. Raises DataError naming the file."""
-    return [(i, line.strip()) for i, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
+    lines = re.split(r"\r\n|\r|\n", read_text(path))
+    return [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def given_classes(config: DataConfig, root: Path) -> list[str] | None:
@@ -176,20 +177,32 @@ def given_classes(config: DataConfig, root: Path) -> list[str] | None:
 
 
 def check_classes(names: Sequence[str], where: str) -> list[str]:
-    """The foreground classes: a leading 'background' is dropped. Raises DataError on none, doubles, too many."""
-    names = [name.strip() for name in names]
-    names = names[1:] if names and names[0].lower() == "background" else names
-    ground = [name for name in names if name.lower() == "background"]
+    """The foreground classes: a leading 'background' is dropped, labelme's '__ignore__' before it, too.
+
+    Raises DataError on none, doubles, too many.
+    """
+    names = [clean_name(name, where) for name in names]
+    for leading in ({IGNORED}, BACKGROUND):
+        names = names[1:] if names and names[0].lower() in leading else names
+    ground = [name for name in names if name.lower() in BACKGROUND]
     if ground:
         raise DataError(
             f"{where}: '{ground[0]}' is no class; it is what no class covers. For a photo with none of the classes "
             "leave the tags empty."
         )
+    if IGNORED in names:
+        raise DataError(f"{where}: '{IGNORED}' is no class; it stands first, as labelme writes it, or not at all.")
     double = [name for name, count in Counter(names).items() if count > 1]
     if double:
         raise DataError(f"{where}: class '{double[0]}' is listed twice.")
     if not names or "" in names:
         raise DataError(f"{where}: {'an empty class name' if names else 'no class'}; one name a line is needed.")
+    long = next((name for name in names if len(name) > LONGEST_CLASS), None)
+    if long is not None:
+        raise DataError(
+            f"{where}: a class name of {len(long)} letters ('{long[:40]}…'). Several tags? Set data.separator to "
+            "what stands between them."
+        )
     if len(names) >= IGNORE:
         raise DataError(f"{where}: {len(names)} classes; masks of 8 bits hold {IGNORE - 1} and the background.")
     return names

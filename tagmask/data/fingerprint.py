@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tagmask.data.agreement import disagreement
 from tagmask.data.benchmarks import count_lists
 from tagmask.data.collection import Collection, ColourMap, Item, Problem
 from tagmask.data.pixels import raw_mask, read_image
@@ -52,6 +53,7 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         together[np.ix_(there, there)] += 1
     tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
     warnings, published = _warnings(collection, tags, together), None
+    warnings += disagreement((i.tags, set(k["values"])) for i, k in zip(items, looks) if k["values"])
     if collection.benchmark is not None:
         masked = {item.id for item in items if item.mask is not None}
         rows = count_lists(collection.benchmark, collection.lists, masked)

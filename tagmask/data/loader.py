@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,8 +89,10 @@ def _stack(views: list[View]) -> dict[str, Tensor]:
     return {name: torch.stack([getattr(v, name) for v in views]) for name in ("images", "boxes", "affine")}
 
 
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
+def _quiet(worker: int) -> None:
+    """Deaf to signals that a terminal or a cluster sends to all processes: the main one ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainLoader:
@@ -132,20 +135,17 @@ class TrainLoader:
                 f"The method reads masks, and {len(without)} training images have none ('{without[0]}' is the first). "
                 "Give their folder as data.masks."
             )
-        self.steps, self.start_step, self.seed, self.rank = steps, start_step, seed, rank
+        self.start_step, self.seed, self.rank = start_step, seed, rank
         self._loader: DataLoader = DataLoader(
             _Steps(items, collection_classes, views, batch_size, seed, rank, world, masks, colour_map),
             batch_size=None,
             sampler=range(start_step, steps),
             num_workers=workers,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_quiet,
             prefetch_factor=2 if workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
             generator=seeded("workers", seed),  # else iterating would move torch's global generator
         )
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.start_step)
 
     def __iter__(self) -> Iterator[Batch]:
         # One pass is a whole run, so the workers live as long as it does and end with it.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tagmask.data.collection import ColourMap
 from tagmask.data.find import read_lines
+from tagmask.data.spelling import clean_name
 from tagmask.errors import DataError, nearest
 from tagmask.files import written
 from tagmask.types import IGNORE
@@ -143,7 +144,7 @@ def read_colour_map(path: str | Path, classes: list[str]) -> ColourMap:
             continue
         if len(parts) != 4 or not all(p.isdigit() and int(p) < 256 for p in parts[:3]):
             raise DataError(f"{path}, line {number}: expected 'r g b name' with 0 to 255 each, found '{line}'.")
-        name = parts[3].strip()  # a comment may have followed
+        name = clean_name(parts[3], f"{path}, line {number}")  # a comment may have followed
         if name not in known:
             raise DataError(f"{path}, line {number}: unknown class '{name}'.{nearest(name, known)}")
         colour = (int(parts[0]), int(parts[1]), int(parts[2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from tagmask.data.benchmarks import BENCHMARKS, missing
 from tagmask.data.collection import Collection, Item, Problem
 from tagmask.data.find import data_root, image_folder, mask_folder
 from tagmask.data.json_stream import stream_json
-from tagmask.data.source_table import read_table, tag_indices
+from tagmask.data.source_table import tag_indices
+from tagmask.data.table_file import read_table
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -32,6 +34,14 @@ scissors, teddy bear, hair drier, toothbrush
 COCO_CATEGORIES = dict(zip((i for i in range(1, 91) if i not in GAPS), re.split(r",\s+", NAMES.strip())))
 """COCO's 80 categories by its own ids, 1 to 90 with gaps. In masks they are 1 to 80, in this order."""
 LABELS = {id: label for label, id in enumerate(COCO_CATEGORIES, 1)}
+KINDS = {"categories": "category", "images": "image", "annotations": "annotation"}
+"""The lists that are read, in this order, and what an entry of each is called."""
+MOST_ID = 2**63 - 1
+LONGEST_SIDE = 65_500
+MOST_PIXELS = 150_000_000
+LONGEST_NAME = 200
+UNFIT = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
+"""What no file name of a photo holds: folders, control characters, halves of characters."""
 OTHER_SETS = " Sets of other categories are read as a table of tags with masks."
 
 
@@ -41,7 +51,7 @@ def coco_lists(root: Path) -> dict[str, Path]:
     for folder, pattern in ((root / "annotations", INSTANCES), (root, CONVERTED)):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             match = pattern.fullmatch(path.name)
-            if match:
+            if match and path.is_file():
                 found["".join(match.groups())] = path
     return found
 
@@ -66,6 +76,7 @@ def coco(config: DataConfig) -> Collection:
     lists: dict[str, list[str]] = {}
     problems: list[Problem] = []
     absent: list[Problem] = []
+    owners: dict[str, str] = {}
     for split in BENCHMARKS[benchmark]:
         if split not in files:
             continue
@@ -85,6 +96,8 @@ def coco(config: DataConfig) -> Collection:
                 problems.append(Problem(str(folder / name), f"listed in {files[split].name}, but not there"))
                 continue
             id = Path(name).stem
+            if owners.setdefault(id, f"{split}/{name}") != f"{split}/{name}":
+                raise DataError(f"{folder / name}: called '{id}', as {owners[id]} is. Rename one of the two photos.")
             items.append(Item(id, folder / name, tags, drawn.get(id)))
             if tags:
                 lists[split].append(id)
@@ -115,12 +128,16 @@ def _year(config: DataConfig, root: Path, files: dict[str, Path]) -> str:
 def read_coco_tags(path: Path) -> dict[str, tuple[int, ...]]:
     """Class indices (0 to 79, ascending) by file name, from an instance JSON or from converted tags.
 
-    () for photos without annotations. Raises DataError on unknown images or categories and on broken files.
+    () for photos without annotations; all tags where converted tags have several rows of a photo. Raises DataError on
+    unknown images or categories and on broken files.
     """
     if path.suffix == ".jsonl":
         position = {name: i for i, name in enumerate(COCO_CATEGORIES.values())}
-        rows, _ = read_table(path, separator=",")
-        return {row.name: tag_indices(row.tags, position, f"{path}, line {row.line}") for row in rows}
+        listed: dict[str, tuple[int, ...]] = {}
+        for row in read_table(path, separator=",").rows:
+            tags = tag_indices(row.tags, position, f"{path}, line {row.line}")
+            listed[row.name] = tuple(sorted({*tags, *listed.get(row.name, ())}))
+        return listed
     names: dict[int, str] = {}
     found: dict[int, set[int]] = defaultdict(set)
     for record in read_instances(path):
@@ -141,10 +158,10 @@ class Photo(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """An entry of 'annotations'. label: 1 to 80. segmentation: polygons or run lengths, as the file has them."""
+    """An entry of 'annotations'. id: for errors. label: 1 to 80. segmentation: as the file has it, not checked."""
 
     image: int
-    id: Any
+    id: str
     label: int
     crowd: bool
     segmentation: Any
@@ -153,34 +170,85 @@ class Annotation(NamedTuple):
 def read_instances(path: Path) -> Iterator[Photo | Annotation]:
     """The photos of an instance JSON, then their annotations, one at a time.
 
-    Raises DataError on a broken file, a category that is not COCO's, and an annotation of an unknown image.
+    Raises DataError that names the entry: on a broken file, a category that is not COCO's, numbers and names out of
+    bounds, two photos of one id or name, an annotation of an unknown image.
     """
     ids: set[int] = set()
-    for key, value in stream_json(path, ("categories", "images", "annotations")):
-        try:
-            if key == "categories":
-                known = COCO_CATEGORIES.get(value["id"])
-                if known != value["name"]:
-                    raise DataError(
-                        f"{path}: category {value['id']} is '{value['name']}', in COCO '{known}'.{OTHER_SETS}"
-                    )
-            elif key == "images":
-                photo = Photo(int(value["id"]), str(value["file_name"]), int(value["height"]), int(value["width"]))
-                if Path(photo.name).name != photo.name:
-                    raise DataError(f"{path}: image '{photo.name}' is not a bare file name, as COCO's are.")
-                ids.add(photo.id)
-                yield photo
-            else:
-                image, category, id = int(value["image_id"]), int(value["category_id"]), value.get("id")
-                if image not in ids:
-                    raise DataError(f"{path}: annotation {id} is of image {image}, which is not among its images.")
-                if category not in LABELS:
-                    raise DataError(
-                        f"{path}: annotation {id} has category {category}, not one of COCO's 80.{OTHER_SETS}"
-                    )
-                crowd = bool(value.get("iscrowd", 0))
-                yield Annotation(image, id, LABELS[category], crowd, value.get("segmentation"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: an entry of '{key}' lacks a field, or it is wrong ({error!r}).") from error
+    stems: dict[str, int] = {}
+    counts = dict.fromkeys(KINDS, 0)
+    for key, entry in stream_json(path, tuple(KINDS)):
+        counts[key] += 1
+        shown = _shown_id(entry, counts[key])
+        where = f"{path}: {KINDS[key]} {shown}"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where} is {reprlib.repr(entry)}, not an object with fields.")
+        if key == "categories":
+            _check_category(entry, where)
+        elif key == "images":
+            photo = _photo(entry, where)
+            if photo.id in ids:
+                raise DataError(f"{where} is listed twice. Keep one of the entries.")
+            # Masks are called after the stem: those of a.jpg and a.png would be one file.
+            other = stems.setdefault(Path(photo.name).stem, photo.id)
+            if other != photo.id:
+                raise DataError(
+                    f"{where} has the name of image {other} ('{photo.name}'). Rename one of the photos, or make one "
+                    "image of the two entries."
+                )
+            ids.add(photo.id)
+            yield photo
+        else:
+            annotation = _annotation(entry, shown, where)
+            if annotation.image not in ids:
+                raise DataError(f"{where} is of image {annotation.image}, which is not among the file's images.")
+            yield annotation
     if not ids:
         raise DataError(f"{path}: it lists no images. Are these COCO's instance annotations?")
+
+
+def _shown_id(entry: Any, number: int) -> str:
+    id = entry.get("id") if isinstance(entry, dict) else None
+    return reprlib.repr(id).strip("'") if isinstance(id, (int, str)) else f"number {number}"
+
+
+def _check_category(entry: dict[str, Any], where: str) -> None:
+    known = COCO_CATEGORIES.get(_whole(entry, "id", where))
+    if known is None or known != entry.get("name"):
+        raise DataError(f"{where} is {reprlib.repr(entry.get('name'))}, in COCO '{known}'.{OTHER_SETS}")
+
+
+def _photo(entry: dict[str, Any], where: str) -> Photo:
+    name, id = entry.get("file_name"), _whole(entry, "id", where)
+    if not isinstance(name, str) or not is_file_name(name):
+        raise DataError(
+            f"{where}: 'file_name' is {reprlib.repr(name)}, not a bare file name as COCO's are: without folders and "
+            f"control characters, at most {LONGEST_NAME} bytes."
+        )
+    height, width = (_whole(entry, key, where, 1, LONGEST_SIDE) for key in ("height", "width"))
+    if height * width > MOST_PIXELS:
+        raise DataError(f"{where} has {width}x{height} pixels; the most are {MOST_PIXELS:,}.")
+    return Photo(id, name, height, width)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name from a file is safe as that of one in a folder: no folders, control characters, great length."""
+    return not UNFIT.search(name) and bool(name.strip(". ")) and len(name.encode()) <= LONGEST_NAME
+
+
+def _annotation(entry: dict[str, Any], shown: str, where: str) -> Annotation:
+    image, category = (_whole(entry, key, where) for key in ("image_id", "category_id"))
+    if category not in LABELS:
+        raise DataError(f"{where} has category {category}, not one of COCO's 80.{OTHER_SETS}")
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise DataError(f"{where}: 'iscrowd' is {reprlib.repr(crowd)}, not 0 or 1.")
+    return Annotation(image, shown, LABELS[category], bool(crowd), entry.get("segmentation"))
+
+
+def _whole(entry: dict[str, Any], key: str, where: str, low: int = 0, high: int = MOST_ID) -> int:
+    value = entry.get(key)
+    if isinstance(value, float) and value.is_integer():  # pandas writes 1.0
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise DataError(f"{where}: '{key}' is {reprlib.repr(value)}, not a whole number from {low} to {high}.")
+    return value

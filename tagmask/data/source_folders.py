@@ -2,45 +2,118 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from tagmask.config import DataConfig
-from tagmask.data.collection import Collection
-from tagmask.data.find import check_classes, data_root, find_images, given_classes, mask_folder, resolve
+from tagmask.data.collection import Collection, Problem
+from tagmask.data.find import (
+    BACKGROUND,
+    check_classes,
+    data_root,
+    find_images,
+    given_classes,
+    holds_images,
+    is_image,
+    mask_folder,
+    resolve,
+)
+from tagmask.data.layout import role, subfolders
 from tagmask.data.source_table import assemble, tag_indices
+from tagmask.data.spelling import clean_name
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
-NO_CLASS = "background"
-NO_TAGS = "unlabelled"
-SPLIT_NAMES = frozenset(("train", "val", "valid", "validation", "test"))
+NO_TAGS = frozenset(("unlabelled", "unlabeled"))
+KINDS = {"photos": "photos", "masks": "masks"} | dict.fromkeys(("train", "val", "test"), "splits")
+"""What a folder's role is called to users."""
+IN_LIST = "If these are classes, write all classes into classes.txt, one a line."
 
 
 def class_folders(config: DataConfig, root: Path) -> tuple[Path, list[str]]:
     """The folder that is looked in, and the class folders there that hold images, sorted; 'images' alone is none."""
     base = resolve(config.images, root, "images") if config.images is not None else root
-    masks = mask_folder(config, root)
-    found = [f for f in base.glob("*") if f.is_dir() and not f.name.startswith(".") and f != masks]
-    names = sorted(f.name for f in found if f.name not in (NO_CLASS, NO_TAGS) and find_images(f, masks))
-    return base, names if names != ["images"] else []
+    masks, classes = mask_folder(config, root), given_classes(config, root) or ()
+    found = [f.name for f in subfolders(base) if f != masks and holds_images(f)]
+    names = [name for name in found if name.lower() not in BACKGROUND | NO_TAGS]
+    photos_only = all(role(name) == "photos" and name not in classes for name in names)
+    return base, [] if photos_only else names
 
 
 @SOURCES.register("folders")
 def folders(config: DataConfig) -> Collection:
-    """Photos in ``root/<class>/``, at any depth below: one tag an image, the folder's name.
+    """Photos in ``root/<class>/``, at any depth below: one tag an image, the folder's name. Folders may be links.
 
     A folder called 'background' holds images of none of the classes; one called 'unlabelled', and images right in
-    the root, are unlabelled. Raises DataError when there is no class folder, or one that is not in ``data.classes``.
+    the root, are unlabelled. Raises DataError when there is no class folder, one that is not in ``data.classes``, or
+    one that is called as splits, photos or masks are and that neither ``data.classes`` nor classes.txt names.
     """
     root = data_root(config)
     base, names = class_folders(config, root)
     if not names:
         raise DataError(f"{base}: no folders of images, one a class, are there.")
-    if SPLIT_NAMES.issuperset(names):
-        raise DataError(f"{base}: the folders are splits, not classes. Set data.root to '{base / names[-1]}', say.")
-    classes = given_classes(config, root) or check_classes(names, str(base))
+    given = given_classes(config, root)
+    _refuse_layout(base, names, given or [], mask_folder(config, root))
+    found = {name: clean_name(name, str(base / name)) for name in names}
+    classes = given or check_classes(sorted(set(found.values())), str(base))
     position = {name: i for i, name in enumerate(classes)}
-    by_folder = {name: tag_indices([name], position, str(base / name)) for name in names} | {NO_CLASS: ()}
-    images = find_images(base, mask_folder(config, root))
+    by_folder = {name: tag_indices([tag], position, str(base / name)) for name, tag in found.items()}
+    by_folder |= {folder.name: () for folder in subfolders(base) if folder.name.lower() in BACKGROUND}
+    images, problems = _all_images(base, mask_folder(config, root))
     tags = [by_folder.get(image.relative_to(base).parts[0]) for image in images]
-    return assemble("folders", config, root, base, images, tags, classes, [])
+    return assemble("folders", config, root, base, images, tags, classes, problems)
+
+
+def _all_images(base: Path, masks: Path | None) -> tuple[list[Path], list[Problem]]:
+    """Images in the folders of ``base``, also in those that are links, and the links that lead nowhere.
+
+    Raises DataError on a link into ``base`` or to a folder around it: its photos would be there twice.
+    """
+    images, problems, here = set(find_images(base, masks)), [], base.resolve()
+    seen: set[Path] = set()
+    for path in sorted(path for path in base.iterdir() if path.is_symlink() and path != masks):
+        if not path.exists() and not is_image(path.name):
+            problems.append(Problem(str(path), "a link that leads nowhere: left out"))
+        elif path.is_dir() and not path.name.startswith("."):
+            target = path.resolve()
+            inside = target.is_relative_to(here) and not target.relative_to(here).as_posix().startswith(".")
+            if inside or target in seen or here.is_relative_to(target):
+                raise DataError(f"{path}: a link to {target}, whose photos would be there twice. Remove the link.")
+            seen.add(target)
+            images.update(find_images(path))
+    return sorted(images), problems
+
+
+def _refuse_layout(base: Path, names: list[str], given: list[str], masks: Path | None) -> None:
+    """Raise DataError where folders are called as splits, photos or masks are, and the class list has them not."""
+    roles = {name: role(name) for name in names if name not in given}
+    groups: dict[str, list[str]] = {}
+    for name, kind in roles.items():
+        if kind is not None:
+            groups.setdefault(KINDS[kind], []).append(name)
+    if not groups:
+        _refuse_one_around_all(base, names, given)
+        return
+    if masks is not None:
+        groups.setdefault("masks", []).append(masks.name)
+    looks = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in groups.items())
+    inner = {name: sum(map(holds_images, subfolders(base / name))) for name in groups.get("splits", ())}
+    best = max(inner, key=lambda name: (inner[name], roles[name] == "train"), default="")
+    if list(groups) == ["masks"]:
+        mask = base / groups["masks"][0]
+        way = f"Set {shlex.quote(f'data.masks={mask}')} for true masks."
+    elif inner.get(best):
+        way = f"Set {shlex.quote(f'data.root={base / best}')} for one folder a class."
+    else:
+        way = f"Write {base / 'tags.csv'} (columns image,tags{',split' if inner else ''}), or move them elsewhere."
+    raise DataError(f"{base}: these folders are no classes, by their names ({looks}). {way} {IN_LIST}")
+
+
+def _refuse_one_around_all(base: Path, names: list[str], given: list[str]) -> None:
+    """Raise DataError where the only folder holds nothing but folders: the classes are in there."""
+    others = [folder for folder in subfolders(base) if folder.name.lower() in BACKGROUND]
+    around = base / names[0]
+    if len(names) > 1 or others or names[0] in given or any(is_image(path.name) for path in around.iterdir()):
+        return
+    way = shlex.quote(f"data.root={around}")
+    raise DataError(f"{base}: all photos lie in folders of '{names[0]}'. Set {way}. {IN_LIST}")

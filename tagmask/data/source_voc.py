@@ -8,11 +8,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tagmask.config import DataConfig
-from tagmask.data.benchmarks import BENCHMARKS, missing
+from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Collection, Problem
 from tagmask.data.find import check_classes, data_root, find_images, given_classes, read_lines, resolve
-from tagmask.data.source_table import assemble, match_rows, read_table, table_path, tag_indices
+from tagmask.data.source_table import assemble, match_rows, tag_indices
+from tagmask.data.spelling import clean_name
 from tagmask.data.splits import find_list, read_list
+from tagmask.data.table_file import read_table, table_path
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -54,10 +56,11 @@ def voc(config: DataConfig) -> Collection:
         raise DataError(f"{base}: no images there.")
     classes = given_classes(config, root)
     path, annotations = table_path(config, root), root / "Annotations"
+    roles: list[str | None] = []
     if path is not None:
-        rows, columns = read_table(path, config.separator)
-        classes = classes or order_classes({t for row in rows for t in row.tags}, columns, str(path))
-        tags, problems = match_rows(rows, images, [base, root], classes, path)
+        found = read_table(path, config.separator)
+        classes = classes or order_classes({t for row in found.rows for t in row.tags}, found.columns, str(path))
+        tags, roles, problems = match_rows(found, images, [base, root], classes, path)
     elif annotations.is_dir():
         named, problems = read_annotations(images, annotations)
         classes = classes or order_classes({n for names in named.values() for n in names}, None, str(annotations))
@@ -66,7 +69,7 @@ def voc(config: DataConfig) -> Collection:
         tags = [tag_indices(named[i], position, where[i]) if i in named else None for i in images]
     else:
         raise DataError(f"{root}: neither Annotations nor tags.csv is there. Set data.tags to a table of tags.")
-    collection = assemble("voc", config, root, base, images, tags, classes, problems)
+    collection = assemble("voc", config, root, base, images, tags, classes, problems, roles)
     return _as_published(collection, config) if tuple(classes) == VOC_CLASSES else collection
 
 
@@ -74,14 +77,12 @@ def _as_published(collection: Collection, config: DataConfig) -> Collection:
     """The collection with VOC 2012's own lists, and SBD's masks for photos without one."""
     root, items = collection.root, collection.items
     sbd = find_sbd(root)
-    lists, problems = {}, list(collection.problems)
-    for name in BENCHMARKS[BENCHMARK]:
-        path = find_list(root, name)
-        if path is not None:
-            lists[name], unknown = read_list(path, items, [root / "JPEGImages", root])
-            # The lists of train, val and test were read before, with the same problems.
-            problems += unknown if name not in collection.splits else []
-    if "train_aug" not in lists and sbd is not None and {"train", "val"} <= lists.keys():
+    lists, problems = dict(collection.splits), list(collection.problems)
+    path = find_list(root, "train_aug")
+    if path is not None:
+        lists["train_aug"], unknown = read_list(path, items, [root / "JPEGImages", root])
+        problems += unknown
+    elif sbd is not None and {"train", "val"} <= lists.keys():
         there = {item.id for item in items}
         ids = augmented_list(lists["train"], lists["val"], sbd)
         lists["train_aug"] = [id for id in ids if id in there]
@@ -140,7 +141,7 @@ def object_names(path: Path) -> tuple[str, ...]:
         objects = ElementTree.parse(path).getroot().findall("object")
     except (ElementTree.ParseError, OSError) as error:
         raise DataError(f"{path}: not a readable annotation ({error}).") from error
-    names = tuple((entry.findtext("name") or "").strip() for entry in objects)
+    names = tuple(clean_name(entry.findtext("name") or "", str(path)) for entry in objects)
     if "" in names:
         raise DataError(f"{path}: an object without a name.")
     return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Collection, Item, Problem
-from tagmask.data.find import NameIndex, read_lines
+from tagmask.data.find import is_image, read_lines
+from tagmask.data.layout import SPLITS
+from tagmask.data.name_index import NameIndex
 from tagmask.errors import DataError
 
 ROLES = ("train", "val", "test")
@@ -35,26 +38,43 @@ def read_list(path: Path, items: Sequence[Item], bases: Sequence[Path]) -> tuple
     problems = []
     lines = read_lines(path)
     for number, line in lines:
-        hits = (by_id[name] if name in by_id else index.find(name) for name in (line, line.split()[0]))
+        word = line.split()[0]
+        hits = (by_id[name] if name in by_id else index.exact(name) for name in (line, word))
         hit = next((hit for hit in hits if hit is not None), None)
+        if hit is None:
+            # A further column may be a mask, which is named as its photo.
+            hit = index.find(word if is_image(word) or re.search(r"\s[/\\]", line) else line)
         if hit is None:
             problems.append(Problem(line, f"{path.name}, line {number}: no such image"))
         else:
             ids[items[hit].id] = None
     if lines and not ids:
         raise DataError(f"{path}: no line names an image (the first is '{lines[0][1]}').")
-    return list(ids), problems
+    return list(ids), [*problems, *index.notes()]
 
 
 def own_splits(root: Path, items: Sequence[Item], bases: Sequence[Path]) -> tuple[dict[str, list[str]], list[Problem]]:
     """The lists train, val and test that lie in the data set itself."""
     splits, problems = {}, []
     for role in ROLES:
-        path = find_list(root, role)
+        path = find_list(root, role) or _called_otherwise(root, role)
         if path is not None:
             splits[role], unknown = read_list(path, items, bases)
             problems += unknown
     return splits, problems
+
+
+def _called_otherwise(root: Path, role: str) -> Path | None:
+    """A split's list as ``Valid.txt`` or ``TRAIN.TXT``, or None."""
+    names = {f"{word}.txt" for word in SPLITS if SPLITS[word] == role}
+    folders = [root / folder for folder in LIST_FOLDERS if (root / folder).is_dir()]
+    return next((p for folder in folders for p in sorted(folder.iterdir()) if p.name.lower() in names), None)
+
+
+def column_splits(items: Sequence[Item], roles: Sequence[str | None]) -> dict[str, list[str]]:
+    """Ids by split, from the split of each photo."""
+    found = {role: [item.id for item, own in zip(items, roles) if own == role] for role in ROLES}
+    return {role: ids for role, ids in found.items() if ids}
 
 
 def assign_splits(collection: Collection, config: DataConfig, seed: int, bases: Sequence[Path]) -> Collection:

@@ -141,7 +141,7 @@ class Guide:
             keys, query = self._through(batch.views["photo"])
         else:
             keys, query = self.see(batch.images, batch.boxes)
-        valid = _photo(batch.boxes, (batch.images.shape[-2], batch.images.shape[-1]), keys)
+        valid = inside(batch.boxes, batch.images.shape[-2:], keys.shape[-2:])
         if cfg.graph == "shuffled":
             keys = _shuffle(keys, valid, batch.generator)
         elif cfg.graph == "noise":
@@ -214,7 +214,7 @@ class Guide:
         """Keys (B,D,h,w) and the class token's query (B,D) at one scale, float32; boxes in pixels of ``size``."""
         if not isinstance(encoder, TimmViT):
             maps = encoder(images).maps[-1].float()
-            return _standardize(maps, _photo(boxes, size, maps)), None
+            return _standardize(maps, inside(boxes, size, maps.shape[-2:])), None
         queries, keys = encoder.queries_keys(images, self.config.block)  # (B,heads,N,d) each
         patches = keys[:, :, encoder.model.num_prefix_tokens :].float().transpose(2, 3).flatten(1, 2)
         return patches.unflatten(2, (images.shape[-2] // encoder.patch, -1)), queries[:, :, 0].float().flatten(1)
@@ -238,12 +238,6 @@ def _shuffle(keys: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
-
-
-def _photo(boxes: Tensor, size: tuple[int, int], like: Tensor) -> Tensor:
-    """bool (B,h,w) on the grid of ``like``: whether a centre lies in the photo; boxes in pixels of ``size``."""
-    photo = inside(boxes, size)[:, None].float()
-    return F.interpolate(photo, size=like.shape[-2:], mode="nearest-exact")[:, 0] > 0
 
 
 def _standardize(maps: Tensor, valid: Tensor) -> Tensor:

@@ -52,7 +52,11 @@ class TimmViT(Encoder):
         super().__init__("vit", model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
         self.model = model
         self.depth = len(model.blocks)
-        self.has_attention = all(_recordable(block) for block in model.blocks)
+        self.has_attention = all(
+            hasattr(getattr(block, "attn", None), name)
+            for block in model.blocks
+            for name in ("qkv", "num_heads", "q_norm", "k_norm")
+        )
         self.heads = [block.attn.num_heads for block in model.blocks] if self.has_attention else []
         self.patch = int(model.patch_embed.patch_size[0])
         self.loops, self.add_last = 0, True
@@ -139,11 +143,6 @@ class TimmViT(Encoder):
     def _norm(self, tokens: Tensor) -> Tensor:
         """The final norm; average-pooled networks have it after their pooling (``fc_norm``)."""
         return self.model.fc_norm(self.model.norm(tokens))
-
-
-def _recordable(block: Any) -> bool:
-    attention = getattr(block, "attn", None)
-    return all(hasattr(attention, name) for name in ("qkv", "num_heads", "q_norm", "k_norm"))
 
 
 class _Enough(Exception):

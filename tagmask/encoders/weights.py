@@ -27,7 +27,8 @@ from tagmask.errors import TagmaskError, WeightsError
 from tagmask.files import read_json
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".params")
-CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.")
+CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.", "linear1000", "fc8.")
+"""Beginnings of the names of classifier layers, which encoders do without; the last two of WideResNet-38."""
 
 TRAINED = ("weights.safetensors", "classes.json", "config.yaml")
 """Files of a trained model that this module reads."""

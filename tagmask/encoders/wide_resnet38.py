@@ -9,11 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tagmask.config import EncoderConfig
 from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder, output_stride, refuse
-from tagmask.encoders.weights import State, load_pretrained, renamed
+from tagmask.encoders.weights import load_pretrained, renamed
 from tagmask.types import Features
-
-CLASSIFIERS = ("linear1000", "fc8.")
-"""Classifier layers: of ImageNet in the authors' file, of the tags in files of AffinityNet and its followers."""
 
 
 @ENCODERS.register("wide_resnet38")
@@ -34,7 +31,7 @@ class WideResNet38(Encoder):
         stride = output_stride(config, 8)
         super().__init__("cnn", IMAGENET_MEAN, IMAGENET_STD)
         self.body = ResNet38(width, stride)
-        weights = load_pretrained(self.body, config, from_published)
+        weights = load_pretrained(self.body, config, lambda state: renamed(state, MXNET))
         self.channels = [width * factor for factor in (2, 4, 8, 16, 64)]
         self.strides = [2, 4, 8, min(stride, 16), stride]
         self.weights_origin = weights.origin
@@ -142,16 +139,10 @@ MXNET = [
     (r"_beta$", ".bias"),
     (r"_moving_(mean|var)$", r".running_\1"),
 ]
-"""The authors' names, as 'arg:res2b1_branch2a_weight' and 'aux:bn7_moving_mean', to names here."""
+"""The authors' names, as 'arg:res2b1_branch2a_weight' and 'aux:bn7_moving_mean', to names here.
 
-
-def from_published(state: State) -> State:
-    """Weights under this module's names, without classifiers, from files of either published layout.
-
-    The authors' MXNet names are translated; those of the PyTorch conversions that AffinityNet and its successors share
-    ('b2_1.conv_branch2a.weight') are this module's own.
-    """
-    return {k: v for k, v in renamed(state, MXNET).items() if not k.startswith(CLASSIFIERS)}
+Those of the PyTorch conversions that AffinityNet and its successors share ('b2_1.conv_branch2a.weight') are names here.
+"""
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int, dilation: int) -> nn.Conv2d:

@@ -6,8 +6,8 @@ from tagmask.evaluate.bootstrap import bootstrap_miou
 from tagmask.evaluate.boundary import BoundaryIoU
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError
 from tagmask.evaluate.curve import ThresholdCurve
-from tagmask.evaluate.localization import Localization, localization
-from tagmask.evaluate.ranking import average_precision, mean_average_precision
+from tagmask.evaluate.localization import Localization
+from tagmask.evaluate.ranking import average_precision
 from tagmask.evaluate.scores import ScoreStream, print_classes, print_scores
 from tagmask.evaluate.stamp import difference
 
@@ -21,8 +21,6 @@ __all__ = [
     "average_precision",
     "bootstrap_miou",
     "difference",
-    "localization",
-    "mean_average_precision",
     "print_classes",
     "print_scores",
 ]

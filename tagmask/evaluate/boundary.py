@@ -28,7 +28,7 @@ class BoundaryIoU:
     Pixels whose truth is 255 belong to no region of either, so that a perfect prediction has 1. Pixels predicted 255
     are in no predicted region: unlike in the mIoU they count as missed, since the rims are what is left unsure.
 
-    share: d as a share of the image's diagonal, 0.02 in the paper; at least one pixel.
+    share: d as a share of the image's diagonal, 0.02 in the paper; d is rounded to whole pixels, at least one.
     """
 
     def __init__(self, num_classes: int, share: float = 0.02) -> None:
@@ -45,7 +45,7 @@ class BoundaryIoU:
         if pred.ndim != 2:
             raise LabelError(f"Label maps are (H,W), the prediction has shape {pred.shape}.")
         pixels = ConfusionMatrix(self.num_classes).update(pred, target).counts
-        width = rim_width(pred.shape, self.share)
+        width = max(1, round(self.share * math.hypot(*pred.shape)))
         valid = target != IGNORE
         for label in np.flatnonzero(pixels.sum(axis=1) + pixels[:, :-1].sum(axis=0)):
             own, other = target == label, (pred == label) & valid
@@ -60,11 +60,6 @@ class BoundaryIoU:
     def miou(self) -> float:
         """Mean of ``iou`` over the classes that are not NaN; NaN if none is left."""
         return mean_over_classes(self.iou())
-
-
-def rim_width(size: tuple[int, ...], share: float) -> int:
-    """d in pixels for an image (H,W): a share of its diagonal, rounded, at least 1."""
-    return max(1, round(share * math.hypot(*size)))
 
 
 def rim(region: np.ndarray, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import DataError
+from tagmask.types import IGNORE
 
 LABELS = 256
 
@@ -21,22 +22,18 @@ class LabelError(DataError, ValueError):
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over all pixels seen, in int64.
 
-    num_classes: classes with the background, 1..255. ignore: the label outside ``0..num_classes-1`` that takes
-    part in no score. Pixels whose *truth* is ``ignore`` are left out. Pixels that are *predicted* ``ignore`` are
-    counted apart: ``iou``, ``miou``, ``precision`` and ``recall`` leave them out, ``coverage`` says how many were
-    predicted, ``miou_strict`` counts them as missed. So a class whose true pixels are all predicted ``ignore``, and
-    that is predicted nowhere else, has no IoU and is in no mean but the strict one, where it counts as 0.
+    num_classes: classes with the background, 1..255. Pixels whose *truth* is 255 are left out. Pixels that are
+    *predicted* 255 are counted apart: ``iou``, ``miou``, ``precision`` and ``recall`` leave them out, ``coverage`` says
+    how many were predicted, ``miou_strict`` counts them as missed. So a class whose true pixels are all predicted 255,
+    and that is predicted nowhere else, has no IoU and is in no mean but the strict one, where it counts as 0.
 
-    counts: int64 (K,K+1), rows are the truth, the last column holds the pixels that were predicted ``ignore``.
+    counts: int64 (K,K+1), rows are the truth, the last column holds the pixels that were predicted 255.
     """
 
-    def __init__(self, num_classes: int, ignore: int = 255) -> None:
+    def __init__(self, num_classes: int) -> None:
         if not 1 <= num_classes < LABELS:
             raise LabelError(f"num_classes is {num_classes}; label maps are 8-bit, so 1 to {LABELS - 1} classes fit.")
-        if not num_classes <= ignore < LABELS:
-            raise LabelError(f"ignore is {ignore}; it must lie outside the classes, {num_classes} to {LABELS - 1}.")
         self.num_classes = num_classes
-        self.ignore = ignore
         self.counts = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
 
     def update(self, pred: Any, target: Any) -> ConfusionMatrix:
@@ -44,7 +41,7 @@ class ConfusionMatrix:
 
         pred, target: integer torch tensors or numpy arrays of one common shape, any number of dimensions.
         Raises LabelError (a ValueError) for a shape that differs, a type that is not an integer, and a label that
-        is neither a class nor ``ignore``.
+        is neither a class nor 255.
         """
         pred, target = to_numpy(pred), to_numpy(target)
         if pred.shape != target.shape:
@@ -53,31 +50,21 @@ class ConfusionMatrix:
                 "truth's size (nearest neighbour) first."
             )
         pairs = _joint_histogram(pred, target)
-        labels = [*range(self.num_classes), self.ignore]
+        labels = [*range(self.num_classes), IGNORE]
         known = pairs[np.ix_(labels, labels)]
         if known.sum() < pred.size:
             for name, used in (("prediction", pairs.sum(axis=0)), ("truth", pairs.sum(axis=1))):
                 if unknown := set(np.flatnonzero(used)) - set(labels):
                     raise LabelError(
                         f"The {name} holds label {min(unknown)}, which is neither a class "
-                        f"(0 to {self.num_classes - 1}) nor the ignored {self.ignore}; check the list of classes."
+                        f"(0 to {self.num_classes - 1}) nor the ignored {IGNORE}; check the list of classes."
                     )
         self.counts += known[:-1]
         return self
 
-    def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        """Add another matrix's pixels to this one; returns itself. Raises LabelError where the classes differ."""
-        if (other.num_classes, other.ignore) != (self.num_classes, self.ignore):
-            raise LabelError(
-                f"Cannot merge a matrix of {other.num_classes} classes (ignore {other.ignore}) into one of "
-                f"{self.num_classes} (ignore {self.ignore})."
-            )
-        self.counts += other.counts
-        return self
-
     @property
     def matrix(self) -> np.ndarray:
-        """int64 (K,K): rows are the truth, columns the prediction; pixels predicted ``ignore`` are not in it."""
+        """int64 (K,K): rows are the truth, columns the prediction; pixels predicted 255 are not in it."""
         return self.counts[:, :-1].copy()
 
     def iou(self) -> np.ndarray:
@@ -92,7 +79,7 @@ class ConfusionMatrix:
         return mean_over_classes(self.iou(), without)
 
     def miou_strict(self, without: Sequence[int] = ()) -> float:
-        """As ``miou``, with pixels predicted ``ignore`` counted as missed (they enlarge the union)."""
+        """As ``miou``, with pixels predicted 255 counted as missed (they enlarge the union)."""
         hit, _, predicted = sums(self.matrix)
         return mean_over_classes(intersection_over_union(hit, self.counts.sum(axis=1), predicted), without)
 
@@ -111,7 +98,7 @@ class ConfusionMatrix:
         return float(ratio(np.trace(self.matrix), self.matrix.sum()))
 
     def coverage(self) -> float:
-        """Share of the pixels with a truth that were not predicted ``ignore``; NaN without pixels."""
+        """Share of the pixels with a truth that were not predicted 255; NaN without pixels."""
         return float(ratio(self.matrix.sum(), self.counts.sum()))
 
 

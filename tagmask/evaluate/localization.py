@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch import Tensor
+from torchvision.ops import box_iou
 
 from tagmask.evaluate.bootstrap import interval_of, resampled_means
 from tagmask.evaluate.confusion import LabelError, to_numpy
@@ -54,16 +57,16 @@ class Localization:
                 raise LabelError(f"Label {label} or a CAM of {len(cam)} channels does not fit {len(score)} classes.")
             # Of equal scores the lower index comes first, as argmax has it.
             rank = int((score > score[label]).sum() + (score[:label] == score[label]).sum())
-            true = to_numpy(truth).reshape(-1, 4).astype(np.float64)
+            true = torch.from_numpy(to_numpy(truth).reshape(-1, 4).astype(np.float64))
             own = to_numpy(cam[int(label)])
             found = self._found(own, true, self.threshold)
             hits = [found and rank < 1, found and rank < 5, found, rank < 1, rank < 5]
             self._hits.append([*hits, *(self._found(own, true, t) for t in self.thresholds)])
         return self
 
-    def _found(self, cam: np.ndarray, boxes: np.ndarray, threshold: float) -> bool:
+    def _found(self, cam: np.ndarray, boxes: Tensor, threshold: float) -> bool:
         box = cam_box(cam, threshold)
-        return box is not None and any(box_iou(box, true) >= self.iou for true in boxes)
+        return box is not None and bool((box_iou(boxes.new_tensor([box]), boxes) >= self.iou).any())
 
     @property
     def images(self) -> int:
@@ -98,19 +101,6 @@ class Localization:
         return result
 
 
-def localization(
-    cams: Any,
-    class_scores: Any,
-    labels: Any,
-    boxes: Any,
-    iou: float = 0.5,
-    threshold: float = 0.2,
-    thresholds: Sequence[float] = (),
-) -> dict[str, Any]:
-    """Top-1, top-5 and GT-known localisation of N images at once; arguments and result as in ``Localization``."""
-    return Localization(iou, threshold, thresholds).update(cams, class_scores, labels, boxes).result()
-
-
 def cam_box(cam: Any, threshold: float = 0.2) -> tuple[int, int, int, int] | None:
     """Box (x0,y0,x1,y1), half-open, of the largest 8-connected region of (H,W) ``cam`` above threshold · max.
 
@@ -126,12 +116,3 @@ def cam_box(cam: Any, threshold: float = 0.2) -> tuple[int, int, int, int] | Non
     largest = int(np.bincount(regions.ravel())[1:].argmax())
     rows, columns = ndimage.find_objects(regions)[largest]
     return columns.start, rows.start, columns.stop, rows.stop
-
-
-def box_iou(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
-    """Intersection over union of two half-open boxes (x0,y0,x1,y1)."""
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    both = width * height
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
-    return float(both / union) if union > 0 else 0.0

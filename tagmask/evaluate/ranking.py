@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tagmask.evaluate.confusion import LabelError, mean_over_classes, to_numpy
+from tagmask.evaluate.confusion import LabelError, to_numpy
 
 
 def average_precision(scores: Any, tags: Any) -> np.ndarray:
@@ -23,11 +23,6 @@ def average_precision(scores: Any, tags: Any) -> np.ndarray:
     if np.isnan(scores).any():
         raise LabelError("Class scores hold NaN; the model that gave them is broken or diverged in training.")
     return np.array([_one_class(scores[:, c], tags[:, c] > 0) for c in range(scores.shape[1])])
-
-
-def mean_average_precision(scores: Any, tags: Any) -> float:
-    """Mean of ``average_precision`` over the classes that have positives; NaN if none has."""
-    return mean_over_classes(average_precision(scores, tags))
 
 
 def _one_class(scores: np.ndarray, positive: np.ndarray) -> float:

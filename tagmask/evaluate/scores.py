@@ -54,7 +54,7 @@ class ScoreStream:
         except LabelError as error:
             raise LabelError(f"{image_id}: {error}") from error
         self.per_image[image_id] = np.stack(sums(one.matrix)).astype(np.int32)
-        self.confusion.merge(one)
+        self.confusion.counts += one.counts
         if self.boundary is not None:
             self.boundary.update(pred, target)
         return self
@@ -160,7 +160,9 @@ def print_scores(scores: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 def score_line(score: Mapping[str, Any]) -> str:
     """One line: what was scored, split, tags or not, threshold, and the mIoU in per cent with its interval."""
-    parts = [f"{percent(score['miou'])} mIoU" + _range(score["interval"])]
+    interval = score["interval"]
+    shown = f" [{percent(interval['low'])}, {percent(interval['high'])}]" if interval else ""
+    parts = [f"{percent(score['miou'])} mIoU{shown}"]
     if score["coverage"] is not None and score["coverage"] < 1:
         parts.append(f"{percent(score['miou_strict'])} with 255 as missed ({percent(score['coverage'])} % covered)")
     if score["without"]:
@@ -171,10 +173,6 @@ def score_line(score: Mapping[str, Any]) -> str:
         peak = score["curve"]["peak"]
         parts.append(f"best {percent(peak['miou'])} at {peak['threshold']:g}")
     return f"{headline(score['name'], score['stamp'])}: {'; '.join(parts)}"
-
-
-def _range(interval: Mapping[str, Any] | None) -> str:
-    return f" [{percent(interval['low'])}, {percent(interval['high'])}]" if interval else ""
 
 
 def print_classes(score: Mapping[str, Any], console: Console) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.errors import ConfigError
+from tagmask.tensors import full
 
 
 class AffinityHead(nn.Module):
@@ -45,9 +46,7 @@ class AffinityHead(nn.Module):
         # without a second copy of the step's largest tensor.
         parts = self.conv.weight.split(self.heads, dim=1)
         joined = torch.stack([F.conv2d(x, weight) for x, weight in zip(attention_logits, parts, strict=True)]).sum(0)
-        joined = joined[:, 0, prefix:, prefix:]
-        if joined.dtype in (torch.float16, torch.bfloat16):
-            joined = joined.float()
+        joined = full(joined[:, 0, prefix:, prefix:])
         if self.symmetric:
             joined = joined + joined.mT
         return (joined + self.bias).sigmoid()

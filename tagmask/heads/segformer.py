@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tagmask.registry import HEADS
+from tagmask.tensors import resize
 from tagmask.types import Features
 
 MAPS = 4
@@ -44,13 +44,6 @@ class SegFormer(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """Logits (B,num_outputs,h,w) on the grid of the finest map used."""
         maps = features.maps[-MAPS:]
-        parts = [resized(project(x), maps[0]) for project, x in zip(self.project, maps)]
+        parts = [resize(project(x), maps[0].shape[-2:]) for project, x in zip(self.project, maps)]
         x = self.norm(self.fuse(torch.cat(parts, dim=1))).relu()
         return self.out(self.dropout(x))
-
-
-def resized(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` on the grid of ``like``, bilinear."""
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

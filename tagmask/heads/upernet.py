@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.errors import ConfigError
-from tagmask.heads.segformer import MAPS, resized
+from tagmask.heads.segformer import MAPS
 from tagmask.registry import HEADS
+from tagmask.tensors import resize
 from tagmask.types import Features
 
 
@@ -58,15 +59,15 @@ class UPerNet(nn.Module):
         maps = features.maps[-MAPS:]
         coarse = maps[-1]
         parts = [
-            resized(project(F.adaptive_avg_pool2d(coarse, n)), coarse) for n, project in zip(self.bins, self.pooled)
+            resize(project(F.adaptive_avg_pool2d(coarse, n)), coarse.shape[-2:])
+            for n, project in zip(self.bins, self.pooled)
         ]
         top = self.context(torch.cat([coarse, *parts], dim=1))
         levels = [top]
         for x, lateral, smooth in zip(maps[-2::-1], list(self.lateral)[::-1], list(self.smooth)[::-1]):
-            top = lateral(x) + resized(top, x)
+            top = lateral(x) + resize(top, x.shape[-2:])
             levels.append(smooth(top))
-        finest = maps[0]
-        joined = torch.cat([resized(level, finest) for level in reversed(levels)], dim=1)
+        joined = torch.cat([resize(level, maps[0].shape[-2:]) for level in reversed(levels)], dim=1)
         return self.out(self.dropout(self.fuse(joined)))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from tagmask.data import Item, read_mask, write_mask
 from tagmask.errors import ConfigError, DataError
-from tagmask.files import read_json, write_json, write_text
+from tagmask.files import csv_text, read_csv, read_record, sweep, write_json, write_text, written
 from tagmask.label.infer import values_in
 from tagmask.label.look import Look
 from tagmask.types import IGNORE
@@ -98,7 +96,8 @@ class LabelWriter:
                 path.with_suffix(".npz").unlink(missing_ok=True)
             if (folder / MISSING).is_file():
                 _write_missing(folder, self.others)
-        folder.mkdir(parents=True, exist_ok=True)
+        for place in {folder, *(path.parent for path in self.paths.values())}:
+            sweep(place)
         write_json(folder / "classes.json", note)
         self.todo = [item for item in self.items if not self.paths[item.id].is_file()]
         self.left = {item.id for item in self.todo}
@@ -108,15 +107,19 @@ class LabelWriter:
 
     def _check_note(self, note: Mapping[str, Any], overwrite: bool) -> None:
         about = self.folder / "classes.json"
-        if not about.is_file() or read_json(about) == note:
+        if about.is_file():
+            if read_record(about) == note:
+                return
+            what = "masks of another model or other settings"
+        elif any(self.folder.rglob("*.png")):
+            what = "PNG files without classes.json, which says how they were made"
+        else:
             return
         if not overwrite:
-            raise ConfigError(
-                f"{self.folder}: holds masks of another model or other settings; use --overwrite or another --out."
-            )
+            raise ConfigError(f"{self.folder}: holds {what}; use --overwrite or another --out.")
         if set(self.folder.rglob("*.png")) - set(self.paths.values()):
             raise ConfigError(
-                f"{self.folder}: also holds masks of further photos, which another model or other settings made; "
+                f"{self.folder}: holds {what}, also of further photos; "
                 "label those with these, delete the folder, or use another --out."
             )
 
@@ -133,14 +136,14 @@ class LabelWriter:
         labels, scores, names = self.make(item, look)
         path = self.paths[item.id]
         if self.soft and scores is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             half = scores.half().cpu().numpy()
-            np.savez_compressed(path.with_suffix(".npz"), scores=half, classes=json.dumps(list(names)))
+            with written(path.with_suffix(".npz")) as part, part.open("wb") as file:
+                np.savez_compressed(file, scores=half, classes=json.dumps(list(names)))
         write_mask(path, labels)
         self.done.written += 1
         self.pixels += labels.numel()
         self.unsure += int((labels == IGNORE).sum())
-        if item.tags:
+        if item.tags is not None:
             self.lacking[item.id] = _lacking(item, labels, self.classes)
 
     def finish(self) -> Labelled:
@@ -153,7 +156,7 @@ class LabelWriter:
         tagged = [item for item in self.items if item.tags is not None]
         for item in tagged:
             path = self.paths[item.id]
-            if item.tags and item.id not in self.lacking and path.is_file():
+            if item.id not in self.lacking and path.is_file():
                 try:
                     self.lacking[item.id] = _lacking(item, read_mask(path, len(self.classes)), self.classes)
                 except DataError as error:
@@ -171,11 +174,8 @@ def _lacking(item: Item, labels: Tensor, classes: Sequence[str]) -> list[str]:
 
 
 def _write_missing(folder: Path, missing: Mapping[str, Sequence[str]]) -> None:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "class"])
-    table.writerows((image, name) for image, names in missing.items() for name in names)
-    write_text(folder / MISSING, text.getvalue())
+    rows = [(image, name) for image, names in missing.items() for name in names]
+    write_text(folder / MISSING, csv_text([("image", "class"), *rows]))
 
 
 def read_missing(folder: Path) -> dict[str, list[str]]:
@@ -187,7 +187,7 @@ def read_missing(folder: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if not path.is_file():
         return found
-    for line, row in enumerate(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")), 1):
+    for line, row in enumerate(read_csv(path), 1):
         if len(row) != 2:
             raise DataError(f"{path}, row {line}: {len(row)} columns, not image and class. Delete it to get it anew.")
         if line > 1:

@@ -18,6 +18,7 @@ from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.registry import HEADS, METHODS, REFINERS
 from tagmask.strict import Scales
+from tagmask.tensors import full
 from tagmask.types import Batch, Losses, View
 
 
@@ -245,11 +246,6 @@ class OneStageMethod(ClassifierMethod, SegmenterMethod):
 def tag_loss(scores: Tensor, tags: Tensor) -> Tensor:
     """Multi-label soft margin loss of class scores (B,C) before the sigmoid, in full precision; tags (B,C)."""
     return F.multilabel_soft_margin_loss(full(scores), tags)
-
-
-def full(x: Tensor) -> Tensor:
-    """float32 for half precision, anything else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def build_head(name: str, encoder: Encoder, outputs: int, options: dict[str, Any] | None = None) -> nn.Module:

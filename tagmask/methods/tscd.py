@@ -17,11 +17,11 @@ from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule, Strict
 from tagmask.data.views import make_affine, warp
 from tagmask.losses import balanced_cross_entropy, equivariance, self_correspondence
-from tagmask.methods.base import full
 from tagmask.methods.common.affinity import AffinityConfig, AffinityMethod, predict_affinity
 from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.registry import METHODS
 from tagmask.strict import Factor, Few
+from tagmask.tensors import full
 from tagmask.types import Batch, Features
 
 

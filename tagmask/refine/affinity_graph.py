@@ -34,7 +34,8 @@ def radius_edges(
     Both are cached for a few sizes and shared by all callers: do not write into them.
     Raises TagmaskError when a size or the radius is out of range.
     """
-    _check_radius(radius)
+    if not 0 < radius < math.inf:
+        raise TagmaskError(f"The radius of an affinity graph is a number above 0, in grid steps, got {radius}.")
     if height < 1 or width < 1:
         raise TagmaskError(f"A grid has at least one row and one column, got {height}x{width}.")
     return _edges(int(height), int(width), float(radius), str(device or "cpu"))
@@ -90,7 +91,6 @@ def path_affinity(boundary: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     Memory besides the results: a tensor of the affinities' size, with or without gradient.
     Raises TagmaskError when the shape or radius does not fit or values leave [0,1].
     """
-    _check_radius(radius)
     if boundary.dim() not in (2, 3) or boundary.numel() == 0 or not boundary.is_floating_point():
         raise TagmaskError(
             "Path affinity takes a floating-point boundary map (h,w) or (B,h,w), got "
@@ -198,8 +198,3 @@ def _edges(height: int, width: int, radius: float, device: str) -> tuple[Tensor,
         if not offsets:
             return positions.new_empty(2, 0), positions.new_empty(0, 2)
         return torch.stack([torch.cat(first), torch.cat(second)]), torch.tensor(offsets, device=device)
-
-
-def _check_radius(radius: float) -> None:
-    if not 0 < radius < math.inf:
-        raise TagmaskError(f"The radius of an affinity graph is a number above 0, in grid steps, got {radius}.")

@@ -17,9 +17,6 @@ from tagmask.types import IGNORE
 CLIP = 1e-5
 """Lower bound of probabilities, so that no label is impossible."""
 
-EXACT_PIXELS = 4096
-"""Largest number of pixels N of the exact form, whose kernels are N×N."""
-
 SETTINGS = ("iterations", "gaussian_weight", "gaussian_sxy", "bilateral_weight", "bilateral_sxy", "bilateral_srgb")
 
 PRESETS = {
@@ -43,7 +40,7 @@ class DenseCRF(nn.Module):
 
     K = D^-½ exp(−½ |f_i − f_j|²) D^-½, where D holds the row sums, including the pixel itself. f is (x, y) /
     gaussian_sxy, or (x, y) / bilateral_sxy with RGB / bilateral_srgb. K is approximated by the permutohedral lattice,
-    as in the paper; ``exact=True`` computes the Gaussians, for images of up to 4096 pixels.
+    as in the paper.
 
     gaussian_sxy, bilateral_sxy: standard deviations in pixels. bilateral_srgb: in colours of 0..255. A weight of 0
     leaves its kernel out.
@@ -72,7 +69,6 @@ class DenseCRF(nn.Module):
         bilateral_weight: float = 4.0,
         bilateral_sxy: float = 64.0,
         bilateral_srgb: float = 5.0,
-        exact: bool = False,
     ) -> None:
         super().__init__()
         if iterations < 0 or min(gaussian_sxy, bilateral_sxy, bilateral_srgb) <= 0:
@@ -83,7 +79,6 @@ class DenseCRF(nn.Module):
         self.bilateral_weight = bilateral_weight
         self.bilateral_sxy = bilateral_sxy
         self.bilateral_srgb = bilateral_srgb
-        self.exact = exact
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> DenseCRF:
@@ -92,9 +87,6 @@ class DenseCRF(nn.Module):
             raise ConfigError(f"There is no dense CRF preset '{name}'.{nearest(name, list(PRESETS))}")
         settings: dict[str, Any] = {**dict(zip(SETTINGS, PRESETS[name])), **changes}
         return cls(**settings)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name):g}" for name in SETTINGS)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -105,11 +97,9 @@ class DenseCRF(nn.Module):
         if result.numel() == 0:
             return result
         position = positions(height, width, images.device)
-        kernel: Any = _ExactKernel if self.exact else _lattice
         shared: list[tuple[float, Any]] = []
         if self.gaussian_weight:
-            sxy = self.gaussian_sxy
-            spatial = kernel(position / sxy) if self.exact else spatial_kernel(height, width, sxy, images.device)
+            spatial = spatial_kernel(height, width, self.gaussian_sxy, images.device)
             shared.append((self.gaussian_weight, spatial))
 
         def work(i: int) -> None:
@@ -117,7 +107,7 @@ class DenseCRF(nn.Module):
             if self.bilateral_weight:
                 colours = images[i].flatten(1).T.float() / self.bilateral_srgb
                 features = torch.cat([position / self.bilateral_sxy, colours], 1)
-                kernels.append((self.bilateral_weight, kernel(features)))
+                kernels.append((self.bilateral_weight, _lattice(features)))
             result[i] = self._mean_field(probs[i].flatten(1).T, kernels).T.view(channels, height, width)
 
         each_image(work, count, images.device)
@@ -149,11 +139,6 @@ class DenseCRF(nn.Module):
             raise TagmaskError(
                 f"DenseCRF takes probabilities in [0,1], got {low:g} to {high:g}; take the softmax first."
             )
-        pixels = probs.shape[2] * probs.shape[3]
-        if self.exact and pixels > EXACT_PIXELS:
-            raise TagmaskError(
-                f"DenseCRF(exact=True) holds {pixels}² numbers; give images of up to {EXACT_PIXELS} pixels."
-            )
 
 
 @lru_cache(maxsize=8)
@@ -165,19 +150,6 @@ def spatial_kernel(height: int, width: int, sxy: float, device: torch.device) ->
 def _lattice(features: Tensor) -> Any:
     """The normalised kernel of one image's features (N,d)."""
     return PermutohedralLattice(features[None]).normalize().images[0]
-
-
-class _ExactKernel:
-    """The symmetrically normalised Gaussian kernel as a matrix."""
-
-    def __init__(self, features: Tensor) -> None:
-        features = features.double()
-        kernel = torch.exp(-0.5 * torch.cdist(features, features).square())
-        scale = kernel.sum(1).rsqrt()
-        self.matrix = scale[:, None] * kernel * scale
-
-    def add_rows(self, values: Tensor, result: Tensor, factor: float) -> None:
-        result.add_((self.matrix @ values.double()).to(result.dtype), alpha=factor)
 
 
 def label_probabilities(labels: Tensor, num_classes: int, confidence: float) -> Tensor:

@@ -6,8 +6,7 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -116,21 +115,6 @@ class PermutohedralLattice:
         if self.points > 0:
             each_image(work, self.count, self.device)
 
-    def _filter(self, values: Tensor, transposed: bool) -> Tensor:
-        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-        result = torch.empty_like(values)
-
-        def work(i: int) -> None:
-            lattice, channels = self.images[i], values.shape[1]
-            rows = torch.zeros(self.points, lanes(channels, self.device), dtype=dtype, device=self.device)
-            rows[:, :channels] = values[i].T
-            sums = torch.zeros_like(rows)
-            lattice.add_rows(rows, sums, 1.0, transposed)
-            result[i] = sums[:, :channels].T
-
-        self._each_image(work)
-        return result
-
 
 class _Filter(torch.autograd.Function):
     """The filter is linear, so its gradient is the transposed filter: the blurs in reverse order."""
@@ -138,7 +122,19 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, lattice: PermutohedralLattice, transposed: bool) -> Tensor:
         ctx.lattice, ctx.transposed = lattice, transposed
-        return lattice._filter(values, transposed)
+        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+        channels, device = values.shape[1], lattice.device
+        result = torch.empty_like(values)
+
+        def work(i: int) -> None:
+            rows = torch.zeros(lattice.points, lanes(channels, device), dtype=dtype, device=device)
+            rows[:, :channels] = values[i].T
+            sums = torch.zeros_like(rows)
+            lattice.images[i].add_rows(rows, sums, 1.0, transposed)
+            result[i] = sums[:, :channels].T
+
+        lattice._each_image(work)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -281,47 +277,25 @@ class _CompiledLattice:
         bands = cut(len(source), min(worker_count(CPU), PARTIALS))
         # A part a thread, so that no two write the same lattice point.
         shape = (self.size + 1, source.shape[1])
-        parts = scratch("parts", (len(bands), *shape), source.dtype)
-        spans = self.spans(bands)
+        parts, spare = scratch("parts", (len(bands), *shape), source.dtype), scratch("spare", shape, source.dtype)
+        spans = np.zeros((len(bands), 2), np.int64)  # rows of the lattice that each band of pixels touches
 
         def splat(band: slice) -> None:
             t = bands.index(band)
+            spans[t] = kernels().span(self.index, band.start, band.stop)
             parts[t, spans[t, 0] : spans[t, 1]] = 0
             kernels().splat(source, self.index, weights, band.start, band.stop, parts[t])
 
         for_each(splat, bands, CPU)
-        lattice = self.blur(parts, spans, scratch("spare", shape, source.dtype), transposed)
-        factors = np.full(weights.shape[1], factor * self.alpha, source.dtype)
-        _spread(len(out), lambda p: kernels().slice_rows(lattice, self.index, weights, factors, p.start, p.stop, out))
-
-    def spans(self, bands: Sequence[slice]) -> np.ndarray:
-        """int64 (T,2): the rows of the lattice that each band of pixels touches."""
-        spans = np.zeros((len(bands), 2), np.int64)
-
-        def find(band: slice) -> None:
-            spans[bands.index(band)] = kernels().span(self.index, band.start, band.stop)
-
-        for_each(find, bands, CPU)
-        return spans
-
-    def blur(self, parts: np.ndarray, spans: np.ndarray, spare: np.ndarray, transposed: bool = False) -> np.ndarray:
-        """``spare`` (M+1,K), filled with the sum of parts (T,M+1,K), the rows in ``spans``, blurred along all axes.
-
-        The parts are written over.
-        """
-        axes = list(self.neighbours)
         # The blurs alternate between two arrays: start in the one for which the last blur writes ``spare``.
-        old, new = (parts[0], spare) if len(axes) % 2 else (spare, parts[0])
+        old, new = (parts[0], spare) if len(self.neighbours) % 2 else (spare, parts[0])
         _spread(self.size, lambda p: kernels().merge(parts, spans, p.start, p.stop, old))
         old[-1] = new[-1] = 0  # the value of missing neighbours
-        for pair in reversed(axes) if transposed else axes:
-            _spread(self.size, partial(_blur_band, old, pair, new))
+        for pair in reversed(self.neighbours) if transposed else self.neighbours:
+            _spread(self.size, lambda p: kernels().blur(old, pair, p.start, p.stop, new))  # noqa: B023 (called at once)
             old, new = new, old
-        return spare
-
-
-def _blur_band(old: np.ndarray, pair: np.ndarray, new: np.ndarray, part: slice) -> None:
-    kernels().blur(old, pair, part.start, part.stop, new)
+        factors = np.full(weights.shape[1], factor * self.alpha, source.dtype)
+        _spread(len(out), lambda p: kernels().slice_rows(spare, self.index, weights, factors, p.start, p.stop, out))
 
 
 def _spread(length: int, work: Callable[[slice], None]) -> None:

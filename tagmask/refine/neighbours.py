@@ -53,9 +53,6 @@ class LocalRefiner(nn.Module):
         ring = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
         self.offsets = sorted((d * y, d * x) for d in self.dilations for y, x in ring)  # by row, for the cache
 
-    def extra_repr(self) -> str:
-        return f"dilations={self.dilations}, iterations={self.iterations}"
-
     def weights(self, padded: Tensor, out: Tensor, below: Tensor | None) -> None:
         """Write the weights of the N ``offsets`` for a band of rows.
 
@@ -126,13 +123,10 @@ class LocalRefiner(nn.Module):
             if band.stop == height:
                 target[..., r + height :, :] = out[..., -1:, :]
 
-        def finish(band: slice) -> None:
-            result[..., band, :] = self.centre(source)[..., band, :]
-
         for _ in range(self.iterations):
             for_each(update, bands, device)
             source, target = target, source
-        for_each(finish, bands, device)
+        result.copy_(self.centre(source))
 
     def views(self, padded: Tensor, like: Tensor) -> Iterator[Tensor]:
         """The padded tensor (...,h+2r,w+2r) shifted to each neighbour: N views (...,h,w) of the size of ``like``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tagmask.refine.neighbours import DILATIONS, EPS, LocalRefiner, softmin_
+from tagmask.refine.neighbours import EPS, LocalRefiner, softmin_
 from tagmask.registry import REFINERS
 
 
@@ -22,9 +22,6 @@ class PAMR(LocalRefiner):
 
     Input, output, memory and errors: see ``LocalRefiner``.
     """
-
-    def __init__(self, dilations: tuple[int, ...] = DILATIONS, iterations: int = 10) -> None:
-        super().__init__(dilations, iterations)
 
     def weights(self, padded: Tensor, out: Tensor, below: Tensor | None) -> None:
         own = self.centre(padded)

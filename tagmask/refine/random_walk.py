@@ -47,20 +47,16 @@ def random_walk(maps: Tensor, edges: Tensor, weights: Tensor, steps: int, beta: 
     result = maps.clone()
     if maps.numel() == 0 or steps == 0:
         return result
-    made = []
-
-    def prepare(_: slice) -> None:
-        made.append(_transition(edges, weights, beta, maps[0].numel()))
-
-    def walk(part: slice) -> None:
-        values = maps[part].flatten(1).t().double().contiguous()
-        for _ in range(steps):
-            values = made[0] @ values
-        result[part] = values.t().reshape(result[part].shape)
-
     with torch.autocast(maps.device.type, enabled=False):
-        # One thread builds the matrix; then each thread takes its maps through all steps: see threads.py.
-        for_each(prepare, [slice(0, 1)], maps.device)
+        matrix = _transition(edges, weights, beta, maps[0].numel())
+
+        def walk(part: slice) -> None:
+            values = maps[part].flatten(1).t().double().contiguous()
+            for _ in range(steps):
+                values = matrix @ values
+            result[part] = values.t().reshape(result[part].shape)
+
+        # Each thread takes its maps through all steps: see threads.py.
         for_each(walk, cut(len(maps), worker_count(maps.device)), maps.device)
     return result
 

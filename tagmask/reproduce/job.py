@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tagmask.config import RunConfig
 from tagmask.errors import ConfigError
-from tagmask.files import read_json, write_json
+from tagmask.files import read_record, write_json
 from tagmask.registry import METHODS
 from tagmask.reproduce.configure import run_path
 from tagmask.reproduce.table import Column, Row
@@ -97,7 +97,7 @@ class Job:
 
     def result(self) -> dict[str, Any]:
         """Scores by split, name and settings, with what they cost."""
-        return read_json(self.folder / "result.json")
+        return read_record(self.folder / "result.json")
 
     def run(self, console: Console | None) -> None:
         """Train (or resume), go through stages and label where asked, score what is not scored, write the result."""
@@ -129,7 +129,7 @@ class Job:
             stages = Stages(run)
             for _ in stages.networks():  # weights that lack, or parts that do not fit, are said now
                 pass
-            _, spent = work(run, training_steps(run, stages, console), "start the same table again")
+            _, spent = work(run, training_steps(run, stages, console), "the same command")
             if self.row.label:
                 label(run, "train", console=console)
         steps = [r for r in run.folder.log() if "seconds" in r]
@@ -139,7 +139,7 @@ class Job:
             "train_minutes": round(_seconds(self.folder) / 60, 2),
             "stage_minutes": spent,
             "seconds_per_step": steps[-1]["seconds"] / steps[-1]["step"] if steps else None,
-            "environment": read_json(run.folder.environment_file),
+            "environment": read_record(run.folder.environment_file),
         }
 
     def _score(self, run: Run, wanted: Sequence[Wanted], console: Console | None) -> list[dict[str, Any]]:

@@ -12,12 +12,12 @@ from rich.console import Console
 from tagmask.config import load_config, parse_overrides
 from tagmask.data import fingerprint
 from tagmask.errors import ConfigError, nearest
-from tagmask.files import read_json, write_json, write_text
+from tagmask.files import read_record, write_json, write_text
+from tagmask.lock import held
 from tagmask.reproduce.checks import check_needs
 from tagmask.reproduce.configure import BUDGETS, configure, scoring_settings, small_column
 from tagmask.reproduce.cost import show_plan
 from tagmask.reproduce.job import Job
-from tagmask.reproduce.lock import held
 from tagmask.reproduce.render import render
 from tagmask.reproduce.table import Table, read_table
 from tagmask.workflow.opened import open_collection
@@ -156,7 +156,7 @@ def finished(table: Table, home: Path) -> dict[tuple[str, int], dict[str, Any]]:
     results = {}
     for row in table.rows:
         for path in sorted((home / row.name).glob("seed*/result.json")):
-            results[row.name, int(path.parent.name.removeprefix("seed"))] = read_json(path)
+            results[row.name, int(path.parent.name.removeprefix("seed"))] = read_record(path)
     return results
 
 

@@ -15,10 +15,14 @@ import torch
 from tagmask.config import RunConfig, dump_yaml, load_config, read_yaml
 from tagmask.errors import DataError
 from tagmask.evaluate.stamp import difference
-from tagmask.files import read_json, write_json, write_text
+from tagmask.files import read_record, sweep, write_json, write_text
 
-FORMAT = 1
+FORMAT = 2
 """Number of the format of run folders and of their model/. It rises with every change that older code cannot read."""
+
+
+LOGGED = ("lr", "images_per_second", "seconds", "data_share")
+"""Numbers in the log's record of a step, besides its losses."""
 
 
 class RunFolder:
@@ -39,8 +43,12 @@ class RunFolder:
         self.report_file = self.path / "report.html"
 
     def create(self, config: RunConfig) -> None:
-        """Make the folder and save the resolved configuration and the environment."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Make the folder, clear what a killed process left, and save the resolved configuration and the environment.
+
+        Nobody else may write there meanwhile.
+        """
+        for place in (self.path, self.checkpoints, self.model):
+            sweep(place, older=0)
         self.save(config)
         write_json(self.environment_file, environment())
 
@@ -60,15 +68,15 @@ class RunFolder:
         return load_config(self.config_file, stages)
 
     def log(self) -> list[dict[str, Any]]:
-        """The records of ``log.jsonl``, oldest first; a line cut short by a crash is left out."""
+        """The records of ``log.jsonl``, oldest first; a line that a crash cut short or damaged is left out."""
         if not self.log_file.is_file():
             return []
-        lines = self.log_file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [record for line in lines if (record := _record(line)) is not None]
 
     def metrics(self) -> dict[str, Any]:
         """The scores written so far: ``{"scores": [...], "classification": {...}}``."""
-        return read_json(self.metrics_file) if self.metrics_file.is_file() else {"scores": []}
+        return read_record(self.metrics_file) if self.metrics_file.is_file() else {"scores": []}
 
     def enter(self, kind: str, split: str, found: dict[str, Any]) -> None:
         """Enter what there is one of for each split into metrics.json: 'classification', 'localization', 'spread'."""
@@ -86,6 +94,21 @@ class RunFolder:
 
         metrics["scores"] = [*filter(other, metrics["scores"]), score]
         write_json(self.metrics_file, metrics)
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of the log, of a step or of scores; None for anything else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    kind = "scores" if "scores" in record else "losses"
+    if not isinstance(record.get(kind), dict):
+        return None
+    numbers = [*record[kind].values(), *(record.get(key) for key in LOGGED if kind == "losses")]
+    return record if all(isinstance(number, int | float) for number in numbers) else None
 
 
 def check_format(path: Path, found: dict[str, Any]) -> None:

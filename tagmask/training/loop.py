@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +20,11 @@ from torch import Tensor
 from tagmask import comm
 from tagmask.config import RunConfig, TrainConfig
 from tagmask.data import Item, TrainLoader, TrainViews
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, Stopped
+from tagmask.files import write_text
 from tagmask.methods import Method
-from tagmask.training.checkpoint import load_checkpoint, save_checkpoint
+from tagmask.stop import Later, on_signal
+from tagmask.training.checkpoint import InPlace, load_checkpoint, save_checkpoint
 from tagmask.training.folder import RunFolder
 from tagmask.training.model_files import save_model
 from tagmask.training.progress import shown_progress
@@ -59,6 +63,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
             # Heads whose loss is not on yet take no part in a step: DDP has to look for them.
             strategy="ddp_find_unused_parameters_true" if several and config.strategy == "auto" else config.strategy,
             precision=PRECISIONS[config.precision],
+            plugins=InPlace(),
         )
     except (RuntimeError, ValueError, TypeError) as error:  # Fabric has no error of its own
         raise ConfigError(
@@ -96,7 +101,8 @@ def train_method(
 
     evaluate: called with the method in eval mode every ``train.evaluate_every`` steps and at the end; its numbers
     enter the log. resume: go on from the newest checkpoint, giving the numbers of an uninterrupted run.
-    Raises TrainingError on a non-finite loss (with the ids of the batch) or when memory runs out.
+    Raises TrainingError on a non-finite loss (with the ids of the batch) or when memory runs out, and Stopped on Ctrl-C
+    or SIGTERM, after a step and its checkpoint.
     """
     train = config.train
     fabric = make_fabric(train)
@@ -111,7 +117,10 @@ def train_method(
         )
     stepper = TrainStep(method, config, fabric)
     state = {**stepper.state(), "step": 0, "seconds": 0.0, "waited": 0.0}
-    start = load_checkpoint(fabric, folder.checkpoints, state) if resume else 0
+    say = _speaker(console if fabric.is_global_zero else Console(quiet=True))
+    start = load_checkpoint(fabric, folder.checkpoints, state, say) if resume else 0
+    if resume and not start and folder.log():
+        say(f"{folder.checkpoints}: no checkpoint is there; training begins at step 0 again.")
     loader = TrainLoader(
         items,
         len(classes),
@@ -129,7 +138,23 @@ def train_method(
     spent, stepper.waited, shown = state["seconds"], state["waited"], stepper.shown
     batches = iter(loader)
     log = _Log(fabric, folder, train, start, spent)
-    with shown_progress(train.steps, start, console, visible=fabric.is_global_zero) as show:
+    asked = Later()
+
+    def due(done: int) -> bool:
+        every = train.evaluate_every
+        return evaluate is not None and (done == train.steps or bool(every and done % every == 0))
+
+    def score(done: int) -> None:
+        assert evaluate is not None
+        alone = fabric.world_size == 1  # several processes stop after a step only, all after the same one
+        with asked.interruptible(_kept(folder, done, train)) if alone else nullcontext():
+            shown.eval()
+            log.scores(done, evaluate(shown, done))
+            shown.train()
+
+    with on_signal(asked), shown_progress(train.steps, start, console, visible=fabric.is_global_zero) as show:
+        if start and due(start) and log.lacks_scores:
+            score(start)
         for step in range(start, train.steps):
             began = time.perf_counter()
             parts = stepper.run(batches, step)
@@ -138,19 +163,39 @@ def train_method(
             if done % train.log_every == 0 or done == train.steps:
                 lr = stepper.optimizer.param_groups[0]["lr"]
                 show(log.step(done, parts, method.figures(), lr, spent, stepper.waited))
-            if done % train.checkpoint_every == 0 or done == train.steps:
+            stop = _anywhere(asked.number, fabric)
+            # Scoring takes long, and may be stopped: a checkpoint comes first.
+            if done % train.checkpoint_every == 0 or done == train.steps or due(done) or stop:
                 state |= {"step": done, "seconds": spent, "waited": stepper.waited}
                 save_checkpoint(fabric, folder.checkpoints, state, done, train.keep)
-            due = train.evaluate_every and done % train.evaluate_every == 0
-            if evaluate is not None and (due or done == train.steps):
-                shown.eval()
-                log.scores(done, evaluate(shown, done))
-                shown.train()
-    if fabric.is_global_zero:
-        save_model(folder.model, shown.eval(), config, classes, method.origin())
-    log.close()
-    fabric.barrier()
+            if stop:
+                raise Stopped(stop, _kept(folder, done, train))
+            if due(done):
+                score(done)
+        if fabric.is_global_zero:
+            save_model(folder.model, shown.eval(), config, classes, method.origin())
+        log.close()
+        fabric.barrier()
+    if asked.number:
+        raise Stopped(asked.number, f"The training is done, its model is in {folder.model}.")
     return Trained(train.steps, spent, stepper.waited / spent if spent else 0.0)
+
+
+def _kept(folder: RunFolder, done: int, train: TrainConfig) -> str:
+    return f"Step {done} of {train.steps} is done and kept in {folder.checkpoints}."
+
+
+def _anywhere(number: int, fabric: Fabric) -> int:
+    """The signal that stops this process, or another one; 0 for none. All processes get an answer other than 0."""
+    if fabric.world_size == 1:
+        return number
+    stops = comm.all_sum(torch.tensor(float(bool(number)), device=fabric.device)) > 0
+    return (number or signal.SIGTERM) if stops else 0
+
+
+def _speaker(console: Console | None) -> Callable[[str], None]:
+    console = console or Console(stderr=True)
+    return lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _device_count(config: TrainConfig) -> int:
@@ -167,13 +212,13 @@ class _Log:
         self.last = (start, spent)
         self.board: Any = None
         self.file: Any = None
+        self.lacks_scores = False
         if not fabric.is_global_zero:
             return
-        folder.path.mkdir(parents=True, exist_ok=True)
         kept = [r for r in folder.log() if r["step"] <= start] if start else []
-        self.file = folder.log_file.open("w", encoding="utf-8")
-        for record in kept:
-            self._write(record)
+        self.lacks_scores = not any(r["step"] == start and "scores" in r for r in kept)
+        write_text(folder.log_file, "".join(json.dumps(record) + "\n" for record in kept))
+        self.file = folder.log_file.open("a", encoding="utf-8")
         if train.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -222,4 +267,4 @@ class _Log:
 
 
 def _mean(values: list[Tensor]) -> float:
-    return float(comm.all_mean(torch.stack([v.detach().float() for v in values]).mean()))
+    return float(comm.all_sum(torch.stack([v.detach().float() for v in values]).mean()) / comm.world_size())

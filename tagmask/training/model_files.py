@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import DataError
-from tagmask.files import read_json, write_json, write_text, written
+from tagmask.files import of_system, read_record, write_json, write_text, written
 from tagmask.methods import Method, build_method
 from tagmask.training.folder import FORMAT, check_format
 
@@ -61,9 +62,10 @@ def load_model(
     """
     weights = folder / "weights.safetensors"
     if not weights.is_file():
-        raise DataError(f"{folder}: no weights.safetensors. Is training finished? 'tagmask train --resume' goes on.")
+        again = f"tagmask train --resume -o {shlex.quote(str(folder.parent))}"
+        raise DataError(f"{folder}: no weights.safetensors. Is training finished? '{again}' goes on.")
     config = config or load_config(folder / "config.yaml")
-    about = read_json(folder / "classes.json")
+    about = read_record(folder / "classes.json")
     check_format(folder / "classes.json", about)
     bare = config.model_copy(deep=True)
     bare.encoder.weights = "none"
@@ -71,11 +73,29 @@ def load_model(
     built.encoder.weights_origin = about["weights_origin"]
     for part in built.training_only:
         setattr(built, part, None)
+    tensors = read_weights(weights, about["digest"])
     try:
-        built.load_state_dict(load_file(weights))
-    except (RuntimeError, SafetensorError) as error:
+        built.load_state_dict(tensors)
+    except RuntimeError as error:
         raise DataError(f"{weights}: does not fit method '{config.method.name}' in config.yaml ({error}).") from error
     return built.eval().to(device), config, about["classes"]
+
+
+def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+    """The tensors of a model, whose digest is the expected one. Raises DataError that names the file."""
+    try:
+        tensors = load_file(path)
+        why = "" if digest(tensors) == expected else "its digest is not the one in classes.json"
+    except OSError as error:
+        raise of_system(error, path) from error
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        why = str(error)
+    if why:
+        again = f"tagmask train --resume -o {shlex.quote(str(path.parent.parent))}"
+        raise DataError(
+            f"{path}: is damaged ({why}). Copy it again, or delete it and make it from the last checkpoint: {again}"
+        )
+    return tensors
 
 
 def _in_use(method: Method, key: str) -> bool:

@@ -66,7 +66,8 @@ class TrainStep:
         parts: list[Losses] = []
         for part in range(train.accumulate):
             asked = time.perf_counter()
-            batch = to_device(next(batches), self.fabric, train)
+            with _memory_advice(self.config):
+                batch = to_device(next(batches), self.fabric, train)
             self.waited += time.perf_counter() - asked
             last = part == train.accumulate - 1
             with nullcontext() if last else self.fabric.no_backward_sync(self._wrapped), _memory_advice(self.config):
@@ -155,10 +156,15 @@ def _not_finite(what: str, batch: Batch, step: int) -> TrainingError:
 
 @contextmanager
 def _memory_advice(config: RunConfig) -> Iterator[None]:
-    """Turns an out-of-memory error into one that says what to lower."""
+    """Turns an out-of-memory error into one that says what to lower, also where it struck a process that reads."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):
+            raise TrainingError(
+                "A process that reads photos was killed, as a system does that runs out of memory. Lower train.workers "
+                "or train.batch_size, and go on with --resume."
+            ) from error
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
         train = config.train

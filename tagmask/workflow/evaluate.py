@@ -15,7 +15,7 @@ from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import average_precision, difference
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import BY_VAL, FIXED
-from tagmask.files import read_json
+from tagmask.files import read_record
 from tagmask.label.look import Consumer, Look, go_over
 from tagmask.methods import Method
 from tagmask.training import RunFolder
@@ -62,7 +62,19 @@ def evaluate(
     Where nothing has a true mask, only the classifier's mean average precision is entered, and the list is empty.
     Raises DataError when there is nothing to compare with.
     """
-    run = opened(run, overrides)
+    with opened(run, overrides).alone(record) as run:
+        return _evaluate(run, split, what, console, record, before, after)
+
+
+def _evaluate(
+    run: Run,
+    split: str | None,
+    what: Sequence[str] | None,
+    console: Console | None,
+    record: str | Path | None,
+    before: Sequence[Consumer],
+    after: Callable[[Item, Look, float | None], None] | None,
+) -> list[dict[str, Any]]:
     collection = run.collection
     split = split or ("test" if collection.splits.get("test") else "val")
     items = collection.split(split)
@@ -81,6 +93,7 @@ def evaluate(
         photos_of(name, collection, split)
     kept = RunFolder(record) if record is not None else run.folder
     kept.path.mkdir(parents=True, exist_ok=True)
+    kept.metrics()  # if it is damaged, that is said before the work
     special = [SPECIAL[name](run, kept, split, console) for name in names if name in SPECIAL]
     names = [name for name in names if name not in SPECIAL]
     if special and not names:
@@ -170,7 +183,7 @@ def _stamp(run: Run, name: str, split: str, scored: list[str], scorer: Scorer) -
 
 def _label_file_note(folder: Path) -> dict[str, Any]:
     about = folder / "classes.json"
-    return read_json(about) if about.is_file() else {}
+    return read_record(about) if about.is_file() else {}
 
 
 def _add_classification(folder: RunFolder, split: str, classes: list[str], scorer: Scorer) -> None:

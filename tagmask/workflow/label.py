@@ -29,11 +29,11 @@ def label(
 
     Only a photo's tags can appear in its mask. Photos without tags are left out and counted.
     """
-    run = opened(run, overrides)
-    items = list({item.id: item for name in split.split("+") for item in run.collection.split(name)}.values())
-    writer = mask_writer(run, items, Path(out) if out else None, overwrite)
-    go_over(run.inference, writer.todo, [writer.add], "label", console)
-    return writer.finish()
+    with opened(run, overrides).alone(out) as run:
+        items = list({item.id: item for name in split.split("+") for item in run.collection.split(name)}.values())
+        writer = mask_writer(run, items, Path(out) if out else None, overwrite)
+        go_over(run.inference, writer.todo, [writer.add], "label", console)
+        return writer.finish()
 
 
 def mask_writer(run: Run, items: Sequence[Item], folder: Path | None = None, overwrite: bool = False) -> LabelWriter:

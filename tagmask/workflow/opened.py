@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +15,9 @@ import torch
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Collection, clean, fingerprint, open_data
 from tagmask.errors import ConfigError, DataError
-from tagmask.files import read_json, write_json
+from tagmask.files import read_record, write_json
 from tagmask.label import Inference
+from tagmask.lock import alone
 from tagmask.methods import Method, build_method
 from tagmask.strict import differing
 from tagmask.training import RunFolder, load_model, make_fabric
@@ -47,7 +50,7 @@ class Run:
             raise DataError(
                 f"{self.folder.data_file}: missing; it says which photos the run was trained on. Train again."
             )
-        frozen = read_json(self.folder.data_file)
+        frozen = read_record(self.folder.data_file)
         check_format(self.folder.data_file, frozen)
         collection = open_collection(self.config)
         if collection.classes != frozen["classes"]:
@@ -65,7 +68,7 @@ class Run:
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What ``check`` found in the data, from fingerprint.json."""
-        return read_json(self.folder.fingerprint_file)
+        return read_record(self.folder.fingerprint_file)
 
     @cached_property
     def untrained(self) -> Method:
@@ -86,7 +89,7 @@ class Run:
     @cached_property
     def model_note(self) -> dict[str, Any]:
         """model/classes.json: class names, digest of the weights, where they come from."""
-        return read_json(self.folder.model / "classes.json")
+        return read_record(self.folder.model / "classes.json")
 
     def begin(self, resume: bool = False, save: bool = True) -> None:
         """Open the data, look at every file once, leave unreadable ones out, and freeze classes and splits.
@@ -95,7 +98,10 @@ class Run:
         photos that came later take no part. Raises DataError when the folder lies among the photos: its masks would be
         taken for photos the next time.
         """
-        if "collection" in self.__dict__ or (resume and self.begun):
+        if "collection" in self.__dict__:
+            return
+        if resume and self.begun:
+            self._check_data()
             return
         collection = open_collection(self.config)
         if save and self.folder.path.resolve().is_relative_to(collection.root.resolve()):
@@ -111,8 +117,23 @@ class Run:
         """Freeze classes and splits in the folder, beside the fingerprint."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
         write_json(self.folder.fingerprint_file, self.fingerprint)
-        frozen = {"format": FORMAT, "classes": self.collection.classes, "splits": self.collection.splits}
+        collection = self.collection
+        frozen = {
+            "format": FORMAT,
+            "classes": collection.classes,
+            "splits": collection.splits,
+            "digest": split_digest(collection),
+        }
         write_json(self.folder.data_file, frozen)
+
+    def _check_data(self) -> None:
+        """Raise DataError when the tags or photos of the splits are not those that the run began with."""
+        collection = self.collection
+        if read_record(self.folder.data_file)["digest"] != split_digest(collection):
+            raise DataError(
+                f"{collection.root}: tags or photos of {self.folder.path} have changed since it began (their digest is "
+                f"in {self.folder.data_file.name}). Restore them, or train into another folder (--out)."
+            )
 
     @property
     def begun(self) -> bool:
@@ -121,8 +142,16 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether a training ended: its model's card is the last file that it writes."""
-        return (self.folder.model / "README.md").is_file()
+        """Whether a training ended: its model is there, whose card is the last file that it writes."""
+        files = ("README.md", "classes.json", "config.yaml", "weights.safetensors")
+        return all((self.folder.model / name).is_file() for name in files)
+
+    @contextmanager
+    def alone(self, out: str | Path | None = None) -> Iterator[Run]:
+        """For a verb that writes into the folder, or into ``out`` instead: nobody else does while the block runs."""
+        self.config  # noqa: B018 (says that this is no run before anything is written there)
+        with alone(self.folder.path if out is None else Path(out)):
+            yield self
 
     def part(self, name: str, config: RunConfig) -> Run:
         """The run of one of this run's stages, in a folder of its own, on the same data."""
@@ -157,6 +186,15 @@ def opened(run: Run | str | Path, overrides: Sequence[str] = ()) -> Run:
     """A run by its path, or one that is open, with settings of use over its own."""
     run = run if isinstance(run, Run) else Run(run)
     return run.using(overrides) if overrides else run
+
+
+def split_digest(collection: Collection) -> str:
+    """12 hex digits of the SHA-256 over classes, and over ids, tags and sizes of the files of the splits' photos."""
+    digest = hashlib.sha256("\n".join(collection.classes).encode())
+    for id in sorted({id for ids in collection.splits.values() for id in ids}):
+        item = collection.item(id)
+        digest.update(f"\n{id}|{item.tags}|{item.image.stat().st_size}".encode(errors="backslashreplace"))
+    return digest.hexdigest()[:12]
 
 
 def open_collection(config: RunConfig) -> Collection:

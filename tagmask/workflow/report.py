@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from tagmask.data import Item, read_image, read_mask, tag_vector
-from tagmask.files import read_json
+from tagmask.files import read_record, read_text
 from tagmask.label import Look, read_missing
 from tagmask.report import Panel, write_report
 from tagmask.report.page import SHOWN
@@ -70,7 +70,11 @@ def report(
     Of photos that a score knows, the best and the worst are shown; of others a seeded sample. Then come some whose
     masks lack a class that they are tagged with. gallery: pictures that were drawn when these photos were scored.
     """
-    run = opened(run, overrides)
+    with opened(run, overrides).alone() as run:
+        return _report(run, split, photos, gallery)
+
+
+def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -> Path:
     folder, metrics = run.folder, run.folder.metrics()
     scores = metrics["scores"]
     split = split or (scores[-1]["stamp"]["split"] if scores else "train")
@@ -99,8 +103,8 @@ def report(
         [panel(item) for item in shown],
         metrics | {"classification": metrics.get("classification", {}).get(split)},
         folder.log(),
-        folder.config_file.read_text(encoding="utf-8"),
-        read_json(folder.environment_file),
+        read_text(folder.config_file),
+        read_record(folder.environment_file),
         run.fingerprint,
         title=f"{run.config.method.name} on {run.config.encoder.name}: {folder.path.name}",
         further=[panel(item) for item in further],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from rich.table import Table
 from tagmask import comm
 from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data import Item, print_fingerprint
-from tagmask.errors import TagmaskError
+from tagmask.errors import Stopped, TagmaskError
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
-from tagmask.files import read_json, write_json
+from tagmask.files import read_record, write_json
 from tagmask.label import Labelled, LabelWriter, Look, describe_missing, go_over
+from tagmask.lock import alone
 from tagmask.registry import METHODS
 from tagmask.workflow.disk import disk_plan, print_disk_plan
 from tagmask.workflow.evaluate import evaluate, print_classification
@@ -50,6 +53,19 @@ def run(
     Returns a JSON-able summary: plan, minutes of each step, scores, files. console: where progress is printed.
     dry_run: build the networks with their weights, so that what is missing or does not fit is said, and stop there.
     """
+    with nullcontext() if dry_run else alone(Path(out)):
+        return _run(configs, values, overrides, Path(out), resume, dry_run, console)
+
+
+def _run(
+    configs: Sequence[str | Path | Mapping[str, Any]],
+    values: Mapping[str, Any],
+    overrides: Sequence[str],
+    out: Path,
+    resume: bool,
+    dry_run: bool,
+    console: Console | None,
+) -> dict[str, Any]:
     began = time.perf_counter()
     opening = Run(out)
     folder = opening.folder
@@ -73,7 +89,7 @@ def run(
         plan = {c.key: c.value for c in choices}
         return {"plan": plan, "stages": disk, "config": opening.config.model_dump(mode="json")}
     checked = round((time.perf_counter() - began) / 60, 3)
-    again = f"tagmask run --resume -o {folder.path}"
+    again = f"tagmask run --resume -o {shlex.quote(str(folder.path))}"
     results, minutes = work(opening, _all_steps(opening, stages, not resume, console), again)
     if comm.rank() > 0:  # of several processes, the first one does the rest
         return {"run": str(out)}
@@ -95,6 +111,11 @@ def work(run: Run, steps: Steps, again: str) -> tuple[dict[str, Any], dict[str, 
         began = time.perf_counter()
         try:
             results[name] = step()
+        except Stopped as stop:
+            stop.again = again
+            if run.trained:
+                stop.kept = f"Done and kept: {', '.join(results) or 'the training'}. {stop.kept}"
+            raise
         except Exception as error:
             if not run.trained:
                 raise
@@ -233,7 +254,7 @@ def _predict_untagged(run: Run, last: Run, overwrite: bool, console: Console | N
         return None
     place = run.folder.path / "predictions"
     note = place / "classes.json"
-    if note.is_file() and read_json(note)["model"] != last.model_note["digest"]:
+    if note.is_file() and read_record(note)["model"] != last.model_note["digest"]:
         overwrite = True  # of another segmenter: one that was trained again, or the classifier's own
     return predict(last, untagged, place, overwrite=overwrite, console=console).summary()
 

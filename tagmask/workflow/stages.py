@@ -18,7 +18,7 @@ from rich.console import Console
 from tagmask.config import LabelConfig, RunConfig, load_config, merge, read_yaml
 from tagmask.data import Item
 from tagmask.errors import ConfigError
-from tagmask.files import read_json, write_json
+from tagmask.files import read_record, write_json
 from tagmask.label import Inference, Labelled, LabelWriter, go_over
 from tagmask.methods import Method, build_method, default_method
 from tagmask.methods.common.walk_base import WalkMethod
@@ -107,13 +107,13 @@ class Stages:
         """Stage 'affinity' or 'segmenter': train its network on the labels of the stage before."""
         run, part = self.run, self.part(name)
         config = part.config
-        labels = read_json(run.folder.path / LEARNS_FROM[name] / "classes.json")
+        labels = read_record(run.folder.path / LEARNS_FROM[name] / "classes.json")
         made_from = {
             "labels": hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:12],
             "photos": run.collection.split_hash("train"),
         }
         note = part.folder.path / "stage.json"
-        before = read_json(note) if note.is_file() else made_from
+        before = read_record(note) if note.is_file() else made_from
         if other := " and ".join(what for what in before if before[what] != made_from[what]):
             raise ConfigError(
                 f"{part.folder.path}: was trained on other {other} than there are now; delete it to train again."

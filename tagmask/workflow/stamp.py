@@ -12,7 +12,7 @@ from tagmask.config import RunConfig
 from tagmask.data import Collection, Item
 from tagmask.data.collection import hash_ids
 from tagmask.evaluate.stamp import FIXED
-from tagmask.files import read_json, write_json
+from tagmask.files import read_record, write_json
 from tagmask.label import Inference
 from tagmask.strict import settings as settings_of
 from tagmask.training import RunFolder
@@ -64,7 +64,7 @@ def keep_masks_note(folder: RunFolder, masks: Path) -> None:
     did not make them.
     """
     about = masks / "classes.json"
-    note = read_json(about) if about.is_file() else {}
+    note = read_record(about) if about.is_file() else {}
     if "settings" in note:
         kept = {key: note[key] for key in ("tags", "source", "settings")}
         if "stage" in note:  # its network is each run's own
@@ -119,7 +119,7 @@ def _trained(run: Run) -> dict[str, Any]:
         "weights": run.model_note["weights_origin"],
         "digest": run.model_note["digest"],
         "supervision": run.model_note["supervision"],
-        "masks": read_json(note) if note.is_file() else None,
+        "masks": read_record(note) if note.is_file() else None,
         "seed": config.seed,
         # What the data is, the photos' ids and the truth say; where data and weights lie is nobody else's.
         "settings": {

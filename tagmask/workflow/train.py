@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from rich.console import Console
 from tagmask import comm
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Item
-from tagmask.errors import ConfigError, DataError, nearest
-from tagmask.files import read_json
+from tagmask.errors import ConfigError, DataError, Stopped, nearest
+from tagmask.files import read_record
 from tagmask.label import Inference, go_over
+from tagmask.lock import alone, first
 from tagmask.methods import Method
 from tagmask.registry import METHODS
 from tagmask.strict import differing
@@ -40,11 +42,26 @@ def train(
         run = Run(out, run)
     elif out is not None:
         raise ConfigError(f"train(run, out): the run knows its folder, {run.folder.path}; leave 'out' away.")
+    with alone(run.folder.path):
+        try:
+            return _train(run, resume, console)
+        except Stopped as stop:
+            if run.begun:
+                stop.again = f"tagmask train --resume -o {shlex.quote(str(run.folder.path))}"
+            raise
+
+
+def _train(run: Run, resume: bool, console: Console | None) -> Trained:
     folder, config = run.folder, run.config
     check_free(folder, resume)
     if run.trained:
         return _finished(run)
     check_schedule(config)
+    if folder.model.is_dir() and not checkpoints(folder.checkpoints):
+        raise DataError(
+            f"{folder.model}: files are gone, and no checkpoint is left to make them from. Restore them, or delete the "
+            "folder to train again."
+        )
     run.begin(resume)
     if not folder.data_file.is_file():
         run.save_data()
@@ -53,7 +70,8 @@ def train(
         (console or Console(stderr=True)).print(f"{without} training photos have no mask and are left out.")
     method = run.untrained
     check_use(method, config, run.collection.classes)
-    folder.create(_anchored(config))
+    if first():
+        folder.create(_anchored(config))
     alone = config.model_copy(update={"stages": None})  # which are no part of the model
     if method.reads_masks and config.data.train_masks is not None:
         keep_masks_note(folder, config.data.train_masks)
@@ -164,7 +182,7 @@ def training_items(run: Run) -> tuple[list[Item], int]:
         )
     if folder is not None:
         named = folder / "classes.json"
-        if named.is_file() and read_json(named)["classes"][1:] != collection.classes:
+        if named.is_file() and read_record(named)["classes"][1:] != collection.classes:
             raise DataError(f"{named}: these masks are of other classes than the data set's.")
         made = [replace(item, mask=folder / f"{item.id}.png") for item in items]
         items = [item if item.mask and item.mask.is_file() else replace(item, mask=None) for item in made]

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tagmask.cam import cam_labels, inside, pseudo_labels, refined_scores
+from tagmask.cam import cam_labels, pseudo_labels, refined_scores
 from tagmask.errors import TagmaskError
 from tagmask.refine import PAR
+from tagmask.types import inside
 
 HIGH, LOW = 0.55, 0.35
 TAGS = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.float32)

@@ -318,9 +318,12 @@ def test_coco_without_photos_to_train_on_can_be_scored(coco: Path) -> None:
 def test_json_stream_equals_json(tmp_path: Path) -> None:
     value = {"a": [1, -23.5e3, 'ä]\\"}', {"b": [1, [2]], "item": [3]}, None], "empty": [], "n": 12, "o": [{"x": []}]}
     (tmp_path / "a.json").write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
-    found = list(stream_json(tmp_path / "a.json", ("o", "a", "empty", "n", "absent")))
+    found = list(stream_json(tmp_path / "a.json", ("o", "a", "empty")))
     assert found == [("o", {"x": []}), *(("a", part) for part in value["a"])]  # type: ignore[attr-defined]
     assert [type(part) for _, part in found[1:3]] == [int, float]
+    for key in ("n", "absent"):
+        with pytest.raises(DataError, match=f"a.json.*list '{key}'"):
+            list(stream_json(tmp_path / "a.json", ("a", key)))
 
 
 @pytest.mark.parametrize(

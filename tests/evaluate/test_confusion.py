@@ -81,14 +81,13 @@ def test_any_integer_type_and_read_only_arrays(kind, recwarn):
     assert not recwarn.list
 
 
-def test_streaming_and_merging_equal_one_update():
+def test_streaming_equals_one_update():
     pred, target = random_maps(2, (4, 9, 9))
     whole = ConfusionMatrix(K).update(pred, target)
-    parts = [ConfusionMatrix(K).update(p, t) for p, t in zip(pred, target)]
-    merged = ConfusionMatrix(K)
-    for part in parts:
-        merged.merge(part)
-    np.testing.assert_array_equal(merged.counts, whole.counts)
+    streamed = ConfusionMatrix(K)
+    for p, t in zip(pred, target):
+        streamed.update(p, t)
+    np.testing.assert_array_equal(streamed.counts, whole.counts)
 
 
 def test_absent_classes():
@@ -139,15 +138,11 @@ def test_what_does_not_fit_is_refused_and_named(pred, target, message):
     assert cm.counts.sum() == 0
 
 
-def test_another_ignored_label_and_the_largest_number_of_classes():
-    cm = ConfusionMatrix(3, ignore=9).update(np.array([0, 9, 1]), np.array([0, 1, 9]))
-    assert cm.counts.sum() == 2 and cm.coverage() == 0.5
+def test_the_largest_number_of_classes():
     big = ConfusionMatrix(255).update(np.array([254]), np.array([254]))
     assert big.matrix[254, 254] == 1
-    for wrong in ((0, 255), (256, 255), (3, 2), (3, 256)):
+    for wrong in (0, 256):
         with pytest.raises(TagmaskError):
-            ConfusionMatrix(*wrong)
-    with pytest.raises(TagmaskError, match="merge"):
-        ConfusionMatrix(3).merge(ConfusionMatrix(4))
+            ConfusionMatrix(wrong)
     with pytest.raises(TagmaskError, match="left out"):
         big.miou(without=[255])

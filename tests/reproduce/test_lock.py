@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
+from tagmask import lock as locks
 from tagmask.data import write_demo
 from tagmask.errors import ConfigError
-from tagmask.reproduce import lock as locks
+from tagmask.lock import held
 from tagmask.reproduce import runner
-from tagmask.reproduce.lock import held
 from tests.reproduce.tiny_table import TABLE
 
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -107,15 +107,15 @@ def test_soft_maps_that_were_cut_short_are_made_again(
         shutil.copytree(classifier, out)
     through_stages(Run(whole, asked))
 
-    def half(path: Path, **arrays: Any) -> None:
-        path.write_bytes(b"PK")
+    def half(file: BinaryIO, **arrays: Any) -> None:
+        file.write(b"PK")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("numpy.savez_compressed", half)
         with pytest.raises(KeyboardInterrupt):
             through_stages(Run(cut, asked))
-    assert len(list((cut / "seeds").glob("*.npz"))) == 1
+    assert not [path for path in (cut / "seeds").iterdir() if path.name != "classes.json"]
     through_stages(Run(cut, asked))
     files = [{p.name: p.read_bytes() for p in (out / "seeds").iterdir()} for out in (whole, cut)]
     assert files[0] == files[1] and any(name.endswith(".npz") for name in files[0])

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tagmask.cam import pseudo_labels
 from tagmask.cam.maps import resize
@@ -72,8 +71,7 @@ def without_doubt(labels: Tensor, batch: Batch, trusted: Tensor) -> Tensor:
 
 def photo_positions(batch: Batch, grid: tuple[int, int]) -> Tensor:
     """bool (B,h,w): positions of a grid over the batch's images whose centre is photo and not padding."""
-    photo = inside(batch.boxes, (batch.images.shape[-2], batch.images.shape[-1]))
-    return F.interpolate(photo[:, None].float(), size=grid, mode="nearest-exact")[:, 0] > 0
+    return inside(batch.boxes, batch.images.shape[-2:], grid)
 
 
 def mean_of_views(maps: Sequence[Tensor], flip: bool) -> Tensor:
