@@ -2,73 +2,105 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from tagmask.errors import ConfigError, nearest
-from tagmask.files import read_text
 from tagmask.registry import METHODS
 from tagmask.stage_config import StagesConfig, stage_mapping
-from tagmask.strict import APART, COMPUTED, LEARNED_AND_USED, PLACE, USED, Role, Strict, used_for
+from tagmask.strict import (
+    APART,
+    COMPUTED,
+    LEARNED_AND_USED,
+    PLACE,
+    USED,
+    Block,
+    Count,
+    Factor,
+    Few,
+    Momentum,
+    Natural,
+    Pixels,
+    Place,
+    Positive,
+    Role,
+    Scale,
+    Scales,
+    Seed,
+    Share,
+    Strict,
+    explain,
+    used_for,
+)
+from tagmask.yaml_text import parse_yaml, plain_value, read_yaml_file, to_yaml
+
+Jitter = Annotated[float, Field(ge=0, le=10)]
+DEVICES = re.compile(r"auto|-1|[1-9][0-9]{0,3}|[0-9]{1,4}(,[0-9]{1,4})+|[0-9]{1,4},")
 
 
 class DataConfig(Strict):
     """Where images, tags and (for evaluation only) masks are."""
 
-    root: Annotated[Path | None, COMPUTED] = Field(None, description="folder of the data set")
+    root: Annotated[Place | None, COMPUTED] = Field(None, description="folder of the data set")
     source: str = Field("auto", description="auto, table, folders, voc, coco, cub or demo")
-    tags: Annotated[Path | None, PLACE] = Field(
+    tags: Annotated[Place | None, PLACE] = Field(
         None, description="CSV or JSONL of tags; default: tags.csv or tags.jsonl in root"
     )
     separator: str = Field(";", description="between tags in one CSV cell")
-    images: Annotated[Path | None, PLACE] = Field(
+    images: Annotated[Place | None, PLACE] = Field(
         None, description="folder that image names are relative to; default: found"
     )
-    masks: Annotated[Path | None, PLACE] = Field(None, description="folder of true masks, read for evaluation only")
-    train_masks: Path | None = Field(
+    masks: Annotated[Place | None, PLACE] = Field(None, description="folder of true masks, read for evaluation only")
+    train_masks: Place | None = Field(
         None, description="masks to train on instead of true ones, such as another run's masks/"
     )
-    classes: list[str] | Path | None = Field(None, description="class names, or a file with one a line")
-    colour_map: Annotated[Path | None, PLACE] = Field(
+    classes: list[str] | Place | None = Field(None, description="class names, or a file with one a line")
+    colour_map: Annotated[Place | None, PLACE] = Field(
         None, description="file of lines 'r g b name', for masks saved as RGB"
     )
     train: str | None = Field(None, description="list file, or name of a split, to train on; default: all")
     val: str | None = Field(None, description="list file or split held out; default: a seeded share")
     test: str | None = Field(None, description="list file or split that is only scored")
     val_share: float = Field(0.1, ge=0, lt=1, description="share held out where no val list is given")
-    seed: int | None = Field(None, description="seed of the held-out share; default: the run's own seed")
-    demo_images: int = Field(160, ge=8, description="number of scenes drawn by source 'demo'")
+    seed: Seed | None = Field(None, description="seed of the held-out share; default: the run's own seed")
+    demo_images: int = Field(160, ge=8, le=10**6, description="number of scenes drawn by source 'demo'")
 
 
 class LocalViewConfig(Strict):
     """Local crops of the main view (ECA)."""
 
-    count: int = Field(2, ge=1)
-    size: int = Field(256, ge=16)
+    count: int = Field(2, ge=1, le=64)
+    size: Pixels = 256
 
 
 class ViewConfig(Strict):
     """Geometric and photometric augmentation of the training views."""
 
-    crop: int = Field(512, ge=16, description="side of the square crop, pixels")
-    short_side: Annotated[int | None, LEARNED_AND_USED] = Field(
-        None, ge=16, description="photos larger than this on the short side are reduced to it, in training and in use"
+    crop: Pixels = Field(512, description="side of the square crop, pixels")
+    short_side: Annotated[Pixels | None, LEARNED_AND_USED] = Field(
+        None, description="photos larger than this on the short side are reduced to it, in training and in use"
     )
-    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random resize")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    jitter: tuple[float, float, float, float] = Field(
+    scale: tuple[Scale, Scale] = Field((0.5, 2.0), description="range of the random resize")
+    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    jitter: tuple[Jitter, Jitter, Jitter, Annotated[float, Field(ge=0, le=0.5)]] = Field(
         (0.0, 0.0, 0.0, 0.0), description="brightness, contrast, saturation, hue of the main view"
     )
-    blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur of the main view")
+    blur: Share = Field(0.0, description="probability of a Gaussian blur of the main view")
     strong: int = Field(1, ge=0, le=9, description="photometric operations in a row in the strong view (CoSA)")
     local: LocalViewConfig = LocalViewConfig()
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> ViewConfig:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale={list(self.scale)}: the smaller number comes first")
+        return self
 
 
 class EncoderConfig(Strict):
@@ -76,15 +108,15 @@ class EncoderConfig(Strict):
 
     name: str = Field("resnet50", description="a timm model, or one of tagmask's own")
     weights: str = Field("auto", description="auto, none, package, a checkpoint's path, or a finished run's folder")
-    weights_dir: Annotated[Path | None, COMPUTED] = Field(
+    weights_dir: Annotated[Place | None, COMPUTED] = Field(
         None, description="local directory that 'auto' searches first"
     )
     layout: Literal["default", "v1"] = Field("default", description="ResNet: v1 strides on the first 1x1")
-    output_stride: int | None = Field(16, description="8, 16 or 32 for CNNs; ignored where fixed")
-    mean: tuple[float, float, float] | None = Field(None, description="default: the weights' own")
-    std: tuple[float, float, float] | None = Field(None, description="default: the weights' own")
-    blocks: list[int] | None = Field(None, description="ViT: blocks to return; default: the last one")
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    output_stride: Few | None = Field(16, description="8, 16 or 32 for CNNs; ignored where fixed")
+    mean: tuple[Share, Share, Share] | None = Field(None, description="default: the weights' own")
+    std: tuple[Scale, Scale, Scale] | None = Field(None, description="default: the weights' own")
+    blocks: list[Block] | None = Field(None, description="ViT: blocks to return; default: the last one")
+    drop_path: Momentum = 0.0
     freeze: bool = Field(False, description="train the heads only")
     norm_eval: bool = Field(True, description="CNN: batch norm uses its stored statistics in training")
     checkpointing: bool = Field(False, description="recompute activations to save memory")
@@ -152,39 +184,48 @@ class MethodConfig(Strict):
 class TrainConfig(Strict):
     """Optimisation, precision, devices and logging."""
 
-    steps: int = Field(20000, ge=1)
-    batch_size: int = Field(8, ge=1, description="images a step, all processes and accumulation together")
-    accumulate: int = Field(1, ge=1, description="parts that a step is computed in")
+    steps: Count = 20000
+    batch_size: int = Field(8, ge=1, le=2**16, description="images a step, all processes and accumulation together")
+    accumulate: int = Field(1, ge=1, le=2**16, description="parts that a step is computed in")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(6e-5, gt=0)
-    head_lr: float = Field(10.0, gt=0, description="learning rate of new layers over that of the encoder")
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    lr: Positive = 6e-5
+    head_lr: Positive = Field(10.0, description="learning rate of new layers over that of the encoder")
+    weight_decay: Factor = 0.01
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    momentum: Momentum = Field(0.9, description="of SGD")
     freeze_norm: bool = Field(True, description="learning rate 0 for the encoder's norm layers")
-    warmup: int = Field(1500, ge=0, description="steps of linear warm-up of the learning rate")
-    warmup_ratio: float = Field(1e-6, ge=0, description="learning rate at step 0, relative")
-    power: float = Field(1.0, ge=0, description="of the polynomial decay")
-    clip: float | None = Field(5.0, description="largest gradient norm; none to switch off")
-    ema: float | None = Field(None, description="momentum of a running average of the weights, used to score")
+    warmup: Natural = Field(1500, description="steps of linear warm-up of the learning rate")
+    warmup_ratio: Share = Field(1e-6, description="learning rate at step 0, relative")
+    power: Factor = Field(1.0, description="of the polynomial decay")
+    clip: Positive | None = Field(5.0, description="largest gradient norm; null to switch off")
+    ema: Momentum | None = Field(None, description="momentum of a running average of the weights, used to score")
     precision: Annotated[Literal["fp32", "bf16", "fp16"], LEARNED_AND_USED] = Field(
         "fp32", description="of the networks; fp16 on GPUs only"
     )
     channels_last: bool = True
-    accelerator: Annotated[str, COMPUTED] = "auto"
-    devices: Annotated[int | str, COMPUTED] = Field(1, description="processes, one a device; -1 for all devices")
-    nodes: Annotated[int, COMPUTED] = 1
-    strategy: Annotated[str, COMPUTED] = "auto"
-    workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], COMPUTED] = Field(
+    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], COMPUTED] = "auto"
+    devices: Annotated[int | str, COMPUTED] = Field(
+        1, description="processes, one a device; -1 for all devices; or numbers of GPUs, as in 0,2"
+    )
+    nodes: Annotated[Few, COMPUTED] = 1
+    strategy: Annotated[Literal["auto", "ddp", "ddp_find_unused_parameters_true"], COMPUTED] = "auto"
+    workers: Annotated[Annotated[int, Field(ge=0, le=256)] | Literal["auto"], COMPUTED] = Field(
         "auto", description="processes that read images; auto: 2, more on a GPU where there are cores"
     )
-    log_every: Annotated[int, COMPUTED] = Field(10, ge=1, description="steps between lines of the log")
-    evaluate_every: Annotated[int, COMPUTED] = Field(
-        0, ge=0, description="steps between scores on held-out masks; 0: at the end"
+    log_every: Annotated[Count, COMPUTED] = Field(10, description="steps between lines of the log")
+    evaluate_every: Annotated[Natural, COMPUTED] = Field(
+        0, description="steps between scores on held-out masks; 0: at the end"
     )
-    checkpoint_every: Annotated[int, COMPUTED] = Field(500, ge=1, description="steps between checkpoints")
-    keep: Annotated[int, COMPUTED] = Field(2, ge=1, description="checkpoints kept")
+    checkpoint_every: Annotated[Count, COMPUTED] = Field(500, description="steps between checkpoints")
+    keep: Annotated[Count, COMPUTED] = Field(2, description="checkpoints kept")
     tensorboard: Annotated[bool, COMPUTED] = False
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, devices: int | str) -> int | str:
+        if not DEVICES.fullmatch(str(devices)):
+            raise ValueError("a number of processes from 1 on, -1 for all devices, or numbers of GPUs, as in 0,2")
+        return devices
 
 
 class LabelConfig(Strict):
@@ -199,18 +240,16 @@ class LabelConfig(Strict):
     source: Annotated[Literal["auto", "cam", "segmenter"], used_for("masks")] = Field(
         "auto", description="what masks are made of; auto: of the segmenter where there is one"
     )
-    cam_scales: Annotated[list[float], used_for("cams")] = [1.0, 0.5, 1.5, 2.0]
+    cam_scales: Annotated[Scales, used_for("cams")] = [1.0, 0.5, 1.5, 2.0]
     cam_flip: Annotated[bool, used_for("cams")] = True
-    threshold: Annotated[float, used_for("background")] = Field(
-        0.3, ge=0, le=1, description="background score of a CAM"
-    )
+    threshold: Annotated[Share, used_for("background")] = Field(0.3, description="background score of a CAM")
     threshold_from: Annotated[Literal["fixed", "training"], used_for("background")] = Field(
         "fixed", description="training: the background score that the method found in training, instead"
     )
-    high: Annotated[float | None, used_for("masks")] = Field(
+    high: Annotated[Share | None, used_for("masks")] = Field(
         None, description="with low: pixels between the two become 255"
     )
-    low: Annotated[float | None, used_for("masks")] = None
+    low: Annotated[Share | None, used_for("masks")] = None
     refine: Annotated[str, used_for("refined")] = Field("par", description="none, par, pamr or varm, on CAMs")
     refine_masks: Annotated[str, used_for("masks")] = Field(
         "par", description="the same on the segmenter's probabilities, where tags are given"
@@ -221,21 +260,29 @@ class LabelConfig(Strict):
     crf: Annotated[str, used_for("crf")] = Field(
         "none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab"
     )
-    scales: Annotated[list[float], used_for("segmentation")] = Field([1.0], description="of the segmenter's test")
+    scales: Annotated[Scales, used_for("segmentation")] = Field([1.0], description="of the segmenter's test")
     flip: Annotated[bool, used_for("segmentation")] = False
     merge: Annotated[Literal["mean", "max"], used_for("segmentation")] = Field(
         "mean", description="of the segmenter's logits over scales and flip"
     )
-    unsure: Annotated[float, used_for("segmentation")] = Field(
-        0.0, ge=0, lt=1, description="segmenter: 255 where the probability is lower"
+    unsure: Annotated[Momentum, used_for("segmentation")] = Field(
+        0.0, description="segmenter: 255 where the probability is lower"
     )
     soft: Annotated[bool, used_for("soft")] = Field(False, description="save half-precision probabilities, too")
     tile: Annotated[int | None, used_for("segmentation")] = Field(
-        None, description="predict: side of a tile for large images; default: whole image"
+        None, ge=8, le=2**16, description="predict: side of a tile for large images; default: whole image"
     )
     max_side: Annotated[int, used_for("cams", "segmentation")] = Field(
-        2048, ge=32, description="larger images are tiled (segmenter) or reduced to it (CAMs)"
+        2048, ge=32, le=2**16, description="larger images are tiled (segmenter) or reduced to it (CAMs)"
     )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> LabelConfig:
+        if (self.high is None) != (self.low is None):
+            raise ValueError("high and low go together: set both, or neither")
+        if self.high is not None and self.low is not None and self.high < self.low:
+            raise ValueError(f"high={self.high} is below low={self.low}")
+        return self
 
 
 class EvaluateConfig(Strict):
@@ -243,11 +290,11 @@ class EvaluateConfig(Strict):
 
     role: ClassVar[Role] = USED
     bootstrap: Annotated[int, used_for("intervals")] = Field(
-        1000, ge=0, description="resamples of the interval over images; 0: none"
+        1000, ge=0, le=10**6, description="resamples of the interval over images; 0: none"
     )
-    bins: Annotated[int, used_for("curve")] = Field(100, ge=2, description="thresholds on the CAM curve")
-    boundary: Annotated[float, used_for("rims")] = Field(
-        0.02, ge=0, le=1, description="rim of the boundary IoU, as a share of the diagonal; 0: not counted"
+    bins: Annotated[int, used_for("curve")] = Field(100, ge=2, le=10**4, description="thresholds on the CAM curve")
+    boundary: Annotated[Share, used_for("rims")] = Field(
+        0.02, description="rim of the boundary IoU, as a share of the diagonal; 0: not counted"
     )
     without: Annotated[list[str], used_for("without")] = Field([], description="classes left out of a second mean")
     only: Annotated[list[str], used_for("only")] = Field(
@@ -258,7 +305,7 @@ class EvaluateConfig(Strict):
 class RunConfig(Strict):
     """Everything that decides a run. Saved, resolved, as ``config.yaml`` in its folder."""
 
-    seed: int = 0
+    seed: Seed = 0
     plan: Annotated[bool, COMPUTED] = Field(
         True, description="'tagmask run' chooses what is left open; false: the configuration is complete"
     )
@@ -347,19 +394,20 @@ def _prune(values: Mapping, keys: Mapping) -> dict:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict:
-    """``["train.steps=9"]`` → ``{"train": {"steps": 9}}``. Values are YAML. Raises ConfigError.
+    """``["train.steps=9"]`` → ``{"train": {"steps": 9}}``. Raises ConfigError.
 
-    YAML 1.1 reads 1e-4 as text; the models turn it into a number.
+    A value in brackets, braces or quotes is YAML. Any other is one word or number, and text may hold any sign.
     """
     result: dict = {}
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key:
             raise ConfigError(f"Override '{item}' is not of the form key.subkey=value, as in train.lr=1e-4.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"Override '{item}': the value is not valid YAML ({error}).") from error
+        bare = text.strip()
+        if len(bare) > 1 and bare[0] in "[{\"'":
+            value = parse_yaml(bare, f"Override '{item[:200]}'")
+        else:
+            value = plain_value(bare or text)
         for part in reversed(key.split(".")):
             value = {part: value}
         result = _join(result, value)
@@ -373,22 +421,16 @@ def named_configs() -> list[str]:
 
 def read_yaml(name: str | Path) -> dict:
     """A YAML file by path, or a packaged configuration by name. Raises ConfigError naming the file."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such configuration file.")
-        text = read_text(path)
-    elif str(name) in named_configs():
-        text = files("tagmask.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    known = str(name) in named_configs()
+    if os.path.isfile(name) or not known and (Path(name).suffix in (".yaml", ".yml") or os.path.exists(name)):
+        values = read_yaml_file(Path(name))
+    elif known:
+        values = parse_yaml(files("tagmask.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
     else:
         raise ConfigError(f"Unknown configuration '{name}'.{nearest(str(name), named_configs())}")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML ({error}).") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise ConfigError(f"{name}: a configuration is a mapping of sections, this is a {type(values).__name__}.")
-    return values
+    return values or {}
 
 
 def load_config(*sources: str | Path | Mapping, overrides: Iterable[str] = ()) -> RunConfig:
@@ -408,36 +450,11 @@ def validate(values: Mapping) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, values) for e in error.errors())) from error
+        method = values.get("method")
+        inner = {"method": _method_class(method)} if isinstance(method, Mapping) else {}
+        raise ConfigError(explain(error, RunConfig, inner)) from error
 
 
 def dump_yaml(config: BaseModel) -> str:
     """The resolved configuration as YAML that ``load_config`` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-TYPE_LABEL = re.compile(r"(constrained-)?(int|float|str)|literal\[.*\]")
-
-
-def _explain(error: Any, values: Mapping) -> str:
-    # Of a field that takes one type or another pydantic names the type, too, as if it were a key.
-    path = [str(p) for p in error["loc"] if not TYPE_LABEL.fullmatch(str(p))]
-    dotted = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        return f"Unknown configuration key '{dotted}'.{nearest(path[-1], _known_keys(path[:-1], values))}"
-    return f"Configuration key '{dotted}': {error['msg']} (got {error.get('input')!r})."
-
-
-def _known_keys(path: list[str], values: Mapping) -> list[str]:
-    model: Any = RunConfig
-    for part in path:
-        if part == "method":
-            model = _method_class(values.get("method", {}))
-        else:
-            annotation = model.model_fields[part].annotation if part in model.model_fields else None
-            # Of 'Model | None', the model.
-            annotation = next((a for a in get_args(annotation) if a is not type(None)), annotation)
-            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-                return []
-            model = annotation
-    return list(model.model_fields)
+    return to_yaml(config.model_dump(mode="json"))

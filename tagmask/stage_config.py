@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tagmask.errors import ConfigError, nearest
-from tagmask.strict import Strict
+from tagmask.strict import Positive, Share, Strict
 
 CLASSIFIER = "classifier"
 """``encoder.weights`` of a stage that starts from the encoder of the run's classifier."""
@@ -25,10 +25,10 @@ class CamsStage(Strict):
     rule: Literal["constant", "power"] = Field(
         "constant", description="the background: a score (IRN), or a power of what the CAMs leave (AffinityNet)"
     )
-    high: float = Field(0.3, ge=0, le=1, description="constant: background score that a class has to beat")
-    low: float = Field(0.05, ge=0, le=1, description="constant: background score that has to win")
-    power_high: float = Field(4, gt=0, description="power: (1 - strongest CAM)^this has to be beaten")
-    power_low: float = Field(32, gt=0, description="power: (1 - strongest CAM)^this has to win")
+    high: Share = Field(0.3, description="constant: background score that a class has to beat")
+    low: Share = Field(0.05, description="constant: background score that has to win")
+    power_high: Positive = Field(4, description="power: (1 - strongest CAM)^this has to be beaten")
+    power_low: Positive = Field(32, description="power: (1 - strongest CAM)^this has to win")
     crf: str = Field("irn", description="dense CRF preset over either labelling; none")
     confidence: float | None = Field(0.7, gt=0, lt=1, description="of hard labels in the CRF; null: it gets the scores")
     soft: bool = Field(False, description="save the tagged classes' CAMs in half precision, too")
@@ -96,7 +96,7 @@ def stage_mapping(value: Any) -> Any:
     for entry in value:
         if isinstance(entry, Mapping) and len(entry) != 1:
             raise ConfigError(f"stages: an entry is a name, or one name with its settings, got {dict(entry)}.")
-        name, settings = next(iter(entry.items())) if isinstance(entry, Mapping) else (entry, None)
+        name, settings = next(iter(entry.items())) if isinstance(entry, Mapping) else (str(entry), None)
         if name not in StagesConfig.model_fields:
             raise ConfigError(f"stages: there is no stage '{name}'.{nearest(str(name), StagesConfig.model_fields)}")
         result[name] = {} if settings is None else settings

@@ -32,6 +32,8 @@ def main() -> None:
         _say(error)
     except OSError as error:
         _say(of_system(error))
+    except UnicodeError as error:
+        _say(f"A name or text holds signs that are not UTF-8 ({error}). Rename the file, folder or class.")
     except MemoryError:
         _say("Memory ran out. Close other programs, lower train.batch_size or views.crop, or use smaller photos.")
 

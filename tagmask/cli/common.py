@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,16 +51,15 @@ def settings(
     seed: int | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """What the command line says: a mapping of sections, and the KEY=VALUE words. Raises ConfigError."""
-    places = [w for w in words or [] if "=" not in w or Path(w).exists()]
+    places = [w for w in words or [] if "=" not in w or os.path.exists(w)]
     overrides = [w for w in words or [] if w not in places]
     if len(places) > 1:
         raise ConfigError(f"One data folder is expected, got {', '.join(places)}. Settings are written key=value.")
     values: dict[str, Any] = {}
     if places:
-        place = Path(places[0])
-        if not place.exists():
-            raise ConfigError(f"{place}: no such folder.")
-        values["data"] = {"root": str(place)}
+        if not os.path.exists(places[0]):  # unlike Path.exists, it takes names of any length
+            raise ConfigError(f"{places[0]}: no such folder.")
+        values["data"] = {"root": places[0]}
     for section, key, value in [
         ("data", "tags", tags),
         ("data", "masks", masks),

@@ -17,6 +17,7 @@ from tagmask.data.pixels import write_mask
 from tagmask.data.scenes import CLASSES, scene
 from tagmask.data.source_table import table
 from tagmask.errors import DataError
+from tagmask.files import read_json
 from tagmask.registry import SOURCES
 
 VERSION = 1
@@ -61,7 +62,7 @@ def _is_there(folder: Path, parameters: dict) -> bool:
         raise DataError(
             f"{folder}: holds something else; the demo data is written to a new or empty folder (data.root)."
         )
-    if json.loads(mark.read_text(encoding="utf-8")) != parameters:
+    if read_json(mark) != parameters:
         raise DataError(f"{folder}: holds other demo scenes than {parameters}. Delete it, or set data.root.")
     return True
 

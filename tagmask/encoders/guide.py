@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import timm
 import torch
@@ -18,6 +17,7 @@ from tagmask.encoders.base import Encoder
 from tagmask.encoders.guide_cache import FORMAT, GuideCache, content_key
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError, WeightsError
+from tagmask.strict import Block, Place, Positive, Scales
 from tagmask.types import Batch, View, inside
 
 DINO = "vit_small_patch8_224.dino"
@@ -27,14 +27,12 @@ class GuideConfig(Strict):
     """Which network is the guide, and which of its features are used."""
 
     encoder: EncoderConfig = EncoderConfig(name=DINO)
-    block: int = Field(-1, description="ViT: block whose queries and keys are taken; -1 is the last")
-    scales: list[Annotated[float, Field(gt=0)]] = Field(
-        [1.0], min_length=1, description="of the images; keys and queries are summed over them"
-    )
+    block: Block = Field(-1, description="ViT: block whose queries and keys are taken; -1 is the last")
+    scales: Scales = Field([1.0], description="of the images; keys and queries are summed over them")
     cue: Literal["minmax", "binary", "none"] = Field(
         "minmax", description="foreground cue; none where the guide has no class token"
     )
-    cut: float = Field(-0.5, description="threshold of the binary cue")
+    cut: float = Field(-0.5, ge=-1, le=1, description="threshold of the binary cue")
     graph: Literal["features", "shuffled", "noise"] = Field(
         "features",
         description="ablations: shuffled: keys at randomly permuted positions; noise: random keys, whose cosines in "
@@ -46,8 +44,8 @@ class GuideConfig(Strict):
     view: Literal["crop", "photo"] = Field(
         "crop", description="crop: the guide gets the crop; photo: the whole photo, and its keys are cropped"
     )
-    cache: Path | None = Field(None, description="folder that keeps the guide's features of photos")
-    cache_gb: float = Field(40.0, gt=0, description="largest size of the folder, in 10^9 bytes")
+    cache: Place | None = Field(None, description="folder that keeps the guide's features of photos")
+    cache_gb: Positive = Field(40.0, description="largest size of the folder, in 10^9 bytes")
 
     @model_validator(mode="after")
     def _cacheable(self) -> GuideConfig:

@@ -14,6 +14,7 @@ FILE_MAGIC = 0x112
 V1_MAGIC = 0xF993FAC8
 V2_MAGIC = 0xF993FAC9
 TYPES = {0: "<f4", 1: "<f8", 2: "<f2"}
+MOST_DIMENSIONS = 32
 
 
 def read_params(path: Path) -> dict[str, Tensor]:
@@ -42,6 +43,8 @@ def read_params(path: Path) -> dict[str, Tensor]:
             size = "q"
         else:  # the oldest files have no magic number, and 32-bit sizes
             dimensions, size = magic, "I"
+        if dimensions > MOST_DIMENSIONS:
+            raise ValueError(f"holds an array of {dimensions} dimensions")
         shape = take(f"{dimensions}{size}")
         _, _, kind = take("3i")
         if kind not in TYPES:

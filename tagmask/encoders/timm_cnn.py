@@ -106,7 +106,7 @@ def _create(config: EncoderConfig) -> Any:
     if config.output_stride not in (None, found):
         raise ConfigError(
             f"Encoder '{config.name}' has output stride {found}; "
-            "set encoder.output_stride to that, or to none for the network's own."
+            "set encoder.output_stride to that, or to null for the network's own."
         )
     return body
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 import re
 import socket
@@ -13,29 +11,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-import numpy as np
 import timm
 import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import EntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from tagmask.config import EncoderConfig, read_yaml
-from tagmask.encoders.mxnet_params import read_params
-from tagmask.errors import WeightsError
+from tagmask.encoders.weight_files import State, read_state
+from tagmask.errors import TagmaskError, WeightsError
+from tagmask.files import read_json
 
-State = dict[str, Tensor]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".params")
-NESTS = ("teacher", "student", "state_dict", "model")
-PREFIXES = ("module.", "backbone.")
-BRANCH = "base_encoder."
-"""Prefix of the trained network in MoCo v3's training states, which also hold its average and a predictor."""
 CLASSIFIERS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "last_linear.", "linear1000", "fc8.")
 """Beginnings of the names of classifier layers, which encoders do without; the last two of WideResNet-38."""
 
@@ -107,16 +98,43 @@ def trained_encoder(config: EncoderConfig) -> Path | None:
     if config.weights in ("auto", "none", "package"):
         return None
     folder = Path(config.weights).expanduser()
-    found = next((p for p in (folder, folder / "model") if all((p / name).is_file() for name in TRAINED)), None)
+    places = (folder, folder / "model")
+    found = next((p for p in places if all(os.path.isfile(p / name) for name in TRAINED)), None)
     if found is None:
         return None
-    saved = read_yaml(found / "config.yaml")["encoder"]
-    if (saved["name"], saved["layout"]) != (config.name, config.layout):
+    saved = _about(found)
+    if (saved.name, saved.layout) != (config.name, config.layout):
         raise WeightsError(
-            f"{found}: its encoder is '{saved['name']}' of layout '{saved['layout']}', not '{config.name}' of layout "
+            f"{found}: its encoder is '{saved.name}' of layout '{saved.layout}', not '{config.name}' of layout "
             f"'{config.layout}'. Set encoder.name and encoder.layout to those, or encoder.weights to another model."
         )
     return found
+
+
+class _About(NamedTuple):
+    """What a trained model's files say. prefix: of its encoder's tensors; origin: of its encoder, in words."""
+
+    name: str
+    layout: str
+    prefix: str
+    origin: str
+
+
+def _about(folder: Path) -> _About:
+    try:
+        config, card = read_yaml(folder / "config.yaml"), read_json(folder / "classes.json")
+        origin = (
+            f"encoder of {config['method']['name']} {card['digest']} from {card['supervision']} "
+            f"({card['weights_origin']})"
+        )
+        return _About(config["encoder"]["name"], config["encoder"]["layout"], card["encoder"] + ".", origin)
+    except TagmaskError as error:
+        raise WeightsError(f"{error} Set encoder.weights to another model.") from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise WeightsError(
+            f"{folder}: config.yaml or classes.json is damaged ({type(error).__name__}: {error}). Set encoder.weights "
+            "to another model, or train this one again."
+        ) from error
 
 
 def load_trained(encoder: nn.Module, folder: Path) -> str:
@@ -124,15 +142,17 @@ def load_trained(encoder: nn.Module, folder: Path) -> str:
 
     Raises WeightsError if it does not fit.
     """
-    about = json.loads((folder / "classes.json").read_text("utf-8"))
-    prefix = about["encoder"] + "."
+    about, path = _about(folder), folder / "weights.safetensors"
+    state = {k: v for k, v in read_state(path).items() if k.startswith(about.prefix)}
     try:
-        content = load_file(folder / "weights.safetensors")
-        encoder.load_state_dict({k[len(prefix) :]: v for k, v in content.items() if k.startswith(prefix)})
-    except (RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{folder}: its encoder does not fit the configured one ({error}).") from error
-    method = read_yaml(folder / "config.yaml")["method"]["name"]
-    return f"encoder of {method} {about['digest']} from {about['supervision']} ({about['weights_origin']})"
+        encoder.load_state_dict({k[len(about.prefix) :]: v for k, v in state.items()})
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"{path}: its encoder does not fit the configured one ({why}). Train the model again, or set "
+            "encoder.weights to another one."
+        ) from error
+    return about.origin
 
 
 def load_pretrained(
@@ -158,7 +178,8 @@ def load_pretrained(
         for k, v in state.items()
         if k in own and v.shape != own[k].shape
     ]
-    faults = {"missing": missing, "unexpected": extra, "of another shape": shapes}
+    endless = [k for k, v in state.items() if k in own and not torch.isfinite(v).all()]
+    faults = {"missing": missing, "unexpected": extra, "of another shape": shapes, "not finite": endless}
     if any(faults.values()):
         text = "; ".join(
             f"{len(v)} {k}: {', '.join(v[:6])}{' ...' if len(v) > 6 else ''}" for k, v in faults.items() if v
@@ -180,48 +201,6 @@ def renamed(state: State, patterns: Iterable[tuple[str, str]]) -> State:
             name = re.sub(pattern, replacement, name)
         result[name] = value
     return result
-
-
-def read_state(path: Path, name: str = "") -> State:
-    """Tensors of a checkpoint file by name, without outer dictionaries ('teacher', 'model', ...) and prefixes, floats
-    as float32. name: that of the encoder. Raises WeightsError that names the file."""
-    if not path.is_file():
-        raise WeightsError(
-            f"{path}: no such weights file. encoder.weights takes auto, none, package, the path of a .safetensors, "
-            ".pth, .pt, .npz or (MXNet's) .params file, or a run folder whose training is finished."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                content = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        elif path.suffix == ".params":
-            content = read_params(path)
-        else:
-            # Published checkpoints often hold the arguments of their training; a Namespace is harmless.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise a dozen types
-        raise WeightsError(f"{path}: not readable as weights ({str(error).splitlines()[0]}).") from error
-    state: Any = content
-    while isinstance(state, dict) and not any(isinstance(v, Tensor) for v in state.values()):
-        nest = next((n for n in NESTS if isinstance(state.get(n), dict)), None)
-        if nest is None:
-            raise WeightsError(f"{path}: holds no weights, only {sorted(map(str, state))[:8]}; looked for {NESTS}.")
-        state = state[nest]
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path}: holds a {type(state).__name__} instead of a dictionary of tensors.")
-    for prefix in PREFIXES:
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
-    if any(k.startswith(BRANCH) for k in state):
-        if not name.startswith("mocov3_"):
-            raise WeightsError(
-                f"{path}: a training state of MoCo v3, whose networks have other heads than timm's of the same shapes; "
-                "set encoder.name=mocov3_vit_small or mocov3_vit_base."
-            )
-        state = {k.removeprefix(BRANCH): v for k, v in state.items() if k.startswith(BRANCH)}
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items() if isinstance(v, Tensor)}
 
 
 def fingerprint(state: State) -> str:

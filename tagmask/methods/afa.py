@@ -15,6 +15,7 @@ from tagmask.losses import balanced_cross_entropy
 from tagmask.methods.common.affinity import AffinityMethod, PropagationConfig, predict_affinity
 from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.registry import METHODS
+from tagmask.strict import Factor, Natural
 from tagmask.types import Batch, Features
 
 
@@ -22,8 +23,8 @@ class AFAConfig(PropagationConfig):
     """Settings of ``afa``: defaults of its paper and release on VOC, and ours where docs/methods/afa.md says so."""
 
     name: Literal["afa"] = "afa"  # type: ignore[assignment]
-    affinity_warmup: int = Field(4000, ge=0, description="step from which CAMs are propagated")
-    weight_reg: float = Field(0.0, ge=0, description="of the dense energy")
+    affinity_warmup: Natural = Field(4000, description="step from which CAMs are propagated")
+    weight_reg: Factor = Field(0.0, description="of the dense energy")
     energy: EnergyConfig = Field(EnergyConfig(), description="the dense energy")
 
 

@@ -21,7 +21,7 @@ from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
 from tagmask.methods.common.walk_base import WalkConfig, WalkMethod, on_one_grid, to_grid
 from tagmask.refine import pixel_affinity, radius_edges, random_walk
 from tagmask.registry import METHODS
-from tagmask.strict import USED
+from tagmask.strict import USED, Positive
 from tagmask.types import IGNORE, Batch, Losses
 
 WIDTHS = (64, 128, 256)
@@ -33,8 +33,8 @@ class AffinityNetConfig(WalkConfig):
 
     name: Literal["affinity_net"] = "affinity_net"
     reduction: Literal["mean", "sum"] = Field("mean", description="of the L1 distance; sum: equation 3 as printed")
-    background_power: Annotated[float, USED] = Field(
-        16, gt=0, description="alpha of the walk's background, (1 - strongest CAM)^alpha"
+    background_power: Annotated[Positive, USED] = Field(
+        16, description="alpha of the walk's background, (1 - strongest CAM)^alpha"
     )
 
     @classmethod

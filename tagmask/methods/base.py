@@ -17,6 +17,7 @@ from tagmask.encoders import Encoder, build_encoder, norm_parameters
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.registry import HEADS, METHODS, REFINERS
+from tagmask.strict import Scales
 from tagmask.tensors import full
 from tagmask.types import Batch, Losses, View
 
@@ -157,7 +158,7 @@ SHORT_GATE = (0.1, "do not trust a tag whose object was cropped out")
 class ClassifierConfig(MethodConfig):
     """Settings of a ``ClassifierMethod``."""
 
-    cam_scales: list[float] = Field([1.0], description=CAM_SCALES)
+    cam_scales: Scales = Field([1.0], description=CAM_SCALES)
     cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
 
     @classmethod
@@ -259,12 +260,19 @@ def build_refiner(name: str, options: dict[str, Any] | None = None) -> nn.Module
 
 
 def _construct(what: str, part: Any, options: dict[str, Any] | None, **fixed: Any) -> nn.Module:
+    given, takes = options or {}, inspect.signature(part)
     try:
-        inspect.signature(part).bind(**fixed, **(options or {}))
+        takes.bind(**fixed, **given)
     except TypeError as error:
-        takes = inspect.signature(part)
         raise ConfigError(f"{what} does not take these options: {error}. It takes {takes}.") from error
-    return part(**fixed, **(options or {}))
+    for key, value in given.items():
+        known = takes.parameters.get(key)
+        if known and type(known.default) is int and not (isinstance(value, int) and 1 <= value <= 10_000):
+            raise ConfigError(f"{what}: its option {key} is a whole number from 1 to 10000, got {value!r}.")
+    try:
+        return part(**fixed, **given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{what} cannot be made with the options {given}: {error}") from error
 
 
 def to_image_size(logits: Tensor, images: Tensor) -> Tensor:

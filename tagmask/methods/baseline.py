@@ -20,6 +20,7 @@ from tagmask.heads import Classifier
 from tagmask.losses import balanced_cross_entropy
 from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, tag_loss
 from tagmask.registry import METHODS
+from tagmask.strict import Factor, Natural, Scales
 from tagmask.types import IGNORE, Batch, Features, Losses
 
 
@@ -27,13 +28,13 @@ class BaselineConfig(OneStageConfig):
     """Settings of ``baseline``; the defaults are those of the AFA family on VOC."""
 
     name: Literal["baseline"] = "baseline"
-    warmup: int = Field(2000, ge=0, description="steps of classification only")
-    cam_scales: list[float] = Field([1.0, 0.5, 1.5], description="image scales of the CAMs that become pseudo labels")
+    warmup: Natural = Field(2000, description="steps of classification only")
+    cam_scales: Scales = Field([1.0, 0.5, 1.5], description="image scales of the CAMs that become pseudo labels")
     high: float = Field(0.55, ge=0, le=1, description="CAM above which a pixel is labelled with its class")
     low: float = Field(0.35, ge=0, le=1, description="CAM up to which a pixel is labelled background; 255 in between")
     refine: str = Field("par", description="refinement of pseudo labels: none, par, pamr or varm")
-    weight_cls: float = Field(1.0, ge=0, description="of classification")
-    weight_seg: float = Field(0.1, ge=0, description="of segmentation against the pseudo labels")
+    weight_cls: Factor = Field(1.0, description="of classification")
+    weight_seg: Factor = Field(0.1, description="of segmentation against the pseudo labels")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:

@@ -35,7 +35,7 @@ from tagmask.methods.common.pseudo_label_assignment import (
     without_doubt,
 )
 from tagmask.registry import METHODS
-from tagmask.strict import USED
+from tagmask.strict import USED, Factor, Natural, Positive, Scales
 from tagmask.types import Batch, Features, Losses
 
 AUXILIARY_BLOCKS = [-3, -1]
@@ -69,9 +69,9 @@ class CoSAConfig(OneStageConfig):
 
     name: Literal["cosa"] = "cosa"
     variant: Literal["paper", "release"] = Field("paper", description="defaults of what docs/methods/cosa.md lists")
-    auxiliary_map: int = Field(-2, lt=-1, description="the encoder's map of the auxiliary CAM; the last is -1")
-    warmup: int = Field(6000, ge=0, description="steps of classification only")
-    s2c_warmup: int | None = Field(None, ge=0, description="step that GC starts at, where that is after warmup")
+    auxiliary_map: int = Field(-2, ge=-1000, lt=-1, description="the map of the auxiliary CAM; the last is -1")
+    warmup: Natural = Field(6000, description="steps of classification only")
+    s2c_warmup: Natural | None = Field(None, description="step that GC starts at, where that is after warmup")
     swap: bool = Field(True, description="SA: a running average assigns the labels; false: the trained network itself")
     momentum: float = Field(0.9994, ge=0, le=1, description="of the assignment network's running average")
     start: Literal["copy", "independent"] = Field("copy", description="independent: its heads are drawn anew")
@@ -79,29 +79,29 @@ class CoSAConfig(OneStageConfig):
         "assignment", description="network that is used after training; online: the trained one"
     )
     ensemble: Annotated[bool, USED] = Field(False, description="use the mean of main and auxiliary CAMs")
-    cam_scales: list[float] = Field([1.0], description="image scales of the assignment network's CAMs")
+    cam_scales: Scales = Field([1.0], description="image scales of the assignment network's CAMs")
     threshold: Literal["dynamic"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         "dynamic", description="DT: dynamic, or the CAM value from which a pixel is its class"
     )
     threshold_start: float = Field(0.5, gt=0, lt=1, description="of the dynamic threshold")
-    queue: int = Field(100, ge=1, description="batches that the dynamic threshold is fitted to")
+    queue: int = Field(100, ge=1, le=10**6, description="batches that the dynamic threshold is fitted to")
     low: float | None = Field(None, ge=0, le=1, description="CAM below which a pixel is background, 255 in between")
     weighting: Literal["raw", "none"] = Field("raw", description="RAW: of the pixels in c2s, by reliability")
     balanced: bool = Field(False, description="background and foreground are halves of c2s")
-    alpha: float = Field(0.8, gt=0, description="of the perplexity")
-    beta: float = Field(1.0, gt=0, description="of the perplexity")
-    temperature: float = Field(0.01, gt=0, description="of the segmentation that teaches the CAMs")
+    alpha: Positive = Field(0.8, description="of the perplexity")
+    beta: Positive = Field(1.0, description="of the perplexity")
+    temperature: Positive = Field(0.01, description="of the segmentation that teaches the CAMs")
     rectify: bool = Field(False, description="cut the CAMs that it teaches at 0")
     detach: Literal["none", "features", "classifier"] = Field("none", description="what s2c does not train")
-    epsilon: float = Field(1.0, gt=0, description="largest perplexity of regions that csc compares")
-    contrast_temperature: float = Field(0.1, gt=0, description="of csc")
-    weight_cls: float = Field(1.0, gt=0, description="of classification")
-    weight_cls_aux: float = Field(1.0, ge=0, description="of classification by the auxiliary maps")
-    weight_c2s: float = Field(0.1, ge=0, description="of CAMs teaching the segmentation")
-    weight_c2s_aux: float = Field(0.1, ge=0, description="of auxiliary CAMs teaching the segmentation")
-    weight_s2c: float = Field(0.05, ge=0, description="GC: of the segmentation guiding the CAMs")
-    weight_csc: float = Field(0.1, ge=0, description="CSC: of contrastive separation")
-    weight_reg: float = Field(0.0, ge=0, description="of the dense energy")
+    epsilon: Positive = Field(1.0, description="largest perplexity of regions that csc compares")
+    contrast_temperature: Positive = Field(0.1, description="of csc")
+    weight_cls: Positive = Field(1.0, description="of classification")
+    weight_cls_aux: Factor = Field(1.0, description="of classification by the auxiliary maps")
+    weight_c2s: Factor = Field(0.1, description="of CAMs teaching the segmentation")
+    weight_c2s_aux: Factor = Field(0.1, description="of auxiliary CAMs teaching the segmentation")
+    weight_s2c: Factor = Field(0.05, description="GC: of the segmentation guiding the CAMs")
+    weight_csc: Factor = Field(0.1, description="CSC: of contrastive separation")
+    weight_reg: Factor = Field(0.0, description="of the dense energy")
     energy: EnergyConfig = Field(EnergyConfig(), description="the dense energy")
 
     @classmethod

@@ -25,6 +25,7 @@ from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod, tag_loss
 from tagmask.registry import METHODS
+from tagmask.strict import Factor, Few, Natural, Pixels, Positive, Scales
 from tagmask.types import Batch, Features, Losses
 
 
@@ -46,19 +47,21 @@ class CRTConfig(ClassifierConfig):
         description="the other branch, any encoder; encoder.weights=none holds for both",
     )
     cnn_detach: bool = Field(False, description="no gradient into the CNN's layers up to stride 8, its second stage")
-    tile: int | None = Field(224, ge=1, description="side of the transformer's tiles, pixels; none: whole images")
-    stride: int = Field(112, ge=1, description="from tile to tile, pixels")
-    tiles_at_once: int = Field(16, ge=1, description="in one pass when it is used; training takes all at once")
-    loops: int = Field(3, ge=0, description="passes through the blocks, each added to its own input; 0: one plain pass")
+    tile: Pixels | None = Field(224, description="side of the transformer's tiles, pixels; null: whole images")
+    stride: int = Field(112, ge=1, le=2**16, description="from tile to tile, pixels")
+    tiles_at_once: Few = Field(16, description="in one pass when it is used; training takes all at once")
+    loops: int = Field(
+        3, ge=0, le=100, description="passes through the blocks, each added to its input; 0: a plain one"
+    )
     add_last: bool = Field(True, description="the last pass is added, too")
     kernel: Literal[1, 3] = Field(1, description="of the transformer's classifier")
     attention: Literal["none", "class"] = Field("class", description="class: the class token's, times the CAMs in use")
-    warmup: int = Field(661, ge=0, description="step from which l1 is on; one epoch of VOC")
-    cam_scales: list[float] = Field([1.0, 0.5, 1.5, 2.0, 0.75, 1.25, 1.75], description=CAM_SCALES)
+    warmup: Natural = Field(661, description="step from which l1 is on; one epoch of VOC")
+    cam_scales: Scales = Field([1.0, 0.5, 1.5, 2.0, 0.75, 1.25, 1.75], description=CAM_SCALES)
     l1_size: Literal["map", "image"] = Field("map", description="what maps are resized to before l1 compares them")
-    weight_cls: float = Field(1.0, gt=0, description="of the transformer's classification")
-    weight_cls_cnn: float = Field(1.0, ge=0, description="of the CNN's classification")
-    weight_l1: float = Field(0.1, ge=0, description="lambda; 0 also leaves out the CNN, which then teaches nothing")
+    weight_cls: Positive = Field(1.0, description="of the transformer's classification")
+    weight_cls_cnn: Factor = Field(1.0, description="of the CNN's classification")
+    weight_l1: Factor = Field(0.1, description="lambda; 0 also leaves out the CNN, which then teaches nothing")
 
     def phases(self) -> dict[str, bool]:
         return super().phases() | {"warmup": self.weight_l1 > 0}

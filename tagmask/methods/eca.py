@@ -25,6 +25,7 @@ from tagmask.losses import balanced_cross_entropy, cam_correspondence
 from tagmask.methods.common.affinity import AffinityMethod, PropagationConfig, predict_affinity
 from tagmask.methods.common.local_views import object_views
 from tagmask.registry import METHODS
+from tagmask.strict import Count, Factor, Natural, Positive, Share
 from tagmask.types import IGNORE, Batch, Features, Losses, View
 
 
@@ -33,10 +34,10 @@ class CalibrationConfig(Strict):
 
     enabled: bool = Field(True, description="whether region maps are calibrated")
     momentum: float = Field(0.99, ge=0, lt=1, description="tau, of the prototypes")
-    exponent: float = Field(2.0, gt=0, description="of the similarity to the prototype")
+    exponent: Positive = Field(2.0, description="of the similarity to the prototype")
     rescale: bool = Field(False, description="bring similarity to [0,1] by min-max instead of a cut at 0")
-    least_classes: int = Field(1, ge=1, description="classes that an image needs to be calibrated")
-    most_seeds: int | None = Field(None, ge=1, description="surest seeds of a class that make its prototype; none: all")
+    least_classes: Count = Field(1, description="classes that an image needs to be calibrated")
+    most_seeds: Count | None = Field(None, description="surest seeds of a class that make its prototype; null: all")
 
 
 class ECAConfig(PropagationConfig):
@@ -69,28 +70,28 @@ class ECAConfig(PropagationConfig):
     guide: GuideConfig = Field(GuideConfig(), description="the self-supervised network that makes region maps")
     seeds: float = Field(0.3, gt=0, le=1, description="k: share of a class's positions that are seeds")
     seed_background: float | None = Field(
-        None, ge=0, le=1, description="background that seeds compete with; none: 1 - the largest CAM"
+        None, ge=0, le=1, description="background that seeds compete with; null: 1 - the largest CAM"
     )
     gamma: float = Field(0.15, ge=-1, le=1, description="cosine of keys above which positions are connected")
-    background_range: tuple[float, float] | None = Field(
+    background_range: tuple[Share, Share] | None = Field(
         None, description="that the background's region map is clipped to: two numbers in [0,1]"
     )
     region_classes: Literal["tags", "labels"] = Field("tags", description="labels: only classes that CAM labels have")
     calibration: CalibrationConfig = Field(CalibrationConfig(), description="of region maps, by prototypes")
     affinity_from: Literal["cam", "region", "both"] = Field("region", description="labels that affinities learn from")
-    affinity_warmup: int | None = Field(None, ge=0, description="step from which CAMs are propagated; none: never")
+    affinity_warmup: Natural | None = Field(None, description="step from which CAMs are propagated; null: never")
     divergence: Literal["js", "cosine"] = Field("js", description="how class maps of local views are compared")
     local: Literal["object", "photo"] = Field("object", description="where local views lie: around objects, anywhere")
     corr_reduction: Literal["sum", "mean"] = Field(
         "sum", description="of corr, over an image's local views and the two kinds of pairs"
     )
-    corr_stride: int | None = Field(None, ge=1, description="image pixels a step of corr's grid; none: the maps' own")
-    start_seg: int = Field(0, ge=0, description="step from which CAM labels teach; all four wait for warmup")
-    start_region: int = Field(0, ge=0, description="step from which CARM labels teach")
-    start_corr: int = Field(0, ge=0, description="step from which local views are compared")
-    start_aff: int = Field(0, ge=0, description="step from which affinities learn")
-    weight_region: float = Field(0.1, ge=0, description="of the segmentation loss on CARM labels")
-    weight_corr: float = Field(0.1, ge=0, description="CCE: of the correspondence in local views")
+    corr_stride: Count | None = Field(None, description="image pixels a step of corr's grid; null: the maps' own")
+    start_seg: Natural = Field(0, description="step from which CAM labels teach; all four wait for warmup")
+    start_region: Natural = Field(0, description="step from which CARM labels teach")
+    start_corr: Natural = Field(0, description="step from which local views are compared")
+    start_aff: Natural = Field(0, description="step from which affinities learn")
+    weight_region: Factor = Field(0.1, description="of the segmentation loss on CARM labels")
+    weight_corr: Factor = Field(0.1, description="CCE: of the correspondence in local views")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:

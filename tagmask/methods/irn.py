@@ -21,7 +21,7 @@ from tagmask.losses.pair_affinity import pair_affinity_loss, weighted
 from tagmask.methods.common.walk_base import WalkConfig, WalkMethod, on_one_grid, to_grid
 from tagmask.refine import path_affinity, random_walk
 from tagmask.registry import METHODS
-from tagmask.strict import USED
+from tagmask.strict import USED, Factor, Few
 from tagmask.types import Batch, Losses
 
 WIDTH, GROUPS = 32, 4
@@ -32,9 +32,9 @@ class IRNConfig(WalkConfig):
     """Settings of ``irn``; the defaults are the paper's and, where it is silent, the release's."""
 
     name: Literal["irn"] = "irn"
-    stride: int = Field(4, ge=1, description="image pixels a step of the grid of boundaries and walk")
-    radius: float = Field(10, gt=1, description="pairs closer than this teach, in grid steps")
-    beta: Annotated[float, USED] = Field(10, ge=0, description="exponent of the affinities in the walk")
+    stride: Few = Field(4, description="image pixels a step of the grid of boundaries and walk")
+    radius: float = Field(10, gt=1, le=1000, description="pairs closer than this teach, in grid steps")
+    beta: Annotated[Factor, USED] = Field(10, description="exponent of the affinities in the walk")
     threshold: Annotated[float, USED] = Field(0.25, ge=0, le=1, description="background score after the walk")
 
     @classmethod

@@ -24,6 +24,7 @@ from tagmask.methods.base import CAM_SCALES, GATE, SHORT_GATE, ClassifierConfig,
 from tagmask.methods.common.ema import Teacher
 from tagmask.methods.common.pseudo_label_assignment import photo_positions
 from tagmask.registry import METHODS
+from tagmask.strict import Factor, Natural, Positive, Scales
 from tagmask.types import Batch, Losses
 
 
@@ -39,14 +40,14 @@ class RCMMAMConfig(ClassifierConfig):
     variant: Literal["paper", "literal"] = Field(
         "paper", description="literal: contrast_log, attention_normalized and reduction as equations 5, 7 and 8 print"
     )
-    features: int = Field(256, ge=1, description="channels of the features that are contrasted")
-    scales: list[float] = Field([0.5, 1.0, 2.0], description="of the image in training; 1 is one of them")
+    features: int = Field(256, ge=1, le=2**16, description="channels of the features that are contrasted")
+    scales: Scales = Field([0.5, 1.0, 2.0], description="of the image in training; 1 is one of them")
     momentum: float = Field(0.997, ge=0, le=1, description="of the support network; 0: the trained network's weights")
     threshold: float = Field(0.2, ge=0, lt=1, description="CAM above which a position is of a class")
     self_supervision: Literal["contrastive", "direct"] = Field(
         "contrastive", description="what regions teach: features, by prototypes; or the CAMs themselves (Table 2)"
     )
-    temperature: float = Field(0.5, gt=0, description="of the contrast")
+    temperature: Positive = Field(0.5, description="of the contrast")
     contrast_log: bool = Field(True, description="InfoNCE; false: its softmax without the logarithm")
     attention: Literal["none", "smm", "mmm", "mam"] = Field(
         "mam", description="smm: scale 1 learns the mean of scales; mmm: each scale does; mam: unlike scales weigh more"
@@ -54,12 +55,12 @@ class RCMMAMConfig(ClassifierConfig):
     attention_normalized: bool = Field(True, description="mam: weights of a scale's target sum to the number of scales")
     reduction: Literal["mean", "sum"] = Field("mean", description="of rcm and mam over positions")
     gate: float = Field(0.0, ge=0, lt=1, description=GATE)
-    warmup: int = Field(0, ge=0, description="step from which rcm is on")
-    attention_warmup: int = Field(3966, ge=0, description="step from which mam is on; six epochs of VOC")
-    cam_scales: list[float] = Field([0.5, 1.0, 1.5, 2.0], description=CAM_SCALES)
-    weight_cls: float = Field(1.0, gt=0, description="lambda 1, of classification")
-    weight_rcm: float = Field(1.0, ge=0, description="lambda 2, of regional contrast")
-    weight_mam: float = Field(1.0, ge=0, description="lambda 3, of multi-scale attention")
+    warmup: Natural = Field(0, description="step from which rcm is on")
+    attention_warmup: Natural = Field(3966, description="step from which mam is on; six epochs of VOC")
+    cam_scales: Scales = Field([0.5, 1.0, 1.5, 2.0], description=CAM_SCALES)
+    weight_cls: Positive = Field(1.0, description="lambda 1, of classification")
+    weight_rcm: Factor = Field(1.0, description="lambda 2, of regional contrast")
+    weight_mam: Factor = Field(1.0, description="lambda 3, of multi-scale attention")
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
@@ -78,8 +79,8 @@ class RCMMAMConfig(ClassifierConfig):
     @field_validator("scales")
     @classmethod
     def _check_scales(cls, scales: list[float]) -> list[float]:
-        if 1 not in scales or min(scales) <= 0:
-            raise ValueError("scales are above 0, and 1 is one of them")
+        if 1 not in scales:
+            raise ValueError("1 is one of the scales")
         return scales
 
 

@@ -12,6 +12,7 @@ from tagmask.heads import Classifier
 from tagmask.losses import equivariance
 from tagmask.methods.base import ClassifierConfig, ClassifierMethod, tag_loss
 from tagmask.registry import METHODS
+from tagmask.strict import Factor, Positive
 from tagmask.tensors import resize
 from tagmask.types import Batch, Losses
 
@@ -22,9 +23,9 @@ class SEAMConfig(ClassifierConfig):
     name: Literal["seam"] = "seam"
     rescale: float = Field(0.3, gt=0, lt=1, description="size of the small copy, as a share of the image's")
     hardest: float = Field(0.2, gt=0, le=1, description="share of the values that ecr counts, the most different ones")
-    weight_cls: float = Field(1.0, gt=0, description="of classification, the mean of both copies")
-    weight_er: float = Field(1.0, ge=0, description="ER: of class maps that agree over both copies")
-    weight_ecr: float = Field(1.0, ge=0, description="ECR: of correlated maps that agree with the other copy's maps")
+    weight_cls: Positive = Field(1.0, description="of classification, the mean of both copies")
+    weight_er: Factor = Field(1.0, description="ER: of class maps that agree over both copies")
+    weight_ecr: Factor = Field(1.0, description="ECR: of correlated maps that agree with the other copy's maps")
 
 
 @METHODS.register("seam")

@@ -20,6 +20,7 @@ from tagmask.losses import balanced_cross_entropy, equivariance, self_correspond
 from tagmask.methods.common.affinity import AffinityConfig, AffinityMethod, predict_affinity
 from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.registry import METHODS
+from tagmask.strict import Factor, Few
 from tagmask.tensors import full
 from tagmask.types import Batch, Features
 
@@ -53,14 +54,14 @@ class TSCDConfig(AffinityConfig):
     )
     refine: str = Field("varm", description="refinement of pseudo labels: none, par, pamr or varm")
     affine: AffineConfig = Field(AffineConfig(), description="the affine map that makes the second view")
-    points: int = Field(40, ge=1, description="points x points positions of each view are compared")
+    points: Few = Field(40, description="points x points positions of each view are compared")
     centered: bool = Field(False, description="take from class map agreement its mean at each point")
     detach: bool = Field(True, description="class map agreement is a target: no gradient into class maps")
     affinity_symmetric: bool = Field(False, description="add the transposed attention")
-    weight_scd: float = Field(0.1, ge=0, description="of self correspondence distillation")
-    weight_equ: float = Field(0.1, ge=0, description="of the equivariance of class maps")
-    weight_aux: float = Field(0.1, ge=0, description="of the affinity loss")
-    weight_reg: float = Field(0.01, ge=0, description="of the dense energy")
+    weight_scd: Factor = Field(0.1, description="of self correspondence distillation")
+    weight_equ: Factor = Field(0.1, description="of the equivariance of class maps")
+    weight_aux: Factor = Field(0.1, description="of the affinity loss")
+    weight_reg: Factor = Field(0.01, description="of the dense energy")
     energy: EnergyConfig = Field(EnergyConfig(), description="the dense energy")
 
     @classmethod

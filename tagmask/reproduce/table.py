@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated
 
-import yaml
 from pydantic import Field, ValidationError
 
-from tagmask.config import RunConfig, Strict, load_config
+from tagmask.config import RunConfig, load_config
 from tagmask.data.collection import OWN_LIST
 from tagmask.errors import ConfigError, nearest
-from tagmask.strict import role_of
+from tagmask.strict import Seed, Strict, explain, role_of
 from tagmask.workflow.scorer import AT_VAL, LOCALIZATION, SCORES, SPREAD
+from tagmask.yaml_text import parse_yaml, read_yaml_file
 
 KEYS = (
     *("miou", "miou_strict", "miou_without", "c_miou", "coverage", "accuracy", "precision", "recall", "boundary_iou"),
@@ -53,7 +55,7 @@ class Row(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", description="also the name of its folder")
     configs: list[str] = []
     set: list[str] = []
-    seeds: list[int] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)] | None = None
     masks_from: str | None = None
     run_of: str | None = None
     stages: bool = False
@@ -76,7 +78,7 @@ class Table(Strict):
     about: str = ""
     configs: list[str] = []
     set: list[str] = []
-    seeds: list[int] = [0]
+    seeds: list[Seed] = Field([0], min_length=1, max_length=1000)
     columns: list[Column]
     rows: list[Row]
     not_built: list[NotBuilt] = []
@@ -113,17 +115,17 @@ def packaged_tables() -> list[str]:
 
 def read_table(name: str) -> Table:
     """A table by the path of its YAML file or its packaged name. Raises ConfigError naming what is wrong."""
-    path = Path(name)
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif name in packaged_tables():
-        text = files("tagmask.reproduce").joinpath("tables", *f"{name}.yaml".split("/")).read_text(encoding="utf-8")
+    if os.path.exists(name) or name not in packaged_tables():
+        if not os.path.exists(name):
+            raise ConfigError(f"'{name}' is neither a file nor a packaged table.{nearest(name, packaged_tables())}")
+        values = read_yaml_file(Path(name))
     else:
-        raise ConfigError(f"'{name}' is neither a file nor a packaged table.{nearest(name, packaged_tables())}")
+        packaged = files("tagmask.reproduce").joinpath("tables", *f"{name}.yaml".split("/"))
+        values = parse_yaml(packaged.read_text(encoding="utf-8"), name)
     try:
-        table = Table.model_validate(yaml.safe_load(text))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ConfigError(f"{name}: not a valid table ({error}).") from error
+        table = Table.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: not a valid table. {explain(error, Table, {})}") from error
     _check_columns(name, table)
     _check_rows(name, table)
     return table

@@ -55,15 +55,21 @@ def make_fabric(config: TrainConfig) -> Fabric:
     """Fabric for the configured devices, processes and precision."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
     several = config.nodes > 1 or _device_count(config) > 1
-    return Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.nodes,
-        # Heads whose loss is not on yet take no part in a step: DDP has to look for them.
-        strategy="ddp_find_unused_parameters_true" if several and config.strategy == "auto" else config.strategy,
-        precision=PRECISIONS[config.precision],
-        plugins=InPlace(),
-    )
+    try:
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            # Heads whose loss is not on yet take no part in a step: DDP has to look for them.
+            strategy="ddp_find_unused_parameters_true" if several and config.strategy == "auto" else config.strategy,
+            precision=PRECISIONS[config.precision],
+            plugins=InPlace(),
+        )
+    except (RuntimeError, ValueError, TypeError) as error:  # Fabric has no error of its own
+        raise ConfigError(
+            f"train.accelerator={config.accelerator} with train.devices={config.devices} is not possible on this "
+            f"machine ({str(error)[:300]}). Set train.accelerator=auto and train.devices=1."
+        ) from error
 
 
 def readers(train: TrainConfig, device: torch.device, processes: int = 1) -> int:

@@ -140,7 +140,7 @@ def check_schedule(config: RunConfig) -> None:
         if length and length >= steps:
             raise ConfigError(
                 f"{key} is {length}, but there are only {steps} steps: what begins then never would. Set "
-                f"{key}={max(1, steps // 5)}, or raise train.steps."
+                f"{key}={steps // 5}, or raise train.steps."
             )
 
 

@@ -15,6 +15,7 @@ from tagmask.errors import ConfigError
 from tagmask.heads import AffinityHead
 from tagmask.losses import affinity_labels, affinity_loss, downsample_labels
 from tagmask.methods.baseline import Baseline, BaselineConfig
+from tagmask.strict import Block, Factor, Few, Positive
 from tagmask.types import Features
 
 PROBE = 64
@@ -27,8 +28,10 @@ class AffinityConfig(BaselineConfig):
     affinity_term: ClassVar[str] = "aff"
     head: str = Field("segformer", description="segmentation head: largefov, aspp, segformer or upernet")
     affinity: Literal["none", "attention"] = Field("attention", description="none where the encoder has no attention")
-    affinity_blocks: list[int] = Field([-2, -1], description="blocks whose attention is read")
-    affinity_radius: int = Field(8, ge=1, description="rows and columns of the grid within which pairs count")
+    affinity_blocks: list[Block] = Field(
+        [-2, -1], min_length=1, max_length=100, description="blocks whose attention is read"
+    )
+    affinity_radius: Few = Field(8, description="rows and columns of the grid within which pairs count")
     affinity_symmetric: bool = Field(True, description="add the transposed attention")
 
     @classmethod
@@ -48,9 +51,9 @@ class AffinityConfig(BaselineConfig):
 class PropagationConfig(AffinityConfig):
     """Settings of a method whose affinities spread its CAMs, from step ``affinity_warmup``."""
 
-    affinity_power: float = Field(2.0, gt=0, description="of affinities in the propagation")
-    affinity_steps: int = Field(1, ge=1, description="of the propagation")
-    weight_aff: float = Field(0.1, ge=0, description="of the affinity loss; 0 also switches off the propagation")
+    affinity_power: Positive = Field(2.0, description="of affinities in the propagation")
+    affinity_steps: Few = Field(1, description="of the propagation")
+    weight_aff: Factor = Field(0.1, description="of the affinity loss; 0 also switches off the propagation")
 
     def phases(self) -> dict[str, bool]:
         propagates = "aff" in self.wanted and bool(self.wanted & {"seg", "reg"})

@@ -10,15 +10,16 @@ from torch import Tensor
 from tagmask.cam.maps import resize
 from tagmask.config import Strict
 from tagmask.losses.dense_energy import DenseEnergy
+from tagmask.strict import Factor, Positive
 from tagmask.types import Batch
 
 
 class EnergyConfig(Strict):
     """Settings of ``tagmask.losses.DenseEnergy``; the defaults are those of the AFA family."""
 
-    weight: float = Field(1e-7, ge=0, description="factor of the energy, which weight_reg multiplies again")
-    sigma_rgb: float = Field(15.0, gt=0, description="of colours of 0 to 255")
-    sigma_xy: float = Field(100.0, gt=0, description="pixels of the batch's images")
+    weight: Factor = Field(1e-7, description="factor of the energy, which weight_reg multiplies again")
+    sigma_rgb: Positive = Field(15.0, description="of colours of 0 to 255")
+    sigma_xy: Positive = Field(100.0, description="pixels of the batch's images")
     scale: float = Field(0.5, gt=0, le=1, description="of the grid that it is computed on")
     gradient: Literal["exact", "release"] = Field("exact", description="release: as the released codes have it")
 

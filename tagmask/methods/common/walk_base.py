@@ -15,19 +15,19 @@ from tagmask.losses.affinity import downsample_labels
 from tagmask.losses.pair_affinity import pair_labels
 from tagmask.methods.base import Method
 from tagmask.refine import radius_edges
-from tagmask.strict import USED, settings
+from tagmask.strict import USED, Factor, Few, settings
 from tagmask.types import Batch
 
 
 class WalkConfig(MethodConfig):
     """Settings that a walk has, whatever made its affinities. Those of the walk itself may change after training."""
 
-    stride: int = Field(8, ge=1, description="image pixels a step of the grid of affinities and walk")
-    radius: float = Field(5, gt=1, description="pairs closer than this teach, in grid steps")
-    walk_radius: Annotated[float, USED] = Field(5, gt=1, description="pairs closer than this take part in the walk")
-    beta: Annotated[float, USED] = Field(8, ge=0, description="exponent of the affinities in the walk")
+    stride: Few = Field(8, description="image pixels a step of the grid of affinities and walk")
+    radius: float = Field(5, gt=1, le=1000, description="pairs closer than this teach, in grid steps")
+    walk_radius: Annotated[float, USED] = Field(5, gt=1, le=1000, description="closer pairs take part in the walk")
+    beta: Annotated[Factor, USED] = Field(8, description="exponent of the affinities in the walk")
     walk_steps: Annotated[int, USED] = Field(
-        256, ge=0, description="steps of the walk; the papers square a matrix eight times"
+        256, ge=0, le=10**6, description="steps of the walk; the papers square a matrix eight times"
     )
 
     def walk(self) -> dict[str, Any]:
