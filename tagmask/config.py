@@ -76,7 +76,7 @@ class DataConfig(Strict):
 class LocalViewConfig(Strict):
     """Local crops of the main view (ECA)."""
 
-    count: int = Field(2, ge=1, le=64)
+    count: int = Field(2, ge=1, le=1000)
     size: Pixels = 256
 
 

@@ -50,8 +50,6 @@ class TrainViews:
             raise ConfigError(f"unknown view '{min(wanted - VIEWS)}'; there are {', '.join(sorted(VIEWS))}.")
         if "local" in wanted:
             check_local(config)
-        if not 0 < config.scale[0] <= config.scale[1]:
-            raise ConfigError(f"views.scale {config.scale}: give a low and a high factor, both above 0.")
         self.config = config
         self.wanted = frozenset(wanted)
 

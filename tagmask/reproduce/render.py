@@ -24,6 +24,8 @@ INTERVALS = {
 """Where a score keeps the interval of a key; a CAM curve's peak, where it has the key."""
 PEAKS = {"peak": "miou", "peak_precision": "precision", "peak_recall": "recall", "peak_c_miou": "c_miou"}
 """Keys of a column that are read off the CAM curve's peak."""
+OWN = "settings.method."
+"""Beginning of the keys of a method's settings for use, which rows of another method do not have."""
 PARTS = {
     "miou_without": {"without"},
     "c_miou": {"only"},
@@ -131,8 +133,8 @@ def _differing(one: Stamp, other: Stamp) -> list[str]:
     if one["run"]["seed"] != other["run"]["seed"]:
         but |= {"ids", "images"} | ({"truth"} if _folders(one) == _folders(other) else set())
     found = difference(one, other, but) | difference(_origin(one), _origin(other))
-    own = "settings.method." if one["run"]["method"] != other["run"]["method"] else "-"
-    return [f"{key}: {mine} / {theirs}" for key, (mine, theirs) in found.items() if not key.startswith(own)]
+    alike = one["run"]["method"] == other["run"]["method"]
+    return [f"{key}: {a} / {b}" for key, (a, b) in found.items() if alike or not key.startswith(OWN)]
 
 
 def _origin(stamp: Stamp) -> dict[str, Any]:
@@ -151,11 +153,19 @@ def _folders(stamp: Stamp) -> set[str]:
 
 
 def _compare(cells: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """Letters for cells of a column, entered as their 'mark', and what each means beside the column's first cell."""
+    """Letters for cells of a column, entered as their 'mark'.
+
+    Each says in what a cell differs from the column's first one, and in the method's settings from the first one of
+    its method.
+    """
     there = [cell for cell in cells if cell and "stamp" in cell]
     notes: dict[tuple[str, ...], str] = {}
     for cell in there:
-        lines = tuple(_differing(cell["stamp"], there[0]["stamp"]))
+        stamp = cell["stamp"]
+        lines = tuple(_differing(stamp, there[0]["stamp"]))
+        peer = next(c["stamp"] for c in there if c["stamp"]["run"]["method"] == stamp["run"]["method"])
+        if peer is not there[0]["stamp"]:
+            lines += tuple(line for line in _differing(stamp, peer) if line.startswith(OWN))
         lines += tuple(f"among seeds, {line}" for line in cell["seeds_differ"])
         cell["mark"] = notes.setdefault(lines, letter(len(notes))) if lines else ""
     return [{"mark": mark, "differs": list(lines)} for lines, mark in notes.items()]

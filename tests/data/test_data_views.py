@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tagmask.config import ViewConfig
+from tagmask.config import ViewConfig, load_config
 from tagmask.data import TrainViews, make_affine, warp
 from tagmask.data import views as module
 from tagmask.errors import ConfigError
@@ -308,5 +308,5 @@ def test_wrong_settings_are_refused() -> None:
         TrainViews(config(), frozenset(("weak",)))
     with pytest.raises(ConfigError, match=r"views\.local\.size \(32\)"):
         TrainViews(config(local={"size": 32}), frozenset(("local",)))
-    with pytest.raises(ConfigError, match=r"views\.scale"):
-        TrainViews(config(scale=(2, 1)))
+    with pytest.raises(ConfigError, match=r"views\.scale|scale="):
+        load_config(overrides=["views.scale=[2, 1]"])

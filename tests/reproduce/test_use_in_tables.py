@@ -36,7 +36,7 @@ def test_a_run_is_scored_in_another_use(scenes: Path, tmp_path: Path) -> None:
     assert average["cells"]["val threshold"]["mean"] != online["cells"]["val threshold"]["mean"]
     assert not (tmp_path / "out" / "use" / "online" / "seed0" / "model").exists(), "no training of its own"
     text = (tmp_path / "out" / "use" / "table.md").read_text()
-    assert "method.inference: online / None" in text, "beside a method that has no such settings"
+    assert "method.inference: online / assignment" in text, "beside the first row of its method"
     scores = json.loads((tmp_path / "out" / "use" / "online" / "seed0" / "result.json").read_text())["scores"]
     assert {s["stamp"]["settings"]["method.inference"] for s in scores} == {"online"}
 
