@@ -59,6 +59,8 @@ def table(config: DataConfig) -> Collection:
         none = none_found(base, masks)
         raise DataError(f"{base}: {none}. Set data.images to the folder that {path} names them from.")
     tags, roles, problems = match_rows(found, images, [base, root], classes, path)
+    if not any(tags) and any(row.tags for row in found.rows):
+        raise DataError(f"{path}: no row with a tag names an image below {base}. Mend the names, or set data.images.")
     return assemble("table", config, root, base, images, tags, classes, problems, roles)
 
 

@@ -20,6 +20,7 @@ from tagmask.cli import main
 from tagmask.convert import coco_results, read_label_file, sbd_masks, voc_submission, write_tags
 from tagmask.data import read_mask, write_mask
 from tagmask.errors import DataError, plain
+from tests.faults.campaign import times
 
 VECTOR = np.array([1, 0, 1], np.float32)
 ARRAY = pickle.dumps(VECTOR, protocol=2)[2:-1]
@@ -146,7 +147,8 @@ def campaign(folder: Path, seed: int, count: int) -> dict[str, int]:
 
 
 def test_campaign(tmp_path: Path) -> None:
-    outcomes = campaign(tmp_path, 0, 200 * int(os.environ.get("TAGMASK_CAMPAIGN", "1")))
+    outcomes = campaign(tmp_path, 0, times(200))
+    told(Counter(outcomes))
     assert min(outcomes.values()) > 0, outcomes
 
 

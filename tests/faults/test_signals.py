@@ -27,9 +27,9 @@ from tagmask.lock import alone
 from tagmask.stop import Later, at_once, on_signal
 from tagmask.training import loop
 from tagmask.workflow import label, train
+from tests.faults.campaign import times
 from tests.faults.damage import go_on, log_of, scenes, tiny
 
-CAMPAIGN = int(os.environ.get("TAGMASK_CAMPAIGN", "1"))
 SLOW = """
 import sys, time
 from tagmask.training.step import TrainStep
@@ -109,7 +109,7 @@ def campaign(seed: int, count: int, config: RunConfig, whole: Path, folder: Path
 
 
 def test_random_signals_at_random_times(config: RunConfig, whole: Path, tmp_path: Path) -> None:
-    for kind, status in campaign(27, 2 * CAMPAIGN, config, whole, tmp_path):
+    for kind, status in campaign(27, times(1), config, whole, tmp_path):
         assert status in (-kind if kind == signal.SIGKILL else 128 + kind, 0)
 
 
@@ -128,6 +128,7 @@ def test_a_terminals_signal_ends_a_training_after_its_step(config: RunConfig, wh
     check_same(tmp_path / "a run", whole)
 
 
+@pytest.mark.slow
 def test_readers_of_photos_end_with_a_training_that_is_killed(config: RunConfig, tmp_path: Path) -> None:
     process = start(config, tmp_path / "run", workers=2, steps=1000)
     readers = children(process.pid)
