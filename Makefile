@@ -26,7 +26,7 @@ test-slow: $(STAMP) $(COMPARED)
 
 # The campaigns of damaged inputs, killed runs and damaged states at length (docs/reliability.md).
 test-faults: $(STAMP)
-	TAGMASK_CAMPAIGN=25 $(BIN)/pytest -q -s -m "" tests/faults
+	TAGMASK_CAMPAIGN=25 $(BIN)/pytest -q --capture=tee-sys -m "" tests/faults
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -55,5 +55,5 @@ def outcome(call: Callable[[], Any], names: str = "") -> str:
 
 
 def told(counts: Counter[str]) -> None:
-    """Print what came of a campaign, for docs/reliability.md ('pytest -s')."""
+    """Print what came of a campaign; 'make test-faults' shows it."""
     print(f"\n{sum(counts.values())} tried: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")

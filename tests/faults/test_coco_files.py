@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tagmask.data import open_data, read_mask, write_mask
 from tagmask.data.source_coco import COCO_CATEGORIES, read_coco_tags
 from tagmask.errors import DataError, plain
 from tagmask.files import OLD
-from tests.faults.campaign import times
+from tests.faults.campaign import times, told
 
 pytest.importorskip("pycocotools")
 SIZE = (20, 30)

@@ -10,6 +10,7 @@ import random
 import struct
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tagmask.cli import main
 from tagmask.convert import coco_results, read_label_file, sbd_masks, voc_submission, write_tags
 from tagmask.data import read_mask, write_mask
 from tagmask.errors import DataError, plain
-from tests.faults.campaign import times
+from tests.faults.campaign import times, told
 
 VECTOR = np.array([1, 0, 1], np.float32)
 ARRAY = pickle.dumps(VECTOR, protocol=2)[2:-1]
