@@ -15,6 +15,9 @@ CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 class TagmaskError(Exception):
     """Base of all errors that tagmask raises on bad input; the CLI prints it without a traceback."""
 
+    def __str__(self) -> str:
+        return plain(super().__str__())
+
 
 class ConfigError(TagmaskError):
     """A configuration key or value is wrong."""
