@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,17 +39,32 @@ OLD = 3600
 
 def of_system(error: OSError, path: str | Path | None = None) -> DataError:
     """The error of the system in one sentence, with file, cause and way out."""
-    place = path if path is not None else error.filename2 or error.filename or "A file"
+    place = path if path is not None else error.filename2 or error.filename or "Input or output"
     way = WAYS.get(error.errno or 0, "")
     return DataError(f"{place}: {error.strerror or error}.{' ' if way else ''}{way}")
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise DataError for a folder, a pipe or a device, which may never end, and where the system refuses."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise of_system(error, path) from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: no file, but a folder, a pipe or a device. Give a file, or remove it.")
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
     """A temporary file's path beside ``path``. It takes the place of ``path`` at the end, and goes if an error comes.
 
-    Missing folders are made. Raises DataError where the disk is full or refuses.
+    Links are followed, and pipes and devices such as /dev/null are written to as they are. Missing folders are made.
+    Raises DataError where the disk is full or refuses.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     # Short, as names may be as long as the file system allows.
     part = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
     try:
@@ -85,7 +101,6 @@ FORMULA = re.compile(r"^'*[=+\-@\t]")
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
     """Rows as CSV. An apostrophe goes before a cell that a spreadsheet would take for a formula."""
-
     text = io.StringIO(newline="")
     safe = ([f"'{cell}" if FORMULA.match(cell) else cell for cell in row] for row in rows)
     csv.writer(text, lineterminator="\n").writerows(safe)
@@ -114,6 +129,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_text(path: Path, newline: str | None = None) -> str:
     """A text file in UTF-8, with or without a mark. newline: as ``open`` takes it. Raises DataError that names it."""
+    check_regular(path)
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             return file.read()

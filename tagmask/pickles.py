@@ -1,12 +1,42 @@
-"""What a pickle would build, read without building it."""
+"""Files of ``torch.save``, looked at before torch reads them: what their pickles would build, and how much."""
 
 from __future__ import annotations
 
 import pickletools
+import zipfile
+from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO
+
+import torch
 
 DEEPEST = 100
 """Tuples within each other, at most. Python hashes them by recursion in C, which ends the process when it is deep."""
+GROWTH, SPARE = 16, 2**26
+"""What a file holds is at most so many times as large as the file, and so many bytes more."""
+
+
+def check_saved(path: Path) -> None:
+    """Raise ValueError where a file of ``torch.save`` is broken, nests tuples deeply, or grows far."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_size(archive, path)
+        check_pickle(BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
+        return
+    with path.open("rb") as file:  # before 2020: three pickles of the format, the content's, one of the storages' names
+        for _ in range(5):
+            check_pickle(file)
+
+
+def check_size(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise ValueError where the parts of an archive are far larger than its file."""
+    if sum(part.file_size for part in archive.infolist()) > most(path):
+        raise ValueError("its parts are packed too tightly for weights")
+
+
+def most(path: Path) -> int:
+    """What a file may hold: bytes unpacked, or values."""
+    return GROWTH * path.stat().st_size + SPARE
 
 
 def check_pickle(file: BinaryIO) -> None:

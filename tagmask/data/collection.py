@@ -126,3 +126,15 @@ def tag_vector(tags: Iterable[int], classes: int) -> Tensor:
 def hash_ids(ids: Iterable[str]) -> str:
     """First 12 hex digits of the SHA-256 of sorted ids."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:12]
+
+
+def hash_items(classes: Iterable[str], items: Iterable[Item]) -> str:
+    """SHA-256 over class names and the photos' ids, tags and sizes of files (None where a file is gone)."""
+    digest = hashlib.sha256("\n".join(classes).encode())
+    for item in sorted(items, key=lambda item: item.id):
+        try:
+            size = item.image.stat().st_size
+        except OSError:
+            size = None
+        digest.update(f"\n{item.id}|{item.tags}|{size}".encode())
+    return digest.hexdigest()

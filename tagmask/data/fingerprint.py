@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from rich.table import Table
 
 from tagmask.data.agreement import disagreement
 from tagmask.data.benchmarks import count_lists
-from tagmask.data.collection import Collection, ColourMap, Item, Problem
+from tagmask.data.collection import Collection, ColourMap, Item, Problem, hash_items
 from tagmask.data.pixels import Notes, count_pixels, describe_notes, raw_mask, read_image
 from tagmask.errors import DataError, plain
 from tagmask.types import IGNORE
@@ -70,7 +69,7 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         "benchmark": published,
         "root": str(collection.root),
         "classes": list(collection.classes),
-        "digest": _digest(collection),
+        "digest": hash_items(collection.classes, collection.items),
         "counts": {
             "images": len(items),
             "labelled": len(tagged),
@@ -222,21 +221,6 @@ def _look(item: Item, colour_map: ColourMap | None, notes: Notes) -> dict[str, A
 def _without_path(error: DataError, path: Path) -> str:
     """The error's text without the file's name, which stands beside it."""
     return str(error).removeprefix(f"{path}: ")
-
-
-def _digest(collection: Collection) -> str:
-    digest = hashlib.sha256("\n".join(collection.classes).encode())
-    for item in sorted(collection.items, key=lambda i: i.id):
-        digest.update(f"\n{item.id}|{item.tags}|{_file_size(item.image)}".encode())
-    return digest.hexdigest()
-
-
-def _file_size(path: Path) -> int | None:
-    """Bytes of a file; None for links to nothing and photos that have vanished."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def _split(

@@ -11,7 +11,7 @@ import ijson
 import numpy as np
 
 from tagmask.errors import DataError
-from tagmask.files import of_system
+from tagmask.files import check_regular, of_system
 
 DEEPEST = 1000
 """Brackets that may be open at once."""
@@ -29,8 +29,7 @@ def stream_json(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     NaN and infinity, which Python writes and JSON does not have, are None. Raises DataError that names the file where
     it cannot be read, is not valid JSON, is nested deeply, or lacks one of the lists.
     """
-    if path.exists() and not path.is_file():  # reading a pipe would never end
-        raise DataError(f"{path}: not a regular file.")
+    check_regular(path)
     for key in keys:
         done = 0
         try:

@@ -40,5 +40,5 @@ def check_name(name: str, where: str | Path) -> str:
     wrong = flaw(name)
     if wrong:
         shown = name if len(name) <= 100 else f"{name[:100]}…"
-        raise DataError(f"{where}: '{shown}' cannot name a photo: {wrong}. Rename it.")
+        raise DataError(f"{where}: '{shown}': {wrong}. Rename it.")
     return name

@@ -6,8 +6,6 @@ they are, because they were drawn on the photo as shown. Transparent pixels are 
 
 from __future__ import annotations
 
-import os
-import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from tagmask.data.find import read_lines
 from tagmask.data.formats import readable, unknown_content
 from tagmask.data.spelling import clean_name
 from tagmask.errors import DataError, nearest
-from tagmask.files import written
+from tagmask.files import check_regular, written
 from tagmask.types import IGNORE
 
 MAX_PIXELS = 150_000_000
@@ -53,6 +51,10 @@ FOURTH = (
 PAGES = "the first of several pages or frames; the others are not read"
 
 
+# Of odd EXIF data, and of sizes, which are bounded here. For the whole process, since threads decode side by side.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 @contextmanager
 def open_picture(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
     """A photo or mask, opened and not yet decoded. All errors inside become DataErrors that name the file.
@@ -61,14 +63,12 @@ def open_picture(path: str | Path, what: str = "an image") -> Iterator[Image.Ima
     Only up to MAX_PIXELS.
     """
     try:
-        _check_regular(path)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF data and of sizes, which are bounded here
-            with Image.open(path, formats=tuple(set(readable().values()))) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                yield opened
-    except DataError:
+        check_regular(path)
+        with Image.open(path, formats=tuple(set(readable().values()))) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            yield opened
+    except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         limit = f"{MAX_PIXELS // 1_000_000} million pixels"
@@ -78,11 +78,6 @@ def open_picture(path: str | Path, what: str = "an image") -> Iterator[Image.Ima
             raise DataError(f"{path}: cannot be read as {what} ({unknown_content(file.read(16))}).") from error
     except Exception as error:  # Pillow raises nearly any type on broken files
         raise _undecodable(path, what, error) from error
-
-
-def _check_regular(path: str | Path) -> None:
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise DataError(f"{path}: no file, but a folder, a pipe or a device. Remove it.")
 
 
 def _undecodable(path: str | Path, what: str, error: Exception, advice: str = "Replace or remove it.") -> DataError:
@@ -235,7 +230,7 @@ def _of_colours(values: np.ndarray, colour_map: ColourMap, path: str | Path) -> 
 def sbd_mask(path: str | Path) -> np.ndarray:
     """The label map (H,W), int64, of a file of SBD (Hariharan et al. 2011), ``cls/<id>.mat``. Raises DataError."""
     try:
-        _check_regular(path)
+        check_regular(path)
         record = loadmat(path, squeeze_me=True, struct_as_record=False)
     except DataError:
         raise

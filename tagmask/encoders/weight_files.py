@@ -8,7 +8,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from tagmask.encoders.mxnet_params import read_params
 from tagmask.errors import WeightsError
-from tagmask.pickles import check_pickle
+from tagmask.pickles import check_saved, check_size, most
 
 State = dict[str, Tensor]
 NESTS = ("teacher", "student", "state_dict", "model")
@@ -28,8 +27,6 @@ DEEPEST = 8
 """Dictionaries of ``NESTS`` within each other, at most."""
 BRANCH = "base_encoder."
 """Prefix of the trained network in MoCo v3's training states, which also hold its average and a predictor."""
-GROWTH, SPARE = 16, 2**26
-"""What a file holds is at most so many times as large as the file, and so many bytes more."""
 
 
 class _Ignored:
@@ -80,27 +77,15 @@ def _content(path: Path) -> Any:
         return load_file(path)
     if path.suffix == ".params":
         return read_params(path)
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            if sum(part.file_size for part in archive.infolist()) > _limit(path):
-                raise ValueError("its parts are packed too tightly for weights")
     if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as archive:
+            check_size(archive, path)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    if zipped:
-        check_pickle(BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
-    else:  # before 2020: three pickles of the format, the content's, and one of the storages' names
-        with path.open("rb") as file:
-            for _ in range(5):
-                check_pickle(file)
+    check_saved(path)
     with torch.serialization.safe_globals(KNOWN), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _limit(path: Path) -> int:
-    return GROWTH * path.stat().st_size + SPARE
 
 
 def _reason(error: Exception) -> str:
@@ -136,6 +121,6 @@ def _tensors(path: Path, content: Any) -> State:
         plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_nested
         if not plain or value.device.type != "cpu" or value.is_quantized or value.is_complex():
             raise WeightsError(f"{path}: '{name[:100]}' is no plain tensor of numbers; save it as one.")
-    if sum(value.numel() for value in state.values()) > _limit(path):
+    if sum(value.numel() for value in state.values()) > most(path):
         raise WeightsError(f"{path}: its tensors claim more values than a file of its size holds. Save it again.")
     return state

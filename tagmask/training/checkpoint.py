@@ -16,6 +16,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 
 from tagmask.errors import TrainingError
 from tagmask.files import of_system, written
+from tagmask.pickles import check_saved
 
 
 class Damaged(Exception):
@@ -34,6 +35,7 @@ class InPlace(TorchCheckpointIO):
             with zipfile.ZipFile(path) as parts:
                 if broken := parts.testzip():
                     raise Damaged(f"checksum of {broken}")
+            check_saved(Path(path))
             return super().load_checkpoint(path, *args, **options)
         except OSError as error:
             if error.errno != errno.EINVAL:  # which says that the zip file's directory points outside it

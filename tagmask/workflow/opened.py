@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Collection, clean, fingerprint, open_data
+from tagmask.data.collection import hash_items
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_record, write_json
 from tagmask.label import Inference
@@ -189,12 +189,9 @@ def opened(run: Run | str | Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def split_digest(collection: Collection) -> str:
-    """12 hex digits of the SHA-256 over classes, and over ids, tags and sizes of the files of the splits' photos."""
-    digest = hashlib.sha256("\n".join(collection.classes).encode())
-    for id in sorted({id for ids in collection.splits.values() for id in ids}):
-        item = collection.item(id)
-        digest.update(f"\n{id}|{item.tags}|{item.image.stat().st_size}".encode(errors="backslashreplace"))
-    return digest.hexdigest()[:12]
+    """12 hex digits of a hash of the splits' photos: ids, tags and sizes of files."""
+    ids = {id for ids in collection.splits.values() for id in ids}
+    return hash_items(collection.classes, map(collection.item, ids))[:12]
 
 
 def open_collection(config: RunConfig) -> Collection:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 
@@ -85,7 +87,8 @@ def _only(items: Sequence[Item], listed: Path) -> list[Item]:
 def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey]:
     """Items of files, folders (searched to any depth, ids keep the subfolders) and globs, and what is left out.
 
-    Raises DataError naming what matches nothing, or two photos whose masks would be one file.
+    Of photos that differ in the extension only, the ids keep it. Raises DataError naming two photos whose masks would
+    be one file.
     """
     found: list[Item] = []
     rest = Survey()
@@ -104,12 +107,15 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
         else:
             paths = [place] if place.is_file() else [Path(p) for p in sorted(glob(str(entry)))]
             if not paths:
-                raise DataError(f"{entry}: no such photo.")
+                rest.lost.append(Problem(str(entry), "no such photo"))
             items = [Item(p.stem, p, None) for p in paths if not flaw(p.stem)]
             rest.lost += [Problem(str(p), f"{flaw(p.stem)}; rename it") for p in paths if flaw(p.stem)]
         found += items
+    several = Counter(id for id, _ in {(item.id, item.image) for item in found})
     by_id: dict[str, Item] = {}
     for item in found:
+        if several[item.id] > 1:  # a.jpg and a.png
+            item = replace(item, id=f"{item.id}{item.image.suffix}")
         if by_id.setdefault(item.id, item).image != item.image:
             raise DataError(
                 f"{item.image} and {by_id[item.id].image} would both write {item.id}.png; predict them apart."
