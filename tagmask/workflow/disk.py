@@ -79,7 +79,8 @@ def network_row(name: str, config: RunConfig, where: Path, method: Method) -> di
     train = config.train
     moments = 2 if train.optimizer == "adamw" else 1 if train.momentum else 0
     checkpoint = weights * (2 if train.ema else 1) + trained * moments
-    written = -(-train.steps // train.checkpoint_every)
+    scored = train.steps // train.evaluate_every if train.evaluate_every else 0  # a checkpoint comes before each score
+    written = -(-train.steps // train.checkpoint_every) + scored
     count = min(train.keep + 1, written)
     makes = f"model of {human(model)}, up to {count} checkpoint{'s' if count > 1 else ''} of {human(checkpoint)}"
     return {"stage": name, "makes": makes, "where": str(where), "bytes": model + count * checkpoint}
