@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
-from tagmask.data.find import data_root, holds_images, image_folder, mask_folder
+from tagmask.data.find import data_root, image_folder, mask_folder
 from tagmask.data.layout import role, subfolders
 from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
@@ -15,7 +15,7 @@ from tagmask.data.source_folders import class_folders
 from tagmask.data.source_voc import is_voc
 from tagmask.data.splits import assign_splits
 from tagmask.data.table_file import TABLE_NAMES, WORKBOOKS, table_path
-from tagmask.data.walk import none_found
+from tagmask.data.walk import holds_images, none_found, survey
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -42,7 +42,7 @@ def detect(config: DataConfig, root: Path) -> str:
         return "cub"
     if table_path(config, root) is not None:
         return "table"
-    if class_folders(config, root)[1]:
+    if class_folders(config, root).names:
         return "folders"
     raise DataError(
         f"{root}: {_what_is_there(config, root)}. Write {TABLE_NAMES[0]} there (columns image,tags). Looked for "
@@ -54,7 +54,7 @@ def detect(config: DataConfig, root: Path) -> str:
 
 def _what_is_there(config: DataConfig, root: Path) -> str:
     if not holds_images(root):
-        return none_found(root)
+        return none_found(survey(root))
     images, masks = image_folder(config, root), mask_folder(config, root)
     where = f" in {images.name} and masks in {masks.name}" if masks is not None and images != root else ""
     return f"There are images{where}, but no tags"

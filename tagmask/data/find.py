@@ -12,9 +12,9 @@ from tagmask.config import DataConfig
 from tagmask.data.collection import Problem
 from tagmask.data.formats import is_image
 from tagmask.data.layout import role, subfolders
-from tagmask.data.spelling import clean_name
+from tagmask.data.spelling import clean_name, path_start
 from tagmask.data.spelling import normal_path as _normal
-from tagmask.data.walk import survey
+from tagmask.data.walk import holds_images, survey
 from tagmask.errors import DataError
 from tagmask.files import read_text
 from tagmask.types import IGNORE
@@ -51,7 +51,7 @@ def resolve(path: Path, root: Path, setting: str) -> Path:
 
 def without_suffix(name: str) -> str:
     """The name without its extension, if that is one of images; other dots are part of the name."""
-    return name[: -len(Path(name).suffix)] if is_image(name) else name
+    return os.path.splitext(name)[0] if is_image(name) else name
 
 
 def image_folder(config: DataConfig, root: Path) -> Path:
@@ -96,19 +96,15 @@ def _named(root: Path, names: Sequence[str]) -> Path | None:
     return next((there.get(name) or lower[name.lower()] for name in names if name.lower() in lower), None)
 
 
-def holds_images(folder: Path) -> bool:
-    """Whether an image lies in the folder or below."""
-    return any(is_image(name) for _, _, names in os.walk(folder) for name in names if not name.startswith("."))
-
-
 def make_ids(paths: Sequence[Path], base: Path) -> list[str]:
     """One unique id an image: its stem; where stems collide its relative path; where those do, with extension."""
     stems = Counter(p.stem for p in paths)
-    relative = [p.relative_to(base).as_posix() for p in paths]
-    trimmed = Counter(without_suffix(r) for r in relative)
+    start = path_start(base)
+    relative = [p.as_posix()[start:] for p in paths]
+    shorts = [without_suffix(name) for name in relative]
+    trimmed = Counter(shorts)
     ids = []
-    for path, name in zip(paths, relative):
-        short = without_suffix(name)
+    for path, name, short in zip(paths, relative, shorts):
         ids.append(path.stem if stems[path.stem] == 1 else short if trimmed[short] == 1 else name)
     # A stem can equal another image's relative name only across folders of different depth; say so, never merge.
     clash = [id for id, count in Counter(ids).items() if count > 1]
@@ -131,19 +127,22 @@ def pair_masks(
         raise DataError(f"{folder} (data.masks): masks lie among the images; give them a folder of their own.")
     found = survey(folder, masks=True)
     masks = found.images
-    relative = {_normal(without_suffix(m.relative_to(folder).as_posix())): m for m in masks}
+    start = path_start(folder)
+    relative = {_normal(without_suffix(m.as_posix()[start:])): m for m in masks}
     stems = Counter(p.stem for p in paths)
     result: list[Path | None] = []
+    start = path_start(base)
     for path in paths:
-        mask = relative.get(_normal(without_suffix(path.relative_to(base).as_posix())))
+        mask = relative.get(_normal(without_suffix(path.as_posix()[start:])))
         if mask is None and stems[path.stem] == 1:
             mask = relative.get(_normal(path.stem))
         result.append(mask)
     used = set(result)
-    if masks and explicit and used == {None}:
-        raise DataError(
-            f"{folder} (data.masks): no mask is named like an image (mask '{masks[0].name}', image '{paths[0].name}')."
-        )
+    if masks and used == {None}:
+        what = f"no mask is named like an image (mask '{masks[0].name}', image '{paths[0].name}')"
+        if explicit:
+            raise DataError(f"{folder} (data.masks): {what}.")
+        return result, [*found.problems, Problem(str(folder), f"no masks are read from this folder: {what}")]
     return result, [*found.problems, *(Problem(str(m), "mask without an image") for m in masks if m not in used)]
 
 

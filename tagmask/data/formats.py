@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +33,10 @@ OTHERS = frozenset(
 """Endings of pictures that are never read here."""
 
 
+MASK_COLOURS = (0, 3)
+"""Colour types of PNG that masks have: grey and palette."""
+
+
 @cache
 def readable() -> dict[str, str]:
     """Format by ending, of the pictures that are read on this machine."""
@@ -53,7 +58,19 @@ def _register_heif() -> bool:
 
 def is_image(name: str | Path) -> bool:
     """Whether the name ends as pictures do that are read."""
-    return Path(name).suffix.lower() in readable()
+    return os.path.splitext(name)[1].lower() in readable()
+
+
+def png_colour(path: Path) -> int | None:
+    """The colour type in a PNG's header (0 grey, 2 RGB, 3 palette); None for any other file."""
+    if path.suffix.lower() != ".png" or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError:
+        return None
+    return head[25] if len(head) == 26 and head.startswith(b"\x89PNG") else None
 
 
 def why_not(name: str | Path) -> str:

@@ -42,9 +42,10 @@ class NameIndex:
     def __init__(self, paths: Sequence[Path], bases: Sequence[Path], where: str) -> None:
         self.where = where
         self._paths, self._bases = paths, bases
+        prefixes = ["" if base == Path() else os.path.join(base, "") for base in dict.fromkeys(bases)]
         self._names = [
-            {path.name, *(path.relative_to(base).as_posix() for base in bases if path.is_relative_to(base))}
-            for path in paths
+            {path.name, *(text[len(prefix) :] for prefix in prefixes if text.startswith(prefix))}
+            for path, text in ((path, str(path)) for path in paths)
         ]
         self._depth = max((name.count("/") + 1 for names in self._names for name in names), default=1)
         flat = len({path.parent for path in paths}) == 1

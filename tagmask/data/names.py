@@ -9,7 +9,8 @@ from tagmask.errors import DataError
 
 LONGEST = 251
 """Bytes of a part of a name: with .png it fits the 255 of file systems."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""A control character or a line's end, which no name of a photo or class holds."""
 ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 
 

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 from tagmask.config import DataConfig
 from tagmask.data.collection import Collection, Problem
-from tagmask.data.find import BACKGROUND, check_classes, data_root, given_classes, holds_images, mask_folder, resolve
-from tagmask.data.formats import is_image
+from tagmask.data.find import BACKGROUND, check_classes, data_root, given_classes, mask_folder, resolve
+from tagmask.data.formats import MASK_COLOURS, is_image, png_colour
 from tagmask.data.layout import role, subfolders
 from tagmask.data.names import flaw
 from tagmask.data.source_table import assemble, tag_indices
-from tagmask.data.spelling import clean_name
-from tagmask.data.walk import find_images
+from tagmask.data.spelling import clean_name, path_start
+from tagmask.data.walk import holds_images, survey
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
 NO_TAGS = frozenset(("unlabelled", "unlabeled"))
 KINDS = {"photos": "photos", "masks": "masks"} | dict.fromkeys(("train", "val", "test"), "splits")
 """What a folder's role is called to users."""
+THINGS = frozenset(("train", "photo", "photos", "picture", "pictures", "mask", "label"))
+"""What folders are called that have a role or show a thing, in lower case."""
 IN_LIST = "If these are classes, write all classes into classes.txt, one a line."
 
 
-def class_folders(config: DataConfig, root: Path) -> tuple[Path, list[str]]:
-    """The folder that is looked in, and the class folders there that hold images, sorted; 'images' alone is none."""
+class ClassFolders(NamedTuple):
+    """The folder that is looked in, the class folders there, that of masks, and the classes that are listed."""
+
+    base: Path
+    names: list[str]
+    masks: Path | None
+    given: list[str] | None
+
+
+def class_folders(config: DataConfig, root: Path) -> ClassFolders:
+    """The class folders that hold images, sorted; 'images' alone is none."""
     base = resolve(config.images, root, "images") if config.images is not None else root
-    masks, classes = mask_folder(config, root), given_classes(config, root) or ()
+    masks, classes = mask_folder(config, root), given_classes(config, root)
     found = [f.name for f in subfolders(base) if f != masks and not flaw(f.name) and holds_images(f)]
     names = [name for name in found if name.lower() not in BACKGROUND | NO_TAGS]
-    photos_only = all(role(name) == "photos" and name not in classes for name in names)
-    return base, [] if photos_only else names
+    photos_only = all(role(name) == "photos" and name not in (classes or ()) for name in names)
+    return ClassFolders(base, [] if photos_only else names, masks, classes)
 
 
 @SOURCES.register("folders")
@@ -39,23 +51,24 @@ def folders(config: DataConfig) -> Collection:
 
     A folder called 'background' holds images of none of the classes; one called 'unlabelled', and images right in
     the root, are unlabelled. Raises DataError when there is no class folder, one that is not in ``data.classes``, or
-    one that is called as splits, photos or masks are and that neither ``data.classes`` nor classes.txt names.
+    one that is called as splits, photos or masks are and that neither ``data.classes`` nor classes.txt names. A single
+    one that is called as a thing, too ('train'), is a class where it holds photos and stands among others.
     """
     root = data_root(config)
-    base, names = class_folders(config, root)
+    base, names, masks, given = class_folders(config, root)
     if not names:
         raise DataError(f"{base}: no folders of images, one a class, are there.")
-    given = given_classes(config, root)
-    _refuse_layout(base, names, given or [], mask_folder(config, root))
+    odd = _odd_class(base, names) if given is None else []
+    if not odd:
+        _refuse_layout(base, names, given or [], masks)
     found = {name: clean_name(name, str(base / name)) for name in names}
     classes = given or check_classes(sorted(set(found.values())), str(base))
     position = {name: i for i, name in enumerate(classes)}
     by_folder = {name: tag_indices([tag], position, str(base / name)) for name, tag in found.items()}
     by_folder |= {folder.name: () for folder in subfolders(base) if folder.name.lower() in BACKGROUND}
-    masks = mask_folder(config, root)
-    images, problems = find_images(base, masks), _odd_links(base, masks)
-    tags = [by_folder.get(image.relative_to(base).parts[0]) for image in images]
-    return assemble("folders", config, root, base, images, tags, classes, problems)
+    photos, start = survey(base, masks), path_start(base)
+    tags = [by_folder.get(image.as_posix()[start:].split("/", 1)[0]) for image in photos.images]
+    return assemble("folders", config, root, photos, tags, classes, [*odd, *_odd_links(base, masks)])
 
 
 def _odd_links(base: Path, masks: Path | None) -> list[Problem]:
@@ -76,6 +89,18 @@ def _odd_links(base: Path, masks: Path | None) -> list[Problem]:
                 raise DataError(f"{path}: a link to {target}, whose photos would be there twice. Remove the link.")
             seen.add(target)
     return problems
+
+
+def _odd_class(base: Path, names: list[str]) -> list[Problem]:
+    """A note on the only folder that has a role, where it is a class all the same: it holds photos as the others do."""
+    odd = [name for name in names if role(name) is not None]
+    if len(odd) != 1 or len(names) < 2 or odd[0].lower() not in THINGS:
+        return []
+    own = [path for path in (base / odd[0]).iterdir() if is_image(path.name)]
+    if not own or (role(odd[0]) == "masks" and any(png_colour(path) in MASK_COLOURS for path in own)):
+        return []
+    what = f"read as a class; if '{odd[0]}' holds {KINDS[role(odd[0]) or '']}, move it out of this folder"
+    return [Problem(str(base / odd[0]), what)]
 
 
 def _refuse_layout(base: Path, names: list[str], given: list[str], masks: Path | None) -> None:

@@ -24,7 +24,7 @@ from tagmask.data.pixels import read_colour_map
 from tagmask.data.splits import column_splits, own_splits
 from tagmask.data.table_cells import odd_classes
 from tagmask.data.table_file import TABLE_NAMES, Row, TagTable, read_table, table_path
-from tagmask.data.walk import find_images, none_found, survey
+from tagmask.data.walk import Survey, none_found, survey
 from tagmask.errors import DataError, nearest
 from tagmask.registry import SOURCES
 
@@ -54,34 +54,35 @@ def table(config: DataConfig) -> Collection:
             raise DataError(f"{path}: no photo there has a tag. Name what is in them, or the classes in data.classes.")
         classes = check_classes(found.columns or names, str(path))
     base, masks = image_folder(config, root), mask_folder(config, root)
-    images = find_images(base, masks)
-    if not images:
-        none = none_found(base, masks)
-        raise DataError(f"{base}: {none}. Set data.images to the folder that {path} names them from.")
-    tags, roles, problems = match_rows(found, images, [base, root], classes, path)
+    photos = survey(base, masks)
+    if not photos.images:
+        raise DataError(f"{base}: {none_found(photos)}. Set data.images to the folder that {path} names them from.")
+    tags, roles, problems = match_rows(found, photos.images, [base, root], classes, path)
     if not any(tags) and any(row.tags for row in found.rows):
-        raise DataError(f"{path}: no row with a tag names an image below {base}. Mend the names, or set data.images.")
-    return assemble("table", config, root, base, images, tags, classes, problems, roles)
+        raise DataError(
+            f"{path}: no row with a tag names an image below {base}. Mend the names, or set data.images "
+            "to the folder that they begin in."
+        )
+    return assemble("table", config, root, photos, tags, classes, problems, roles)
 
 
 def assemble(
     source: str,
     config: DataConfig,
     root: Path,
-    base: Path,
-    images: Sequence[Path],
+    found: Survey,
     tags: Sequence[tuple[int, ...] | None],
     classes: list[str],
     problems: list[Problem],
     roles: Sequence[str | None] = (),
 ) -> Collection:
-    """The collection of images with their tags: ids, masks, the colour map and the splits.
+    """The collection of the images that were found, with their tags: ids, masks, the colour map and the splits.
 
     These are the root's own lists, or else ``roles``: 'train', 'val' or 'test' of each image, None for no split.
     Raises DataError where many photos look like masks of others.
     """
-    place = mask_folder(config, root)
-    masks, orphans = pair_masks(images, base, place, config.masks is not None)
+    images, base = found.images, found.folder
+    masks, orphans = pair_masks(images, base, found.without, config.masks is not None)
     items = [Item(*fields) for fields in zip(make_ids(images, base), images, tags, masks)]
     colours = None
     if config.colour_map is not None:
@@ -93,10 +94,9 @@ def assemble(
             unknown.append(Problem(str(root), f"the table's split column is not read: there are lists ({lists})"))
         splits = splits or column_splits(items, roles)
     named = [source == "table" and given is not None for given in tags]
-    strays = _stray_masks([image for image, told in zip(images, named) if not told], images, base)
-    left_out = survey(base, place).problems
-    found = [*left_out, *problems, *orphans, *unknown, *strays, *odd_classes(classes, config.separator)]
-    return Collection(source, root, classes, items, splits, found, colours)
+    strays = _stray_masks([image for image, is_named in zip(images, named) if not is_named], images, base)
+    told = [*found.problems, *problems, *orphans, *unknown, *strays, *odd_classes(classes, config.separator)]
+    return Collection(source, root, classes, items, splits, told, colours)
 
 
 def _stray_masks(candidates: Sequence[Path], images: Sequence[Path], base: Path) -> list[Problem]:
@@ -138,7 +138,8 @@ def match_rows(
         name = table.rows[0].name if table.rows else "(no rows)"
         raise DataError(
             f"{path}: no row names an image below {bases[0]} (the first is '{name}', the first image "
-            f"'{images[0].relative_to(bases[0])}'). Set data.images.{' '.join(['', *table.doubts])}"
+            f"'{images[0].relative_to(bases[0])}'). Set data.images to the folder that the rows "
+            f"name them from.{' '.join(['', *table.doubts])}"
         )
     tags: list[tuple[int, ...] | None] = [None] * len(images)
     roles: list[str | None] = [None] * len(images)
@@ -153,15 +154,16 @@ def match_rows(
         tags[hit], roles[hit] = tuple(sorted(found)), first.role
     if united:
         several = sum(len(rows) > 1 for rows in groups.values())
-        problems.append(Problem(path.name, f"{several} photos have several rows, one a tag: their tags are united"))
+        problems.append(Problem(path.name, f"{several} photos have several rows: their tags are united"))
     return tags, roles, [*problems, *index.notes()]
 
 
 def _one_object_a_row(table: TagTable, groups: Mapping[int, list[Row]]) -> bool:
-    """Whether several rows of a photo are objects in it: one tag a row, one name, and not on a stray photo only."""
-    several = [rows for rows in groups.values() if len({row.tags for row in rows}) > 1]
+    """Whether several rows of a photo are objects in it: one tag a row, one name, and not of a stray photo only."""
+    several = [rows for rows in groups.values() if len(rows) > 1 and len({row.name for row in rows}) == 1]
+    mixed = [rows for rows in groups.values() if len({row.tags for row in rows}) > 1]
     single = table.columns is None and all(len(row.tags) <= 1 for row in table.rows)
-    alike = all(row.tags and row.name == rows[0].name for rows in several for row in rows)
+    alike = all(row.tags and row.name == rows[0].name for rows in mixed for row in rows)
     return bool(several) and single and alike and MANY * len(several) >= len(groups)
 
 
@@ -170,7 +172,9 @@ def _check_twin(first: Row, row: Row, united: bool, path: Path) -> None:
     if set(row.tags) != set(first.tags) and not united:
         raise DataError(f"{where} give '{row.name}' different tags; keep one of them, or join their tags.")
     if row.role != first.role:
-        raise DataError(f"{where} put '{row.name}' into {first.role} and {row.role}; keep one of them.")
+        raise DataError(
+            f"{where} put '{row.name}' into {first.role or 'no split'} and {row.role or 'no split'}; keep one."
+        )
 
 
 def tag_indices(tags: Iterable[str], position: Mapping[str, int], where: str) -> tuple[int, ...]:

@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 from tagmask.config import DataConfig
 from tagmask.data.benchmarks import missing
 from tagmask.data.collection import Collection, Problem
-from tagmask.data.find import check_classes, data_root, given_classes, read_lines, resolve
+from tagmask.data.find import check_classes, data_root, given_classes, mask_folder, read_lines, resolve
 from tagmask.data.source_table import assemble, match_rows, tag_indices
 from tagmask.data.spelling import clean_name
 from tagmask.data.splits import find_list, read_list
 from tagmask.data.table_file import read_table, table_path
-from tagmask.data.walk import find_images, none_found
+from tagmask.data.walk import none_found, survey
 from tagmask.errors import DataError
 from tagmask.registry import SOURCES
 
@@ -57,9 +57,10 @@ def voc(config: DataConfig) -> Collection:
         inner = sorted(root.glob("**/JPEGImages"))
         hint = f" Did you mean data.root={inner[0].parent}?" if inner else missing(BENCHMARK, "train")
         raise DataError(f"{base}: no such folder.{hint}")
-    images = find_images(base)
+    photos = survey(base, mask_folder(config, root))
+    images = photos.images
     if not images:
-        raise DataError(f"{base}: {none_found(base)}.")
+        raise DataError(f"{base}: {none_found(photos)}.")
     classes = given_classes(config, root)
     path, annotations = table_path(config, root), root / "Annotations"
     roles: list[str | None] = []
@@ -77,7 +78,7 @@ def voc(config: DataConfig) -> Collection:
         tags = [tag_indices(named[i], position, where[i]) if i in named else None for i in images]
     else:
         raise DataError(f"{root}: neither Annotations nor tags.csv is there. Set data.tags to a table of tags.")
-    collection = assemble("voc", config, root, base, images, tags, classes, problems, roles)
+    collection = assemble("voc", config, root, photos, tags, classes, problems, roles)
     return _as_published(collection, config) if tuple(classes) == VOC_CLASSES else collection
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
+from pathlib import Path
 
+from tagmask.data.names import CONTROL
 from tagmask.errors import DataError
 
 BLANKS = "\\s\u00ad\u200b-\u200f\u2060\ufeff"
 UNSEEN = re.compile(f"^[{BLANKS}]+|[{BLANKS}]+$|[\u00ad\u200b\u2060\ufeff]")
 """Signs that nobody sees. Joiners within a word belong to some scripts."""
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def clean_name(name: str, where: str) -> str:
@@ -37,6 +39,11 @@ def visible(text: str) -> str:
 def plain_path(name: str) -> str:
     """A path as it is written, with slashes only: the signs between folders and '.' say nothing."""
     return "/".join(part for part in name.strip().replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def path_start(folder: Path) -> int:
+    """Where the name of a path below the folder begins in its text: cutting there is far faster than relative_to."""
+    return 0 if folder == Path() else len(os.path.join(folder, ""))
 
 
 def normal_path(name: str) -> str:

@@ -6,8 +6,7 @@ import ast
 import json
 import re
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tagmask.data.collection import Problem
 from tagmask.data.layout import SPLITS
@@ -16,8 +15,8 @@ from tagmask.errors import DataError
 
 NOTHING = frozenset(("nan", "none", "null", "na", "n/a", "<na>"))
 """What programs write into a cell that is empty, in lower case."""
-NUMBERS = {"0": False, "0.0": False, "1": True, "1.0": True}
-"""Cells of a column that is a class."""
+NO_YES = {**dict.fromkeys(("0", "0.0", "false", "no"), False), **dict.fromkeys(("1", "1.0", "true", "yes"), True)}
+"""Cells of a column that is a class, in lower case."""
 TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 LIST = re.compile(rf"\[\s*(?:{TEXT}\s*(?:,\s*{TEXT}\s*)*,?\s*)?\]")
 """A list of texts, as Python and JSON write it."""
@@ -54,11 +53,22 @@ def _list(cell: str, where: str) -> list[str]:
     raise DataError(f"{where}: '{cell[:60]}' is no list of names that can be read. Write the tags as red;blue.")
 
 
-def split_role(cell: str, where: str) -> str:
-    """'train', 'val' or 'test'. Raises DataError on any other word."""
-    if cell.strip().lower() not in SPLITS:
-        raise DataError(f"{where}: the split is '{cell[:60]}'. Write train, val or test, or remove the column.")
-    return SPLITS[cell.strip().lower()]
+def split_roles(cells: Sequence[str], wheres: Sequence[str], column: str) -> tuple[list[str | None], list[str]]:
+    """'train', 'val' or 'test' of each row, None for an empty cell; and a sentence where no cell names a split.
+
+    Raises DataError on a word that is no split where other cells name one.
+    """
+    words = [cell.strip().lower() for cell in cells]
+    words = ["" if word in NOTHING else word for word in words]
+    if not SPLITS.keys() & set(words):
+        odd = f"column '{column}' holds none of train, val and test: it is not read."
+        return [None] * len(words), [odd] if any(words) else []
+    wrong = next((i for i, word in enumerate(words) if word and word not in SPLITS), None)
+    if wrong is not None:
+        raise DataError(
+            f"{wheres[wrong]}: the split is '{cells[wrong][:60]}'. Write train, val or test, or remove the column."
+        )
+    return [SPLITS.get(word) for word in words], []
 
 
 def odd_classes(classes: list[str], separator: str) -> Iterator[Problem]:
@@ -79,9 +89,11 @@ def odd_classes(classes: list[str], separator: str) -> Iterator[Problem]:
 
 
 def odd_tags(tags: Iterable[str], column: str) -> Iterator[str]:
-    """What is odd about all tags of a table's column: that they are numbers."""
-    found = Counter(tags)
-    if found and all(NUMBER.fullmatch(tag) for tag in found):
+    """What is odd about all tags of a table's column: that they are numbers, or yes and no."""
+    found = set(tags)
+    numbers, no_yes = all(NUMBER.fullmatch(tag) for tag in found), all(tag.lower() in NO_YES for tag in found)
+    if found and (numbers or no_yes):
         names = ", ".join(f"'{name}'" for name in sorted(found)[:4])
-        yes_no = " If 0 and 1 say no and yes, name the column by the class." if found.keys() <= NUMBERS.keys() else ""
-        yield f"column '{column}' holds numbers only: they were read as classes called {names}.{yes_no}"
+        what = "numbers" if numbers else "yes and no"
+        way = " If they say whether one class is there, name the column by the class." if no_yes else ""
+        yield f"column '{column}' holds {what} only: they were read as classes called {names}.{way}"

@@ -7,14 +7,15 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tagmask.config import DataConfig
 from tagmask.data.find import read_lines, resolve
+from tagmask.data.formats import is_image
 from tagmask.data.spelling import clean_name, refuse_control
-from tagmask.data.table_cells import NUMBERS, cell_tags, clean_tags, odd_tags, split_role
+from tagmask.data.table_cells import NO_YES, cell_tags, clean_tags, odd_tags, split_roles
 from tagmask.errors import DataError
 from tagmask.files import of_system, read_text
 
@@ -89,7 +90,8 @@ def read_table(path: Path, separator: str) -> TagTable:
 
     CSV: a header is required, comma, semicolon or tab between columns, UTF-8 with or without a mark. One column
     (image, file, filename, path, id) names the image; tags stand in one column with ``separator`` between them or as
-    a list of Python or JSON, or in one column a class with 0 or 1; a column 'split' holds train, val or test.
+    a list of Python or JSON, or in one column a class with 0 and 1 (true and false, yes and no); a column 'split'
+    holds train, val or test.
     JSONL: ``{"image": "a.jpg", "tags": ["cat"]}`` a line; a string of tags is read as a cell. Raises DataError with
     the line's number.
     """
@@ -149,16 +151,23 @@ class _Csv:
                     f"{path}, line {line}: {len(cells)} columns, the header has {len(header)}. Put cells that hold "
                     f"'{delimiter}' in quotes, or separate tags by another sign (data.separator)."
                 )
+        # A class may be called 'photo', too.
+        names = [names[0], *(name for name in names[1:] if not self._one_hot([header.index(name)]))]
+        if not self._unique(header.index(names[0])):
+            names.sort(key=lambda name: not (self._unique(header.index(name)) and self._files(header.index(name))))
         self.image = header.index(names[0])
-        self.doubts = doubt([names[0], *(n for n in names[1:] if not self._one_hot([header.index(n)]))], "the photo")
+        self.doubts = doubt(names, "the photo")
         for line, cells in rows:
             if not cells[self.image]:
                 raise DataError(f"{path}, line {line}: no image is named.")
             refuse_control(cells[self.image], f"{path}, line {line}")
         splits = pick(header, SPLIT_COLUMNS)
-        self.split = header.index(splits[0]) if splits else None
-        self.doubts += doubt(splits, "the split")
-        aside = {self.image, self.split, *(header.index(n) for n in names[1:] if not self._one_hot([header.index(n)]))}
+        self.roles: list[str | None] = [None] * len(rows)
+        if splits:
+            column, wheres = header.index(splits[0]), [self._at(line) for line, _ in rows]
+            self.roles, odd = split_roles([cells[column] for _, cells in rows], wheres, splits[0])
+            self.doubts += odd or doubt(splits, "the split")
+        aside = {self.image, *map(header.index, (*names, *splits))}
         self.others = [i for i in range(len(header)) if i not in aside and not self._unnamed(i)]
 
     def table(self) -> TagTable:
@@ -167,40 +176,43 @@ class _Csv:
         several = len(self.others) > 1
         if not tags and not several and self.others and not self._one_hot(self.others):
             tags = [self.header[self.others[0]]]
-        # A class may be called 'label': several columns that hold nothing but 0 and 1 are one-hot all the same.
+        # A class may be called 'label': several columns that hold nothing but yes and no are one-hot all the same.
         if tags and not (several and self._one_hot(self.others)):
             return self._tagged(tags)
         return self._by_class()
 
     def _tagged(self, tags: list[str]) -> TagTable:
         column, rows = self.header.index(tags[0]), []
-        for line, cells in self.rows:
+        for (line, cells), role in zip(self.rows, self.roles):
             found = cell_tags(cells[column], self.separator, self._at(line))
-            rows.append(Row(line, cells[self.image], found, self._role(line, cells)))
+            rows.append(Row(line, cells[self.image], found, role))
         odd = odd_tags((tag for row in rows for tag in row.tags), tags[0])
         return TagTable(rows, None, [*self.doubts, *doubt(tags, "the tags"), *odd])
 
     def _by_class(self) -> TagTable:
         rows = []
-        for line, cells in self.rows:
-            wrong = next((i for i in self.others if cells[i] not in NUMBERS), None)
+        for (line, cells), role in zip(self.rows, self.roles):
+            wrong = next((i for i in self.others if cells[i].lower() not in NO_YES), None)
             if wrong is not None:
                 raise DataError(
                     f"{self._at(line)}: column '{self.header[wrong]}' holds '{cells[wrong]}'. Without a column called "
-                    "'tags' each further column is a class and holds 0 or 1."
+                    "'tags' each further column is a class and holds 0 or 1 (or true or false, or yes or no)."
                 )
-            found = tuple(self.header[i] for i in self.others if NUMBERS[cells[i]])
-            rows.append(Row(line, cells[self.image], found, self._role(line, cells)))
+            found = tuple(self.header[i] for i in self.others if NO_YES[cells[i].lower()])
+            rows.append(Row(line, cells[self.image], found, role))
         return TagTable(rows, [self.header[i] for i in self.others], self.doubts)
-
-    def _role(self, line: int, cells: list[str]) -> str | None:
-        return None if self.split is None else split_role(cells[self.split], self._at(line))
 
     def _at(self, line: int) -> str:
         return f"{self.path}, line {line}"
 
     def _one_hot(self, columns: Sequence[int]) -> bool:
-        return all(cells[i] in NUMBERS for _, cells in self.rows for i in columns)
+        return all(cells[i].lower() in NO_YES for _, cells in self.rows for i in columns)
+
+    def _unique(self, column: int) -> bool:
+        return len({cells[column] for _, cells in self.rows}) == len(self.rows)
+
+    def _files(self, column: int) -> bool:
+        return all(is_image(cells[column]) for _, cells in self.rows)
 
     def _unnamed(self, column: int) -> bool:
         """Whether a column has no name: it is empty, or counts the rows. Raises DataError where it is neither."""
@@ -215,6 +227,8 @@ class _Csv:
 
 def _read_jsonl(path: Path, separator: str) -> TagTable:
     rows, doubts = [], []
+    cells: list[str] = []
+    columns: list[str] = []
     for line, content in read_lines(path):
         where = f"{path}, line {line}"
         try:
@@ -229,10 +243,13 @@ def _read_jsonl(path: Path, separator: str) -> TagTable:
         if not isinstance(tags, list) or not all(isinstance(part, str) for part in [name, *tags]) or not name.strip():
             raise DataError(f'{where}: expected {{"image": "a.jpg", "tags": ["cat", "dog"]}}.')
         refuse_control(name, where)
-        role = split_role(str(entry[splits[0]]), where) if splits else None
-        rows.append(Row(line, name, clean_tags(tags, where), role))
+        rows.append(Row(line, name, clean_tags(tags, where)))
+        cells.append(str(entry[splits[0]]) if splits else "")
+        columns += splits[:1]
         doubts += [*doubt(names, "the photo"), *doubt(found, "the tags")]
-    return TagTable(rows, None, list(dict.fromkeys(doubts)))
+    roles, odd = split_roles(cells, [f"{path}, line {row.line}" for row in rows], columns[0] if columns else "")
+    rows = [replace(row, role=role) for row, role in zip(rows, roles)]
+    return TagTable(rows, None, list(dict.fromkeys([*doubts, *odd])))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

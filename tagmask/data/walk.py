@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tagmask.data.collection import Problem
-from tagmask.data.formats import is_image, why_not
+from tagmask.data.formats import is_image, png_colour, why_not
+from tagmask.data.layout import THUMBNAILS
 from tagmask.data.names import flaw
+from tagmask.data.spelling import path_start
 from tagmask.errors import DataError
 from tagmask.files import read_json
 from tagmask.types import IGNORE
 
-THUMBNAILS = frozenset(
-    ("@eadir", "@synoeadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", ".thumbnails", ".thumbs", ".trashes")
-)
-"""Folders, in lower case, in which servers and systems keep small or deleted copies of photos."""
 OVERLAY = "_overlay.jpg"
 """How the names of pictures end that ``predict --overlay`` writes."""
 
@@ -27,12 +25,15 @@ OVERLAY = "_overlay.jpg"
 class Survey:
     """What lies below a folder. images: sorted by path. lost: files that cannot be used, each with the reason.
 
-    passed: what is no photo, though it looks like one: folders of thumbnails, masks that tagmask wrote.
+    passed: what is no photo, though it looks like one: folders of thumbnails, masks that tagmask wrote. folder,
+    without: what was looked through, and the folder in it that was not.
     """
 
     images: list[Path] = field(default_factory=list)
     lost: list[Problem] = field(default_factory=list)
     passed: list[Problem] = field(default_factory=list)
+    folder: Path = Path()
+    without: Path | None = None
 
     @property
     def problems(self) -> list[Problem]:
@@ -40,49 +41,50 @@ class Survey:
         return [*(Problem(problem.path, f"left out: {problem.what}") for problem in self.lost), *self.passed]
 
 
-def find_images(folder: Path, without: Path | None = None) -> list[Path]:
-    """Photos below ``folder``, sorted by path, by the rules of ``survey``."""
-    return survey(folder, without).images
-
-
 def survey(folder: Path, without: Path | None = None, masks: bool = False) -> Survey:
     """Look through ``folder`` to any depth, but not into hidden folders and ``without``.
 
     Links to folders are followed, and each folder is read once. masks: pictures that tagmask wrote are wanted, too.
     """
-    found = Survey()
+    found = Survey(folder=folder, without=without)
     skip = os.path.realpath(without) if without is not None else None
     written: Counter[Path] = Counter()
     ours: set[str] = set()
+    start = path_start(folder)
     for parent, names in _folders(folder, skip, found):
         if not masks and (os.path.dirname(parent) in ours or _holds_masks(parent, names)):
             ours.add(parent)
         for name in names:
-            path = Path(parent, name)
             if name.startswith("."):
                 continue
+            path = Path(parent, name)
             if not is_image(name):
                 if why := why_not(name):
                     found.lost.append(Problem(str(path), why))
-            elif wrong := flaw(str(path.relative_to(folder).with_suffix(""))):
+            elif wrong := flaw(os.path.splitext(str(path)[start:])[0]):
                 found.lost.append(Problem(str(path), f"{wrong}; rename it"))
             elif parent in ours and _is_written(path):
                 written[path.parent] += 1
             else:
                 found.images.append(path)
-    found.images.sort()
+    found.images.sort(key=lambda path: path.parts)
     found.lost.sort(key=lambda problem: problem.path)
     for place, count in written.items():
         found.passed.append(Problem(str(place), f"{count} pictures that tagmask wrote are not read as photos"))
     return found
 
 
-def none_found(folder: Path, without: Path | None = None) -> str:
-    """That a folder holds no photo, and why, as a sentence without its full stop."""
-    problems = survey(folder, without).problems
-    if not problems:
+def none_found(found: Survey) -> str:
+    """That there is no photo, and why, as a sentence without its full stop."""
+    if not found.problems:
         return "There are no images"
-    return f"There are no images that can be read ({problems[0].path}: {problems[0].what})"
+    first = found.problems[0]
+    return f"There are no images that can be read ({first.path}: {first.what})"
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether an image lies in the folder or below, links to folders included."""
+    return any(is_image(name) for _, names in _folders(folder, None, Survey()) for name in names if name[0] != ".")
 
 
 def _folders(top: Path, skip: str | None, found: Survey) -> Iterator[tuple[str, list[str]]]:
@@ -132,12 +134,4 @@ def _holds_masks(folder: str, names: list[str]) -> bool:
 
 def _is_written(path: Path) -> bool:
     """Whether a picture in a folder of masks is one: a palette PNG, or a mask drawn on its photo."""
-    if path.name.endswith(OVERLAY):
-        return True
-    if path.suffix.lower() != ".png" or not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(26)[25:] == b"\x03"  # the colour type of the header
-    except OSError:
-        return False
+    return path.name.endswith(OVERLAY) or png_colour(path) == 3

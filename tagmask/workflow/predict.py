@@ -103,7 +103,7 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
             rest.lost += there.lost
             rest.passed += there.passed
             if not items:
-                raise DataError(f"{entry}: {none_found(place)}.")
+                raise DataError(f"{entry}: {none_found(there)}.")
         else:
             paths = [place] if place.is_file() else [Path(p) for p in sorted(glob(str(entry)))]
             if not paths:

@@ -92,7 +92,7 @@ def test_mvtec(tmp_path: Path) -> None:
     assert opened(tmp_path / "test").classes == ["crack", "good", "stain"]
 
 
-@pytest.mark.parametrize("name", ["test", "Labels", "annotations", "ground_truth", "imgs", "train"])
+@pytest.mark.parametrize("name", ["test", "Labels", "annotations", "ground_truth", "imgs", "images"])
 def test_one_such_folder_among_classes(tmp_path: Path, name: str) -> None:
     photos(tmp_path, "cat/1.jpg", "dog/2.jpg", f"{name}/3.jpg")
     with pytest.raises(DataError, match=rf"{name}.*classes\.txt"):
@@ -100,6 +100,56 @@ def test_one_such_folder_among_classes(tmp_path: Path, name: str) -> None:
     assert opened(tmp_path, classes=["cat", "dog", name]).classes == ["cat", "dog", name]
     (tmp_path / "classes.txt").write_text(f"dog\ncat\n{name}\n")
     assert tags_of(opened(tmp_path)) == {"1": ["cat"], "2": ["dog"], "3": [name]}, "what the message says works"
+
+
+@pytest.mark.parametrize("names", ["bus car train", "photo sketch cartoon", "mask no_mask"])
+def test_a_class_called_as_a_folder_with_a_role(tmp_path: Path, names: str) -> None:
+    photos(tmp_path, *(f"{name}/{i}.jpg" for i, name in enumerate(names.split())))
+    collection = opened(tmp_path)
+    assert collection.classes == sorted(names.split())
+    assert [p.what.count("read as a class") for p in collection.problems] == [1]
+
+
+def test_what_is_no_such_class(tmp_path: Path) -> None:
+    photos(tmp_path / "deep", "cat/1.jpg", "train/dog/2.jpg")
+    photos(tmp_path / "two", "cat/1.jpg", "train/2.jpg", "test/3.jpg")
+    photos(tmp_path / "drawn", "cat/1.jpg")
+    masks(tmp_path / "drawn", "mask/1.png")
+    photos(tmp_path / "listed", "cat/1.jpg", "train/2.jpg")
+    for name, classes in (("deep", None), ("two", None), ("drawn", None), ("listed", ["cat"])):
+        with pytest.raises(DataError, match=r"no classes, by their names"):
+            opened(tmp_path / name, classes=classes)
+
+
+def test_thumbnails_are_no_class(tmp_path: Path) -> None:
+    photos(tmp_path, "cat/1.jpg", "dog/2.jpg", "@eaDir/3.jpg", "empty/@eaDir/4.jpg")
+    assert tags_of(opened(tmp_path)) == {"1": ["cat"], "2": ["dog"]}
+
+
+def test_photos_behind_links_in_class_folders(tmp_path: Path) -> None:
+    pool = photos(tmp_path / "pool", "1.jpg")
+    root = photos(tmp_path / "root", "dog/2.jpg")
+    (root / "cat").mkdir()
+    (root / "cat" / "more").symlink_to(pool)
+    assert tags_of(opened(root)) == {"1": ["cat"], "2": ["dog"]}
+
+
+def test_photos_of_one_stem(tmp_path: Path) -> None:
+    photos(tmp_path, *(f"{name}/{i}.{end}" for name in ("cat", "dog") for i in range(2) for end in ("jpg", "png")))
+    assert len(opened(tmp_path).items) == 8
+    masks(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(2)))
+    with pytest.raises(DataError, match="look like masks"):
+        opened(tmp_path)
+
+
+def test_a_guessed_folder_of_masks_that_fits_nothing(tmp_path: Path) -> None:
+    photos(tmp_path, "images/1.jpg", "images/2.jpg")
+    masks(tmp_path, "labels/x.png", "labels/y.png")
+    (tmp_path / "tags.csv").write_text("image,tags\n1.jpg,red\n2.jpg,\n")
+    collection = opened(tmp_path)
+    assert all(item.mask is None for item in collection.items) and len(collection.problems) == 1
+    with pytest.raises(DataError, match=r"data\.masks"):
+        opened(tmp_path, masks=Path("labels"))
 
 
 def test_class_folders_around_photos_and_masks(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tagmask.data import pixels as pixels_file
 from tagmask.data.formats import is_image, readable, why_not
 from tagmask.data.pixels import DARK, FOURTH, PAGES, Notes, raw_mask
 from tagmask.data.splits import hold_out
-from tagmask.data.walk import find_images, none_found, survey
+from tagmask.data.walk import none_found, survey
 from tagmask.errors import DataError
 from tagmask.workflow import Run, predict, train
 from tests.cli.calls import call
@@ -170,7 +170,7 @@ def test_what_pillow_reads_is_read(tmp_path: Path, suffix: str) -> None:
         pytest.skip("this Pillow reads no AVIF")
     kind = readable()[suffix.lower()]
     noise().convert("1" if suffix == ".pbm" else "RGB").save(tmp_path / f"x{suffix}", format=kind)
-    assert [read_image(path).shape for path in find_images(tmp_path)] == [(3, 24, 32)]
+    assert [read_image(path).shape for path in survey(tmp_path).images] == [(3, 24, 32)]
 
 
 def test_files_that_look_like_photos_are_mentioned(photos: Path, run: Run) -> None:
@@ -189,7 +189,7 @@ def test_folders_of_heic_say_how_to_read_them(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     readable.cache_clear()
     (tmp_path / "a.HEIC").write_bytes(b"x")
-    assert not is_image("a.HEIC") and "pillow-heif" in none_found(tmp_path)
+    assert not is_image("a.HEIC") and "pillow-heif" in none_found(survey(tmp_path))
     (tmp_path / "renamed.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(DataError, match="pillow-heif"):
         read_image(tmp_path / "renamed.jpg")
@@ -212,7 +212,7 @@ def test_heic_is_read_where_its_package_is_there(tmp_path: Path, monkeypatch: py
     png = io.BytesIO()
     noise().save(png, format="PNG")
     (tmp_path / "a.HEIC").write_bytes(start + png.getvalue())
-    assert [read_image(path).shape for path in find_images(tmp_path)] == [(3, 24, 32)]
+    assert [read_image(path).shape for path in survey(tmp_path).images] == [(3, 24, 32)]
     monkeypatch.undo()
     Image.OPEN.pop("HEIF")
     Image.ID.remove("HEIF")
@@ -331,7 +331,7 @@ def test_further_pages_are_mentioned(tmp_path: Path) -> None:
         noise().save(tmp_path / name)
     noise().save(tmp_path / "stereo.jpg", format="MPO", **more)
     notes: Notes = {}
-    for path in find_images(tmp_path):
+    for path in survey(tmp_path).images:
         assert read_image(path, notes).shape == (3, 24, 32)
     assert {Path(path).name for path in notes[PAGES]} == {"scan.tif", "moving.gif", "moving.webp", "moving.png"}
 

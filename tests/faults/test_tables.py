@@ -90,6 +90,16 @@ def test_lists_go_before_a_split_column(files: Path, tmp_path: Path) -> None:
     assert "split column is not read" in notes(collection) and "1 names differ" in notes(collection)
 
 
+def test_odd_split_columns(files: Path) -> None:
+    collection = opened(files, "image,tags,split\np0,red,train\np1,red,\np2,red,nan\n")
+    assert collection.splits == {"train": ["p0"]}
+    lines = '{"image": "p0", "tags": ["red"], "split": "val"}\n{"image": "p1", "tags": ["red"], "split": null}\n'
+    assert opened(files, lines, "table.jsonl").splits == {"train": ["p1"], "val": ["p0"]}
+    collection = opened(files, "image,red,partition\np0,1,north\np1,0,south\n")
+    assert collection.splits == {"train": ["p0", "p1"]} and "'partition' holds none" in notes(collection)
+    assert "'subset'" in notes(opened(files, '{"image": "p0", "tags": ["red"], "subset": 3}', "table.jsonl"))
+
+
 TWO = {
     "image,filename,tags\np0.jpg,q,red\n": "'image' is read for the photo, not 'filename'",
     "id,image_path,tags\n7,a/p0.jpg,red\n": "'image_path' is read for the photo, not 'id'",
@@ -113,6 +123,41 @@ def test_long_form_is_united_and_said(files: Path) -> None:
     collection = opened(files, table)
     assert tags_of(collection) == {"p0": ["blue", "red"], "p1": ["red"], "p2": []}
     assert notes(collection).count("united") == len(collection.problems) == 1
+
+
+@pytest.mark.parametrize("last,expected", [("", ["red"]), ("p7,blue\np7,blue\n", ["blue", "red"])])
+def test_one_row_an_object(files: Path, last: str, expected: list[str]) -> None:
+    table = "image,tags\n" + "".join(f"p{i},red\n" * 3 for i in range(8))
+    collection = opened(files, table + last)
+    assert tags_of(collection)["p7"] == expected
+    assert notes(collection) == "table.csv: 8 photos have several rows: their tags are united"
+
+
+def test_few_photos_that_stand_twice(tmp_path: Path) -> None:
+    for i in range(11):
+        (tmp_path / f"p{i}.jpg").touch()
+    with pytest.raises(DataError, match="lines 2 and 13"):
+        opened(tmp_path, rows(*["red"] * 11) + "p0.jpg,blue\n")
+
+
+def test_the_column_that_is_unique_names_the_photo(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "b/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    collection = opened(tmp_path, "filename,path,tags\n1.jpg,a/1.jpg,red\n1.jpg,b/1.jpg,blue\n")
+    assert tags_of(collection) == {"a/1": ["red"], "b/1": ["blue"]}
+    assert "'path' is read for the photo, not 'filename'" in notes(collection)
+    long = "image,id,tags\na/1.jpg,1,red\na/1.jpg,2,blue\n"
+    assert tags_of(opened(tmp_path, long)) == {"a/1": ["blue", "red"]}
+
+
+@pytest.mark.parametrize("no,yes", [("False", "True"), ("no", "YES"), ("FALSE", "true"), ("No", "1")])
+def test_yes_and_no(files: Path, no: str, yes: str) -> None:
+    assert tags_of(opened(files, f"image,cat\np0,{yes}\np1,{no}\n")) == {"p0": ["cat"], "p1": []}
+    both = opened(files, f"image,label,dog\np0,{yes},{no}\np1,{no},{yes}\n")
+    assert tags_of(both) == {"p0": ["label"], "p1": ["dog"]} and both.classes == ["label", "dog"]
+    assert "yes and no only" in notes(opened(files, rows("yes", "no")))
+    assert opened(files, "image,cat\np0,yes\np1,maybe\n").classes == ["maybe", "yes"]
 
 
 CONFLICTS = ["p0,red\np0.jpg,blue\n", "p0,red\np0,\n", "p0,red;blue\np0,red\n", "x/p0.jpg,red\ny/p0.jpg,blue\n"]
