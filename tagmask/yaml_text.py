@@ -27,32 +27,26 @@ WHOLE = re.compile(r"[-+]?[0-9]{1,40}")
 NUMBER = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,4})?")
 
 
-class _Whole(int):
-    """A number that is typed as text where text is asked for: a class may be called 007."""
-
-    def __new__(cls, text: str) -> _Whole:
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
+class _Typed:
+    """A number that knows how it was typed, for where text is asked for: a class may be called 007 or 1.50."""
 
     text: str
+
+    def __new__(cls, text: str) -> Any:
+        number: Any = super().__new__(cls, text)  # type: ignore[call-arg]
+        number.text = text
+        return number
 
     def __str__(self) -> str:
         return self.text
 
 
-class _Number(float):
-    """The same with a point or an exponent."""
+class _Whole(_Typed, int):
+    """A whole number."""
 
-    def __new__(cls, text: str) -> _Number:
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
 
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
+class _Number(_Typed, float):
+    """A number with a point or an exponent."""
 
 
 class _Dumper(yaml.SafeDumper):

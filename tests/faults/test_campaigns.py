@@ -136,7 +136,11 @@ def test_settings() -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """A file of each kind that weights are read from."""
-    state = {"conv1.weight": torch.linspace(-1, 1, 108).view(4, 3, 3, 3), "fc.bias": torch.arange(5), "step": torch.tensor(3)}
+    state = {
+        "conv1.weight": torch.linspace(-1, 1, 108).view(4, 3, 3, 3),
+        "fc.bias": torch.arange(5),
+        "step": torch.tensor(3),
+    }
     torch.save({"model": state, "best_acc1": np.float64(0.5), "epoch": 3}, folder / "a.pth")
     torch.save(state, folder / "b.pth", _use_new_zipfile_serialization=False)
     np.savez(folder / "c.npz", **{name: value.numpy() for name, value in state.items()})
