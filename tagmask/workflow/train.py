@@ -145,11 +145,11 @@ def check_schedule(config: RunConfig) -> None:
 
 
 def _anchored(config: RunConfig) -> RunConfig:
-    """The configuration with the data's place made absolute: a run is used from other folders than it was made in."""
-    if config.data.root is None or config.data.root.is_absolute():
-        return config
-    data = config.data.model_copy(update={"root": config.data.root.resolve()})
-    return config.model_copy(update={"data": data})
+    """The configuration with the data's places made absolute: a run is used from other folders than it was made in."""
+    names = ("root", "tags", "images", "masks", "train_masks", "classes", "colour_map")
+    places = {name: getattr(config.data, name) for name in names}
+    found = {name: place.resolve() for name, place in places.items() if isinstance(place, Path) and place.exists()}
+    return config.model_copy(update={"data": config.data.model_copy(update=found)})
 
 
 def check_use(method: Method, config: RunConfig, classes: Sequence[str]) -> None:
@@ -205,7 +205,7 @@ def resumed(
     after the training, and each guards what it made.
     """
     saved = folder.config()
-    wanted = load_config(saved.model_dump(mode="json"), *configs, values, overrides=overrides)
+    wanted = _anchored(load_config(saved.model_dump(mode="json"), *configs, values, overrides=overrides))
     other = differing(saved, wanted, lambda role: not role.computed)
     if other:
         what = ", ".join(other)

@@ -22,7 +22,7 @@ from tagmask.label import read_missing
 from tagmask.lock import alone
 from tagmask.training import RunFolder
 from tagmask.training.checkpoint import checkpoints
-from tagmask.workflow import evaluate, label, report, train
+from tagmask.workflow import evaluate, label, report, resumed, train
 from tests.faults.campaign import times, told
 from tests.faults.damage import STEPS, WAYS, finish, go_on, outcome, results, same, scenes, tiny, verbs
 
@@ -264,3 +264,16 @@ def test_damaged_states_are_said_or_mended(whole: Path, data: Path, tmp_path: Pa
             assert text == "done" or len(text) < 2000, what
         counts["done rightly" if set(said.values()) == {"done"} else "said"] += 1
     told(counts)
+
+
+def test_a_run_is_used_from_another_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    shutil.copy(data / "tags.csv", tmp_path / "mine.csv")
+    monkeypatch.chdir(tmp_path)
+    words = {"data": {"root": str(data), "tags": "mine.csv"}}
+    train(tiny(data, data={"tags": "mine.csv"}), out)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert label(out).written
+    monkeypatch.chdir(tmp_path)
+    assert resumed(RunFolder(out), [], words, []).data.tags == tmp_path / "mine.csv"
