@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tagmask
-from tagmask.config import RunConfig
+from tagmask.config import RunConfig, load_config
 from tagmask.errors import ConfigError, DataError, TrainingError
 from tagmask.files import csv_text, read_csv, read_json, write_text
 from tagmask.label import read_missing
@@ -271,7 +271,7 @@ def test_a_run_is_used_from_another_folder(data: Path, tmp_path: Path, monkeypat
     shutil.copy(data / "tags.csv", tmp_path / "mine.csv")
     monkeypatch.chdir(tmp_path)
     words = {"data": {"root": str(data), "tags": "mine.csv"}}
-    train(tiny(data, data={"tags": "mine.csv"}), out)
+    train(load_config(tiny(data).model_dump(mode="json"), words), out)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert label(out).written
