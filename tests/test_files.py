@@ -66,3 +66,23 @@ def test_messages_are_short_and_have_no_control_characters() -> None:
     assert len(text.encode()) <= LONGEST and text.endswith("end") and "bold" in text
     assert not any(ord(c) < 32 and c != "\n" for c in text)
     assert plain("caf\udce9") == "caf\\udce9"
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "target.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("target.txt")
+    write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "target.txt").read_text() == "new"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    write_text(pipe, "x")
+    assert os.read(end, 1) == b"x" and pipe.is_fifo()
+    os.close(end)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_only_regular_files_are_read(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "odd") if kind == "pipe" else (tmp_path / "odd").mkdir()
+    with pytest.raises(DataError, match="odd"):
+        read_text(tmp_path / "odd")

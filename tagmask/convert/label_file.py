@@ -132,7 +132,7 @@ LONG_BINGET NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FL
 SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_TUPLE TUPLE
 TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT
 """
-"""Instructions of pickles that label files have need of, besides those that fill dictionaries."""
+"""Instructions of pickles that label files need, besides those that fill dictionaries."""
 _PurePython: Any = pickle._Unpickler
 
 
@@ -160,7 +160,7 @@ class _LabelUnpickler(_PurePython):
             raise _Refused("entries of something that is no dictionary")
         for key, value in zip(items[::2], items[1::2]):
             if type(key) not in (str, int, bool, float) or (type(key) is int and abs(key) > MOST_NUMBER):
-                raise _Refused(f"an entry that a {type(key).__name__} out of bounds is the name of")
+                raise _Refused(f"an entry whose name is a {type(key).__name__}, or too large a number")
             self.stack[-1][key] = value
 
     def _refuse(self) -> None:
@@ -202,7 +202,7 @@ def read_label_file(path: str | Path) -> dict[str | int, np.ndarray]:
         raise of_system(error, path) from error
     except _Refused as error:
         raise DataError(
-            f"{path}: refused, because it contains {error}, which a label file has no need of. Opened in the usual way "
+            f"{path}: refused, because it contains {error}, which no label file needs. Opened in the usual way "
             "it could run code. Do not load it with NumPy, and take tags from the data set's own files."
         ) from error
     except Exception as error:  # broken pickles raise nearly any type

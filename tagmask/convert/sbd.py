@@ -25,8 +25,8 @@ def sbd_masks(
     voc: the folder with JPEGImages. sbd: SBD's folder with cls, train.txt and val.txt; default: found in ``voc`` or
     above. Masks go to ``SegmentationClassAug/<id>.png``, those that are there already are kept; the list to
     ``ImageSets/Segmentation/train_aug.txt``: VOC's train and all of SBD without VOC's val. progress: called with the
-    number of masks that are done, and of all. Returns counts: written, kept, train_aug. Raises
-    DataError, for broken masks when the others are written.
+    number of masks that are done, and of all. Returns counts: written, kept, train_aug. Raises DataError; for
+    broken masks only when the others are written.
     """
     voc = Path(voc)
     folder = Path(sbd) if sbd is not None else find_sbd(voc)

@@ -40,7 +40,9 @@ def voc_submission(
     ids = list(dict.fromkeys(ids))
     unfit = [id for id in ids if bare_flaw(id)]
     if unfit:
-        raise DataError(f"The list of test images names {unfit[0]!r}: expected are bare names of photos.")
+        raise DataError(
+            f"The list of test images names {unfit[0]!r}. Write names of photos without folders, one a line."
+        )
     absent = [id for id in ids if not (masks / f"{id}.png").is_file()]
     if absent:
         raise DataError(

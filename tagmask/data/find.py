@@ -12,8 +12,7 @@ from tagmask.config import DataConfig
 from tagmask.data.collection import Problem
 from tagmask.data.formats import is_image
 from tagmask.data.layout import role, subfolders
-from tagmask.data.spelling import clean_name, path_start
-from tagmask.data.spelling import normal_path as _normal
+from tagmask.data.spelling import clean_name, normal_path, path_start
 from tagmask.data.walk import holds_images, survey
 from tagmask.errors import DataError
 from tagmask.files import read_text
@@ -57,8 +56,8 @@ def without_suffix(name: str) -> str:
 def image_folder(config: DataConfig, root: Path) -> Path:
     """``data.images``, or else ``images`` or ``JPEGImages`` in the root, or else the root.
 
-    Another folder that is called as those of photos (``img``) counts where it is the only one and a folder of masks
-    is beside it.
+    A folder of another usual name for photos (``img``) counts, too, if it is the only one and a folder of masks lies
+    beside it.
     """
     if config.images is not None:
         return resolve(config.images, root, "images")
@@ -72,8 +71,8 @@ def image_folder(config: DataConfig, root: Path) -> Path:
 def mask_folder(config: DataConfig, root: Path) -> Path | None:
     """``data.masks``, or else ``masks`` or ``SegmentationClass`` in the root, or else None.
 
-    Another folder that is called as those of masks (``labels``) counts where it holds images and a folder of photos
-    or of a split is beside it. A folder that the list of classes names is none.
+    A folder of another usual name for masks (``labels``) counts, too, if it holds images and a folder of photos or of
+    a split lies beside it. A folder that the list of classes names does not count.
     """
     if config.masks is not None:
         return resolve(config.masks, root, "masks")
@@ -128,14 +127,14 @@ def pair_masks(
     found = survey(folder, masks=True)
     masks = found.images
     start = path_start(folder)
-    relative = {_normal(without_suffix(m.as_posix()[start:])): m for m in masks}
+    relative = {normal_path(without_suffix(m.as_posix()[start:])): m for m in masks}
     stems = Counter(p.stem for p in paths)
     result: list[Path | None] = []
     start = path_start(base)
     for path in paths:
-        mask = relative.get(_normal(without_suffix(path.as_posix()[start:])))
+        mask = relative.get(normal_path(without_suffix(path.as_posix()[start:])))
         if mask is None and stems[path.stem] == 1:
-            mask = relative.get(_normal(path.stem))
+            mask = relative.get(normal_path(path.stem))
         result.append(mask)
     used = set(result)
     if masks and used == {None}:

@@ -117,7 +117,7 @@ def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
     if turn is not None:
         image = image.transpose(turn)
     result = torch.empty((3, image.height, image.width), dtype=torch.uint8)
-    for rows in _strips(image.height, image.width):  # a large photo is in memory twice, not seven times
+    for rows in _strips(image.height, image.width):  # so that a large photo is in memory twice only
         strip = image.crop((0, rows.start, image.width, rows.stop))
         result[:, rows] = torch.from_numpy(np.array(_rgb(strip, name))).permute(2, 0, 1)
     return result

@@ -51,7 +51,7 @@ def folders(config: DataConfig) -> Collection:
 
     A folder called 'background' holds images of none of the classes; one called 'unlabelled', and images right in
     the root, are unlabelled. Raises DataError when there is no class folder, one that is not in ``data.classes``, or
-    one that is called as splits, photos or masks are and that neither ``data.classes`` nor classes.txt names. A single
+    one with a usual name of splits, photos or masks that neither ``data.classes`` nor classes.txt names. A single
     one that is called as a thing, too ('train'), is a class where it holds photos and stands among others.
     """
     root = data_root(config)
@@ -104,7 +104,7 @@ def _odd_class(base: Path, names: list[str]) -> list[Problem]:
 
 
 def _refuse_layout(base: Path, names: list[str], given: list[str], masks: Path | None) -> None:
-    """Raise DataError where folders are called as splits, photos or masks are, and the class list has them not."""
+    """Raise DataError where folders have usual names of splits, photos or masks and the class list lacks them."""
     roles = {name: role(name) for name in names if name not in given}
     groups: dict[str, list[str]] = {}
     for name, kind in roles.items():

@@ -85,3 +85,21 @@ def test_collection_answers(photos: Path) -> None:
     joined = "\n".join(f"p{i:02d}" for i in range(10))
     assert collection.split_hash("train") == hashlib.sha256(joined.encode()).hexdigest()[:12]
     assert collection.split_hash("all") != collection.split_hash("train")
+
+
+def test_the_only_photo_of_a_class_trains(tmp_path: Path) -> None:
+    for seed in range(8):
+        ids = [f"p{i}" for i in range(20)]
+        tags = {id: (int(id == "p7"), 2 + int(id in ("p3", "p4"))) for id in ids}
+        held = hold_out(ids, 0.9, seed, tags)
+        left = [id for id in ids if id not in held]
+        assert "p7" in left and {"p3", "p4"} & set(left) and len(held) == 18
+
+
+def test_classes_move_the_choice_only_where_one_would_be_lost() -> None:
+    ids = [f"p{i}" for i in range(50)]
+    for seed in range(8):
+        assert hold_out(ids, 0.1, seed, {id: (int(id[1:]) % 2,) for id in ids}) == hold_out(ids, 0.1, seed)
+    assert hold_out(["a", "b"], 0.1, 0, {"a": (0,), "b": (1,)}) == hold_out(["a", "b"], 0.1, 0), (
+        "one, whatever it costs"
+    )

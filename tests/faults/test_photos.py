@@ -23,10 +23,10 @@ from tagmask.data import Collection, Item, fingerprint, open_data, read_image, w
 from tagmask.data import pixels as pixels_file
 from tagmask.data.formats import is_image, readable, why_not
 from tagmask.data.pixels import DARK, FOURTH, PAGES, Notes, raw_mask
-from tagmask.data.splits import hold_out
 from tagmask.data.walk import none_found, survey
 from tagmask.errors import DataError
 from tagmask.workflow import Run, predict, train
+from tagmask.workflow.predict import photo_items
 from tests.cli.calls import call
 
 SMALL = {
@@ -71,6 +71,15 @@ def look(folder: Path, **settings: object) -> tuple[Collection, dict]:
 
 
 # What is opened
+
+
+def test_want_of_memory_is_no_fault_of_a_photo(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pixels_file.Image, "open", fail)
+    with pytest.raises(MemoryError):
+        read_image(photos / "p0.png")
 
 
 def test_no_program_is_started_on_a_photo(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,25 +466,14 @@ def test_a_photo_that_vanishes_is_counted(photos: Path, run: Run, monkeypatch: p
 # Held-out photos
 
 
-def test_the_only_photo_of_a_class_trains(tmp_path: Path) -> None:
-    for seed in range(8):
-        ids = [f"p{i}" for i in range(20)]
-        tags = {id: (int(id == "p7"), 2 + int(id in ("p3", "p4"))) for id in ids}
-        held = hold_out(ids, 0.9, seed, tags)
-        left = [id for id in ids if id not in held]
-        assert "p7" in left and {"p3", "p4"} & set(left) and len(held) == 18
-
-
-def test_the_choice_is_the_old_one_where_no_class_is_concerned() -> None:
-    ids = [f"p{i}" for i in range(50)]
-    for seed in range(8):
-        assert hold_out(ids, 0.1, seed, {id: (int(id[1:]) % 2,) for id in ids}) == hold_out(ids, 0.1, seed)
-    assert hold_out(["a", "b"], 0.1, 0, {"a": (0,), "b": (1,)}) == hold_out(["a", "b"], 0.1, 0), (
-        "one, whatever it costs"
-    )
-
-
 def test_a_class_that_only_val_has_is_warned_of(photos: Path) -> None:
     (photos / "val.txt").write_text("p1\np3\n")
     _, found = look(photos)
     assert any("'b'" in warning and "trains" in warning for warning in found["warnings"])
+
+
+def test_photos_to_predict_that_are_missing_or_share_a_stem(photos: Path) -> None:
+    noise().save(photos / "p0.jpg")
+    items, rest = photo_items([photos, str(photos / "gone.jpg")])
+    assert sorted(item.id for item in items) == ["p0.jpg", "p0.png", "p1", "p2", "p3"]
+    assert [Path(problem.path).name for problem in rest.lost] == ["gone.jpg"]

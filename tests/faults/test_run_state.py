@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,17 @@ def test_a_changed_byte_in_a_checkpoint_is_seen(cut: Path, whole: Path, capsys: 
     go_on(cut)
     assert "checksum" in capsys.readouterr().err
     assert results(cut) == results(whole)
+
+
+def test_a_checkpoint_that_would_end_the_process_is_damaged(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python hashes a key of nested tuples by recursion in C."""
+    tuples = b"\x80\x02}(K\x01" + b"\x85" * 2_000_000 + b"K\x01u."
+    path = newest(cut)
+    with zipfile.ZipFile(path, "w") as parts:
+        parts.writestr("a/data.pkl", tuples)
+        parts.writestr("a/version", "3\n")
+    go_on(cut)
+    assert path.name in capsys.readouterr().err.replace("\n", "")
 
 
 def test_without_a_sound_checkpoint_training_says_so(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
