@@ -118,6 +118,7 @@ class EncoderConfig(Strict):
     blocks: list[Block] | None = Field(None, description="ViT: blocks to return; default: the last one")
     drop_path: Momentum = 0.0
     freeze: bool = Field(False, description="train the heads only")
+    freeze_to: Few | None = Field(None, description="layers up to the map of this stride do not train; such as 4")
     norm_eval: bool = Field(True, description="CNN: batch norm uses its stored statistics in training")
     checkpointing: bool = Field(False, description="recompute activations to save memory")
 
@@ -193,6 +194,7 @@ class TrainConfig(Strict):
     weight_decay: Factor = 0.01
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     momentum: Momentum = Field(0.9, description="of SGD")
+    nesterov: bool = Field(False, description="SGD looks ahead by its momentum")
     freeze_norm: bool = Field(True, description="learning rate 0 for the encoder's norm layers")
     warmup: Natural = Field(1500, description="steps of linear warm-up of the learning rate")
     warmup_ratio: Share = Field(1e-6, description="learning rate at step 0, relative")

@@ -68,6 +68,8 @@ def build_encoder(config: EncoderConfig) -> Encoder:
             buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
     if config.freeze:
         encoder.freeze()
+    elif config.freeze_to is not None:
+        encoder.freeze_to(config.freeze_to, "encoder.freeze_to")
     return encoder
 
 
