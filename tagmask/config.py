@@ -260,7 +260,7 @@ class LabelConfig(Strict):
         True, description="a tag's class that the segmenter finds nowhere is taken from its CAM"
     )
     crf: Annotated[str, used_for("crf")] = Field(
-        "none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab"
+        "none", description="dense CRF preset for the segmenter, but in tiles: afa, toco, cosa, psa, irn, deeplab"
     )
     scales: Annotated[Scales, used_for("segmentation")] = Field([1.0], description="of the segmenter's test")
     flip: Annotated[bool, used_for("segmentation")] = False
