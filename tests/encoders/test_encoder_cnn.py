@@ -102,18 +102,17 @@ def test_v1_norms_and_refusals():
             build(name=name, layout="v1")
 
 
-@pytest.mark.parametrize("stride", [8, 32])
-def test_the_layout_comes_with_the_weights(stride):
+def test_the_layout_comes_with_the_weights():
     images = torch.rand(1, 3, 64, 64)
     for layout, other in (("v1", "auto"), ("default", "v1")):
-        source = build(layout=layout, output_stride=stride)
+        source = build(layout=layout, output_stride=8)
         randomise_norms(source)
-        for encoder in (loaded := build(layout=other, output_stride=stride), deepcopy(loaded)):
+        for encoder in (loaded := build(layout=other, output_stride=8), deepcopy(loaded)):
             encoder.load_state_dict(source.state_dict())
             with torch.no_grad():
                 assert torch.equal(encoder(images).maps[-1], source(images).maps[-1])
     bare = {name: value for name, value in source.state_dict().items() if name != "v1"}
-    encoder = build(layout="v1", output_stride=stride)
+    encoder = build(layout="v1", output_stride=8)
     encoder.load_state_dict(bare)
     assert encoder.v1, "what the weights do not say is as configured"
 
