@@ -111,7 +111,9 @@ class EncoderConfig(Strict):
     weights_dir: Annotated[Place | None, COMPUTED] = Field(
         None, description="local directory that 'auto' searches first"
     )
-    layout: Literal["default", "v1"] = Field("default", description="ResNet: v1 strides on the first 1x1")
+    layout: Literal["auto", "default", "v1"] = Field(
+        "auto", description="ResNet: v1 strides on the first 1x1; auto: as the content of the weights tells"
+    )
     output_stride: Few | None = Field(16, description="8, 16 or 32 for CNNs; ignored where fixed")
     mean: tuple[Share, Share, Share] | None = Field(None, description="default: the weights' own")
     std: tuple[Scale, Scale, Scale] | None = Field(None, description="default: the weights' own")
