@@ -47,7 +47,6 @@ class TimmCNN(Encoder):
         self.body = body
         if has_layouts(body):
             self.register_buffer("v1", torch.tensor(v1))
-            self.register_load_state_dict_pre_hook(_keep_layout)
             self.register_load_state_dict_post_hook(_follow_mark)
             set_layout(body, v1)
         self.channels = list(body.feature_info.channels())
@@ -75,11 +74,6 @@ class TimmCNN(Encoder):
         if self.pads:
             maps = [m[..., : -(-height // s), : -(-width // s)] for m, s in zip(maps, self.strides)]
         return Features(maps=list(maps))
-
-
-def _keep_layout(encoder: TimmCNN, state: State, prefix: str, *others: Any) -> None:
-    """Weights without the mark are of the configured layout."""
-    state.setdefault(f"{prefix}v1", encoder.v1)
 
 
 def _follow_mark(encoder: TimmCNN, *others: Any) -> None:

@@ -17,7 +17,7 @@ from tagmask.errors import DataError
 from tagmask.evaluate.stamp import difference
 from tagmask.files import read_record, sweep, write_json, write_text
 
-FORMAT = 2
+FORMAT = 3
 """Number of the format of run folders and of their model/. It rises with every change that older code cannot read."""
 
 
