@@ -12,9 +12,9 @@ from tagmask.config import RunConfig, dump_yaml, load_config, named_configs, par
 from tagmask.encoders.timm_vit import VARIANTS
 from tagmask.errors import ConfigError
 from tagmask.registry import METHODS
-from tagmask.stage_config import stage_mapping
+from tagmask.stage_config import MasksStage, RoundsStage, stage_mapping
 from tagmask.training import RunFolder
-from tagmask.workflow.plan import as_mapping, choose
+from tagmask.workflow.plan import Effort, as_mapping, choose
 from tagmask.workflow.stages import network_config
 
 
@@ -99,6 +99,32 @@ def plan(method: dict, encoder: str = "resnet18", steps: int = 230, crop: int = 
     return {c.key: c.value for c in choose(found, torch.device("cpu"), given | sections)}
 
 
+def test_the_plan_does_as_much_as_the_effort_says() -> None:
+    found = {
+        "counts": {"labelled": 200},
+        "splits": {},
+        "sizes": {"width": {"median": 320}, "height": {"median": 213}},
+    }
+    given = {"encoder": {"name": "resnet18", "weights": "none"}}
+
+    def planned(effort: Effort, **sections: Any) -> RunConfig:
+        settings = given | sections
+        return load_config(as_mapping(choose(found, torch.device("cpu"), settings, effort=effort)), settings)
+
+    quick, standard, best = (planned(effort) for effort in ("quick", "standard", "best"))  # type: ignore[arg-type]
+    assert quick.stages is None and quick.label.scales == [1.0] and quick.label.crf == "irn"
+    assert standard.stages is not None and best.stages is not None
+    assert standard.stages.named() == best.stages.named() == ["classifier", "masks", "segmenter", "rounds"]
+    assert standard.stages.masks == MasksStage(source="segmenter") and len(standard.label.scales) > 1
+    assert standard.stages.rounds == RoundsStage(count=2) and best.stages.rounds == RoundsStage(count=3)
+    assert best.train.steps > standard.train.steps == quick.train.steps
+    staged = planned("standard", method={"name": "rcm_mam"})
+    assert staged.stages is not None and staged.stages.masks == MasksStage(), "it has CAMs alone"
+    assert planned("standard", method={"name": "supervised"}).stages is None
+    own = planned("standard", stages=["classifier", "masks"])
+    assert own.stages is not None and own.stages.named() == ["classifier", "masks"]
+
+
 def test_the_plan_trains_transformers_with_adamw_and_takes_one_threshold_from_the_user() -> None:
     for encoder in (*VARIANTS, "deit_small_patch16_224", "mit_b1"):
         assert plan({}, encoder)["train.optimizer"] == "adamw", encoder
@@ -144,6 +170,7 @@ def test_the_plan_fits_method_encoder_and_schedule() -> None:
     assert not {k for k in plan({"name": "supervised"}) if k.startswith("method.")} - {
         "method.head",
         "method.head_options",
+        "method.loss_stride",
     }
 
 
