@@ -52,13 +52,14 @@ def choose(
     device: torch.device,
     given: Mapping[str, Any] | None = None,
     user: RunConfig | None = None,
-    effort: Effort = "quick",
+    effort: Effort | None = None,
 ) -> list[Choice]:
     """Settings that suit a data set (its fingerprint) and a device, but for those that the user sets.
 
-    given: sections of what the user sets; user: the configuration that they make. The choices fit the user's encoder,
-    method and schedule. What suits a method, its configuration class says (``short_schedule``). Nothing is chosen for
-    ``plan: false``, as published configurations have it. Raises ConfigError for an unknown encoder or method.
+    given: sections of what the user sets; user: the configuration that they make. effort: how much is done; None: only
+    the training is planned, not how masks are made. The choices fit the user's encoder, method and schedule. What suits
+    a method, its configuration class says (``short_schedule``). Nothing is chosen for ``plan: false``, as published
+    configurations have it. Raises ConfigError for an unknown encoder or method.
     """
     given = dict(given or {})
     if given.get("stages") is not None:
@@ -67,7 +68,7 @@ def choose(
     if not user.plan:
         return []
     kind = METHODS.get(user.method.name)
-    recipe = effort != "quick" and user.stages is None and kind.has_cams and not kind.reads_masks
+    recipe = effort in ROUNDS and user.stages is None and kind.has_cams and not kind.reads_masks
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
     gpu = device.type == "cuda"
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
@@ -100,11 +101,12 @@ def choose(
         choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
     if fast_bf16(device):
         choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
-    choices += _labels(user, kind.has_segmenter or recipe, effort)
+    if effort is not None:
+        choices += _labels(kind.has_segmenter or recipe, effort)
     planned = {choice.key: choice for choice in choices}
     planned.update({choice.key: choice for choice in _method(own, schedule)})
     stages = user.stages
-    if recipe:
+    if recipe and effort is not None:
         choices = _recipe(kind.has_segmenter, effort)
         stages = StagesConfig.model_validate({"segmenter": {}, **as_mapping(choices)["stages"]})
         planned.update({choice.key: choice for choice in choices})
@@ -133,7 +135,7 @@ def _encoder(config: EncoderConfig, own: Mapping[str, Any], fast: bool) -> tuple
     return config.name, "any other with --encoder"
 
 
-def _labels(user: RunConfig, segments: bool, effort: Effort) -> list[Choice]:
+def _labels(segments: bool, effort: Effort) -> list[Choice]:
     """How a segmenter makes masks."""
     if not segments:
         return []
