@@ -283,7 +283,8 @@ def _planned(
         if base.stages is None or run.folder.config().stages is not None:
             return base, []
         given = base.model_dump(mode="json", exclude={"stages"}) | {"stages": given["stages"]}
-    effort = effort or ("quick" if {"method", "stages"} & given.keys() else "standard")
+    named = "stages" in given or "name" in (given.get("method") or {})
+    effort = effort or ("quick" if named else "standard")
     choices = choose(run.fingerprint, default_device(base), given, base, effort)
     if not choices:
         return base, []
