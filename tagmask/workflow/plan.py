@@ -69,7 +69,8 @@ def choose(
     machine = "a GPU" if gpu else "a CPU"
     limit = round(1.3 * fitting)
     encoder = user.encoder.name
-    schedule = ShortSchedule(steps, crop, *LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"]))
+    thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
+    schedule = ShortSchedule(steps, crop, *thresholds, classes=len(found["classes"]))
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
         Choice("views.scale", [0.6, 1.6], "few steps: less variation than the papers' long schedules"),
@@ -79,6 +80,7 @@ def choose(
         Choice("train.ema", schedule.momentum, "the running average of the weights is what is used"),
         Choice("train.warmup", min(steps - 1, max(1, steps // 20)), "a twentieth of the steps"),
         Choice("train.power", 0.9, "polynomial decay"),
+        Choice("train.clip", 1.0, "the usual norm of a gradient: larger ones throw the weights about"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
         Choice("encoder.name", encoder, "runs everywhere; any other with --encoder"),
         Choice("method.name", user.method.name, "--method picks another"),

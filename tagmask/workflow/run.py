@@ -33,6 +33,7 @@ from tagmask.workflow.predict import predict
 from tagmask.workflow.report import Gallery, report
 from tagmask.workflow.stages import Stages, written
 from tagmask.workflow.train import check_free, resumed, train
+from tagmask.workflow.verdict import verdict
 
 Steps = dict[str, Callable[[], Any]]
 """What is done one after the other, by name."""
@@ -264,6 +265,7 @@ def _summary(run: Run, stages: Stages, results: dict[str, Any], minutes: dict[st
     named = run.config.stages.named()[1:] if run.config.stages is not None else []
     return {
         "run": str(run.folder.path),
+        "verdict": verdict(run),
         "minutes": minutes,
         "data_share": results["train"].data_share,
         "stages": {name: results[name] for name in named},
@@ -303,6 +305,8 @@ def demo(out: str | Path, overrides: Sequence[str] = (), console: Console | None
 
 
 def _print_summary(summary: dict[str, Any], console: Console) -> None:
+    if summary["verdict"] and summary["verdict"]["text"]:
+        console.print(summary["verdict"]["text"], style="bold red", markup=False, highlight=False, soft_wrap=True)
     if summary["scores"]:
         print_scores(summary["scores"], console)
     print_classification(summary["classification"], console)
