@@ -163,11 +163,12 @@ class ClassifierConfig(MethodConfig):
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
-        """Weights of classification by the number of classes (``class_share``), and warm-ups.
+        """Weights of classification by the number of classes (``class_share``), clipping that acts, and warm-ups.
 
         At first the classifier learns alone (``warmup``); what has its own ``*_warmup`` comes later.
         """
         plan = super().short_schedule(schedule)
+        plan["train.clip"] = (1.0, "gradients are larger than this where a classifier jumps about")
         for name, field in cls.model_fields.items():
             if name.startswith("weight_cls"):
                 weight = round(field.default * class_share(schedule.classes), 4)

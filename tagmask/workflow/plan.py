@@ -80,7 +80,6 @@ def choose(
         Choice("train.ema", schedule.momentum, "the running average of the weights is what is used"),
         Choice("train.warmup", min(steps - 1, max(1, steps // 20)), "a twentieth of the steps"),
         Choice("train.power", 0.9, "polynomial decay"),
-        Choice("train.clip", 1.0, "the usual norm of a gradient: larger ones throw the weights about"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
         Choice("encoder.name", encoder, "runs everywhere; any other with --encoder"),
         Choice("method.name", user.method.name, "--method picks another"),

@@ -154,7 +154,7 @@ def bowl() -> Iterator[None]:
 def bowl_config(tmp_path: Path, lr: float, plan: bool = True, **method: Any) -> RunConfig:
     sgd = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.0, "head_lr": 1.0, "power": 0.0, "clip": 5.0}
     data = {"source": "demo", "root": str(tmp_path / "scenes"), "demo_images": 12}
-    train = {**sgd, "lr": lr, "steps": 40, "batch_size": 1, "checkpoint_every": 7, "ema": 0.5}
+    train = {**sgd, "lr": lr, "steps": 40, "batch_size": 1, "checkpoint_every": 13, "ema": 0.5}
     return tiny({"name": "bowl-for-tests", **method}, data=data, train=train, plan=plan)
 
 
@@ -200,7 +200,7 @@ def test_a_complete_configuration_goes_on_and_it_is_said(tmp_path: Path) -> None
     assert "Training is lost" in said and {r["lr"] for r in folder.log() if "lr" in r} == {4.5}
 
 
-@pytest.mark.parametrize("stop_at", [9, 20, 30, 45])
+@pytest.mark.parametrize("stop_at", [20, 45])
 def test_a_resumed_training_begins_again_where_an_uninterrupted_one_does(tmp_path: Path, stop_at: int) -> None:
     config = bowl_config(tmp_path, lr=4.5)
     whole, expected, _ = fill(config, tmp_path / "whole")

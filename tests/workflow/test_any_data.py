@@ -43,8 +43,10 @@ def planned(folder: Path, given: dict[str, Any]) -> tuple[Any, Any]:
     return collection, load_config({"method": {"name": "baseline"}}, as_mapping(choices), given)
 
 
-def trained(folder: Path, out: Path, steps: int) -> list[dict[str, Any]]:
-    collection, config = planned(folder, merge(SMALL, {"train": {"steps": steps}}))
+def trained(folder: Path, out: Path, **train: Any) -> list[dict[str, Any]]:
+    """The log of a training."""
+    collection, config = planned(folder, merge(SMALL, {"train": train}))
+    torch.manual_seed(0)
     method = build_method(config, len(collection.classes))
     train_method(method, config, collection.split("train"), collection.classes, RunFolder(out))
     return RunFolder(out).log()
@@ -74,7 +76,7 @@ def test_the_planned_rate_is_not_lost_on_drawn_photos(tmp_path: Path, classes: i
     assert losses[-1] < losses[0] and max(losses) < 1.2 * losses[0]
 
 
-@pytest.mark.parametrize("classes", [2, 3, 60])
+@pytest.mark.parametrize("classes", [2, 60])
 def test_a_class_learns_as_fast_among_few_as_among_fourteen(classes: int) -> None:
     """The gradient of a class's score, of the weighted loss."""
     for name in METHODS.names():
@@ -97,14 +99,22 @@ def test_a_class_learns_as_fast_among_few_as_among_fourteen(classes: int) -> Non
         assert gradients[1] == pytest.approx(gradients[0], rel=1e-3), name
 
 
-def test_a_run_at_an_absurd_rate_begins_again_and_gets_the_verdict(tmp_path: Path) -> None:
+def test_an_absurd_rate_is_lowered_until_it_learns(tmp_path: Path) -> None:
+    first, *rest = trained(draw(tmp_path / "data", 3, 12), tmp_path / "run", steps=30, lr=30.0, clip=5.0, log_every=1)
+    assert first["step"] == 0 and first["lost"]["loss"] > first["lost"]["chance"]
+    assert (
+        max(r["lr"] for r in rest) == pytest.approx(10, rel=0.05)
+        and np.mean([r["losses"]["cls"] for r in rest[-5:]]) < 0.3
+    )
+
+
+def test_a_run_that_learned_nothing_says_so_first(tmp_path: Path) -> None:
     out, said = tmp_path / "run", io.StringIO()
     data = {"root": str(draw(tmp_path / "data", 3, 12))}
-    given = merge(SMALL, {"data": data, "train": {"lr": 30.0, "clip": 5.0, "steps": 30}})
+    given = merge(SMALL, {"data": data, "train": {"lr": 1e-9, "steps": 2}})
     result = run([given], {}, [], out, console=Console(file=said, width=400))
-    assert said.getvalue().count("Training is lost") >= 1 and any("lost" in r for r in RunFolder(out).log())
     found = result["verdict"]
-    assert found["learned"] is False and "worth nothing" in found["text"] and "train.lr" in found["text"]
+    assert found["learned"] is False and "worth nothing" in found["text"] and "train.steps" in found["text"]
     assert said.getvalue().index("worth nothing") < said.getvalue().index("mAP")
     page = (out / "report.html").read_text()
     assert page.index("worth nothing") < page.index("mAP")
@@ -125,13 +135,12 @@ def judged(scores: Any, tags: np.ndarray, split: str = "val", **others: Any) -> 
     return verdict(SimpleNamespace(folder=folder, collection=collection, config=load_config({})))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("classes", [2, 3, 14, 60])
-@pytest.mark.parametrize("photos", [30, 120])
+@pytest.mark.parametrize("classes,photos", [(2, 40), (3, 30), (14, 30), (14, 120), (60, 120)])
 def test_the_verdict_tells_random_scores_from_learned_ones(classes: int, photos: int) -> None:
     random = np.random.default_rng(classes)
     tags = np.eye(classes)[np.arange(photos) % classes]
-    by_chance = [judged(random.normal(size=tags.shape), tags)["learned"] for _ in range(30)]
-    assert by_chance.count(False) >= 28, "one of a hundred may pass"
+    by_chance = [judged(random.normal(size=tags.shape), tags)["learned"] for _ in range(10)]
+    assert by_chance.count(False) >= 9, "one of a hundred may pass"
     noise = random.normal(size=tags.shape)
     assert judged(4 * tags + noise, tags)["learned"] is True
     assert judged(4 * tags + noise, tags, "train")["learned"] is None, "training photos show failures only"
@@ -139,7 +148,7 @@ def test_the_verdict_tells_random_scores_from_learned_ones(classes: int, photos:
 
 
 def test_one_class_needs_photos_without_it(tmp_path: Path) -> None:
-    tags, noise = np.ones((20, 1)), np.random.default_rng(0).normal(size=(20, 1))
+    tags, noise = np.ones((60, 1)), np.random.default_rng(0).normal(size=(60, 1))
     assert "empty tag cell" in judged(noise, tags)["text"]
     tags[::2] = 0
     assert judged(tags, tags)["learned"] is True and judged(noise, tags)["learned"] is False
