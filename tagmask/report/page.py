@@ -65,12 +65,13 @@ def write_report(
     fingerprint: Mapping[str, Any],
     title: str,
     further: Sequence[Panel] = (),
+    verdict: str = "",
 ) -> Path:
     """Write ``run/report.html`` and return its path.
 
     panels: photos to choose from. metrics: 'scores', results of ``ScoreStream``, and 'classification', as in
     metrics.json but of one split, or None. log: rows of log.jsonl. fingerprint: of the data, as ``tagmask check`` saves
-    it. further: photos that are shown if their masks lack a class.
+    it. further: photos that are shown if their masks lack a class. verdict: the page's first line, where there is one.
     """
     groups = [(name, [(panel, _pictures(panel)) for panel in chosen]) for name, chosen in choose(panels, further)]
     shown = [panel for _, members in groups for panel in members]
@@ -86,6 +87,7 @@ def write_report(
     pages.filters |= {"percent": percent, "describe": describe}
     page = pages.get_template("report.html").render(
         title=title,
+        verdict=verdict,
         scores=scores,
         classification=metrics["classification"],
         groups=groups,

@@ -83,7 +83,8 @@ def choose(
     limit = round(1.3 * fitting)
     encoder, why_encoder = _encoder(user.encoder, own["encoder"], gpu or fast_bf16(device) or effort == "best")
     own["encoder"] = {**own["encoder"], "name": encoder}
-    schedule = ShortSchedule(steps, crop, *LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"]))
+    thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
+    schedule = ShortSchedule(steps, crop, *thresholds, classes=len(found["classes"]))
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
         Choice("views.scale", [0.6, 1.6], "few steps: less variation than the papers' long schedules"),
@@ -210,6 +211,7 @@ def _learner(own: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         Choice("train.lr", 0.005, "it starts from a trained encoder"),
         Choice("train.nesterov", True, "with SGD"),
         Choice("train.weight_decay", 1e-4, "with SGD"),
+        Choice("train.clip", 5.0, "masks ask for larger steps than tags"),
     ]
 
 
