@@ -75,14 +75,14 @@ def make_fabric(config: TrainConfig) -> Fabric:
 def readers(train: TrainConfig, device: torch.device, processes: int = 1) -> int:
     """How many processes read photos for each of ``processes`` on this machine, as ``train.workers`` says.
 
-    'auto' is two; where a GPU trains, half of the cores that this process may use, shared by the processes, from two to
-    eight. Other runs on the machine, and a container's quota of processor time, are not known here.
+    'auto' is two, or one on a single core; where a GPU trains, half of the cores that this process may use, shared by
+    the processes, from two to eight. Other runs on the machine, and a container's quota of processor time, are not known here.
     """
     if train.workers != "auto":
         return train.workers
-    if device.type == "cpu":
-        return 2
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cpu":
+        return min(2, cores)
     return min(8, max(2, cores // 2 // processes))
 
 
