@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from tagmask.workflow.label import mask_writer
 from tagmask.workflow.opened import Run, default_device
 from tagmask.workflow.plan import Choice, as_mapping, choose
 from tagmask.workflow.predict import predict
+from tagmask.workflow.quality import Quality, print_estimates
 from tagmask.workflow.report import Gallery, report
 from tagmask.workflow.stages import Stages, written
+from tagmask.workflow.suspects import print_suspects, suspects_of
 from tagmask.workflow.train import check_free, resumed, train
 
 Steps = dict[str, Callable[[], Any]]
@@ -162,7 +164,7 @@ def training_steps(
 
 def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | None) -> Steps:
     """All that ``run`` does after its check."""
-    scoring = _Scoring(run, console)
+    scoring = _Scoring(run, stages, console)
 
     def label_all() -> dict[str, Any]:
         writer = mask_writer(run, [*run.collection.listed("train"), *run.collection.listed("val")], overwrite=overwrite)
@@ -172,15 +174,18 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
     def score_all() -> list[dict[str, Any]]:
         scoring.score(["val", "train", "test"])
         if stages.last is not run:
-            for split in (s for s in ("val", "test") if s in scoring.open):
+            for split in (s for s in ("val", "test") if s in scoring.splits):
                 scoring.scores += evaluate(stages.last, split, console=console)
+            scoring.quality.look_at(scoring.splits, console)
+        scoring.quality.finish()
         return scoring.scores
 
     def report_all() -> str:
         page = report(run, gallery=scoring.gallery)
         return str(page if stages.last is run else report(stages.last))
 
-    steps = training_steps(run, stages, console, scoring.score_with)
+    steps: Steps = {"suspects": lambda: suspects_of(run, console)}
+    steps |= training_steps(run, stages, console, scoring.score_with)
     if run.config.stages is None:
         steps["masks"] = label_all
     steps["evaluate"] = score_all
@@ -192,13 +197,19 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
 class _Scoring:
     """Scores a run's classifier split by split, and draws what its report may show in the same passes."""
 
-    def __init__(self, run: Run, console: Console | None) -> None:
-        self.run, self.console = run, console
+    def __init__(self, run: Run, stages: Stages, console: Console | None) -> None:
+        self.run, self.stages, self.console = run, stages, console
         listed = {split: run.collection.listed(split) for split in ("val", "train", "test")}
         self.open = [s for s, items in listed.items() if any(i.tags is not None or i.mask is not None for i in items)]
+        self.splits = tuple(self.open)
         masked = [s for s in self.open if any(i.mask is not None for i in listed[s])]
         self.gallery = Gallery(run, masked[-1] if masked else "train")
         self.scores: list[dict[str, Any]] = []
+
+    @cached_property
+    def quality(self) -> Quality:
+        """Takes the photos of the same passes, unless another run's segmenter has to look at them."""
+        return Quality(self.run, self.stages.last)
 
     def score_with(self, writer: LabelWriter) -> None:
         """Score val and train while the writer takes their photos. Where scoring fails, the masks are written still."""
@@ -216,6 +227,8 @@ class _Scoring:
         def draw(item: Item, look: Look, score: float | None) -> None:
             lacks = writer is not None and bool(writer.lacking.get(item.id))
             self.gallery.add(item, look, score if split == self.gallery.split else None, lacks)
+            if self.stages.last is self.run:
+                self.quality.add(split, item, look)
 
         for split in (name for name in splits if name in self.open):
             self.open.remove(split)
@@ -271,6 +284,8 @@ def _summary(run: Run, stages: Stages, results: dict[str, Any], minutes: dict[st
         "predictions": results["predict"],
         "scores": results["evaluate"],
         "classification": run.folder.metrics().get("classification"),
+        "quality": run.folder.metrics().get("quality"),
+        "suspects": results["suspects"],
         "report": results["report"],
         "model": str(stages.last.folder.model),
     }
@@ -306,6 +321,8 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
     if summary["scores"]:
         print_scores(summary["scores"], console)
     print_classification(summary["classification"], console)
+    print_estimates(summary["quality"], console)
+    print_suspects(summary["suspects"], console)
     if lacking := describe_missing(summary["masks"]):
         console.print(lacking, style="yellow", markup=False, highlight=False, soft_wrap=True)
     for made in (summary["masks"], summary["predictions"]):
