@@ -106,7 +106,7 @@ class QualityStream:
         segmenter finds without tags. held_out: whether the photo trained nothing, so that what is found in it says how
         well classes are recognised. Raises LabelError for maps that do not fit."""
         size = len(self.classes) + 1
-        agreed = {}
+        agreed: dict[str, float] = {}
         for name, view in views.items():
             one = ConfusionMatrix(size).update(view, mask)
             self._agreed.setdefault(name, ConfusionMatrix(size)).counts += one.counts

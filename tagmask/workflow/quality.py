@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -157,6 +158,7 @@ def classes_in(labels: Tensor, classes: int, share: float = SHARE) -> list[int]:
 
 VIEWS = (LARGER, "mirror", "other")
 HEADER = ["photo", "split", "doubt", *VIEWS, "sure", "match", "missing", "unexpected", "iou"]
+DOUBT = re.compile(r"([01]\.\d+)?")
 
 
 def write_rows(path: Path, photos: Sequence[PhotoQuality], classes: Sequence[str]) -> None:
@@ -180,10 +182,21 @@ def write_rows(path: Path, photos: Sequence[PhotoQuality], classes: Sequence[str
         ]
 
     splits = {photo.split for photo in photos}
-    kept = [old for old in read_csv(path)[1:] if old[1] not in splits] if path.is_file() else []
-    rows = [*map(row, by_doubt(photos)), *kept]
+    rows = [*map(row, by_doubt(photos)), *(old for old in read_rows(path) if old[1] not in splits)]
     rows.sort(key=lambda cells: (cells[2] == "", -float(cells[2] or 0)))
     write_text(path, csv_text([HEADER, *rows]))
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """The rows of a quality.csv without its header; none where there is no file.
+
+    Raises DataError for a file that was changed into something else.
+    """
+    rows = read_csv(path)[1:] if path.is_file() else []
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(HEADER) or not DOUBT.fullmatch(row[2]):
+            raise DataError(f"{path}, row {line}: no photo with its doubt in [0, 1]. Delete the file to get it anew.")
+    return rows
 
 
 def doubtful(run: Run) -> list[Panel]:
@@ -192,10 +205,9 @@ def doubtful(run: Run) -> list[Panel]:
     Raises DataError for files that cannot be read.
     """
     folder, collection = run.folder, run.collection
-    path = folder.path / FILE
-    rows = read_csv(path)[1:] if path.is_file() else []
+    rows = [row for row in read_rows(folder.path / FILE) if (folder.masks / f"{row[0]}.png").is_file()]
     panels = []
-    for id, *_ in [row for row in rows if (folder.masks / f"{row[0]}.png").is_file()][:SHOWN]:
+    for id, *_ in rows[:SHOWN]:
         item, labels = collection.item(id), read_mask(folder.masks / f"{id}.png", len(collection.classes))
         size = fitted(labels.shape, SIDE)
         photo = resized(read_image(item.image).permute(1, 2, 0).numpy(), size)
@@ -230,8 +242,9 @@ def quality_line(result: Mapping[str, Any]) -> str:
             f"tags found without being given: precision {percent(result['precision'])} %, recall "
             f"{percent(result['recall'])} %"
         )
-    if result["correlation"]["photos"] is not None:
-        parts.append(f"rank correlation with the true IoU {result['correlation']['photos']:.2f}")
+    ranks = [(result["correlation"][key], over) for key, over in (("photos", "photos"), ("shown", "those with a tag"))]
+    if known := ", ".join(f"{rank:.2f} over {over}" for rank, over in ranks if rank is not None):
+        parts.append(f"rank correlation with the true IoU {known}")
     return f"estimate without truth, {result['split']}: {'; '.join(parts)}"
 
 

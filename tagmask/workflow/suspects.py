@@ -132,6 +132,8 @@ def write_suspects(file: Path, found: Sequence[Suspect], collection: Collection)
 def summary(file: Path) -> dict[str, Any]:
     """Of a suspects.csv: its file, the number of rows and of their photos, and the first rows. Raises DataError."""
     rows = read_csv(file)[1:]
+    if any(len(row) != len(HEADER) or row[2] not in ASKED for row in rows):
+        raise DataError(f"{file}: not a list of suspects: it was changed. Delete it to get it anew.")
     first = [dict(zip(("photo", "class", "tag", "score"), row)) for row in rows[:SHOWN]]
     return {"file": str(file), "rows": len(rows), "photos": len({row[0] for row in rows}), "first": first}
 

@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 from tagmask.cli import app
 from tagmask.config import EncoderConfig, RunConfig, load_config
 from tagmask.encoders import Encoder
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate.quality import PhotoQuality
 from tagmask.files import read_csv, read_json
 from tagmask.types import Features
 from tagmask.workflow import Run, report
 from tagmask.workflow.opened import open_collection
-from tagmask.workflow.quality import HEADER, Quality, classes_in, doubtful, write_rows
+from tagmask.workflow.quality import HEADER, Quality, classes_in, doubtful, read_rows, write_rows
 from tagmask.workflow.stages import Stages
-from tagmask.workflow.suspects import check_tags, find_suspects, suspects_of
+from tagmask.workflow.suspects import check_tags, find_suspects, summary, suspects_of
 
 
 @pytest.fixture()
@@ -95,6 +95,14 @@ def test_rows_guard_against_formulas_and_doubt_that_is_unknown_comes_last(tmp_pa
     assert text[0] == ",".join(HEADER) and "'=good" in text[2]
     assert [row["photo"] for row in rows_of(tmp_path)] == ["bad", "=good", "unknown"]
     assert rows_of(tmp_path)[1]["missing"] == "cat" and rows_of(tmp_path)[1]["unexpected"] == "dog"
+
+
+@pytest.mark.parametrize("text", ["a,b\na,b\n", f"{','.join(HEADER)}\na,val,much{',' * 7}\n"])
+def test_a_changed_file_is_named(tmp_path: Path, text: str) -> None:
+    for name, read in (("quality.csv", read_rows), ("suspects.csv", summary)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=name):
+            read(tmp_path / name)
 
 
 def test_small_regions_are_not_found() -> None:
