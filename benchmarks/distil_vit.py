@@ -72,7 +72,6 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help=".safetensors file to write")
     parser.add_argument("--student", default="deit_tiny_patch16_224", help="a plain ViT with a class token")
     parser.add_argument("--teacher", default="resnet50")
-    parser.add_argument("--teacher-layout", default="v1")
     parser.add_argument("--teacher-weights", default="auto")
     parser.add_argument("--components", type=int, default=256, help="of the teacher's features")
     parser.add_argument("--crop", type=int, default=224, help="pixels")
@@ -85,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.out.suffix != ".safetensors":
         raise SystemExit(f"--out {args.out}: give a name that ends in .safetensors.")
     torch.manual_seed(args.seed)  # a teacher may be random, too
-    config = EncoderConfig(name=args.teacher, layout=args.teacher_layout, weights=args.teacher_weights)
+    config = EncoderConfig(name=args.teacher, weights=args.teacher_weights)
     teacher = build_encoder(config).eval()
     if args.crop % teacher.strides[-1] or args.components > teacher.channels[-1]:
         raise SystemExit(

@@ -37,10 +37,10 @@ from tagmask import workflow
 from tagmask.config import RunConfig, load_config
 from tagmask.data import write_mask
 from tagmask.registry import METHODS
-from tagmask.reproduce.cost import bare
 from tagmask.training import RunFolder, readers
 from tagmask.workflow.opened import default_device
 from tagmask.workflow.stages import LEARNS_FROM, network_config
+from tagmask.workflow.timing import bare
 
 CLASSES = 20
 GIB = 2**30

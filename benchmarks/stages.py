@@ -35,12 +35,12 @@ from tagmask.data import tag_vector, write_demo, write_mask
 from tagmask.data.source_demo import SHARES
 from tagmask.label import Inference, Look
 from tagmask.methods import build_method
-from tagmask.reproduce.cost import bare
 from tagmask.training import RunFolder
 from tagmask.workflow import Run
 from tagmask.workflow.run import training_steps, work
 from tagmask.workflow.stage_labels import ConfidentLabels, MakePlaces
 from tagmask.workflow.stages import Stages, mask_maker, stage_configs
+from tagmask.workflow.timing import bare
 
 STAGES = ("classifier", "cams", "affinity", "masks", "segmenter")
 HOME = {"classifier": "", "cams": "seeds", "affinity": "affinity", "masks": "masks", "segmenter": "segmenter"}

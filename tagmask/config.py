@@ -111,13 +111,16 @@ class EncoderConfig(Strict):
     weights_dir: Annotated[Place | None, COMPUTED] = Field(
         None, description="local directory that 'auto' searches first"
     )
-    layout: Literal["default", "v1"] = Field("default", description="ResNet: v1 strides on the first 1x1")
+    layout: Literal["auto", "default", "v1"] = Field(
+        "auto", description="ResNet: v1 strides on the first 1x1; auto: as the content of the weights tells"
+    )
     output_stride: Few | None = Field(16, description="8, 16 or 32 for CNNs; ignored where fixed")
     mean: tuple[Share, Share, Share] | None = Field(None, description="default: the weights' own")
     std: tuple[Scale, Scale, Scale] | None = Field(None, description="default: the weights' own")
     blocks: list[Block] | None = Field(None, description="ViT: blocks to return; default: the last one")
     drop_path: Momentum = 0.0
     freeze: bool = Field(False, description="train the heads only")
+    freeze_to: Few | None = Field(None, description="layers up to the map of this stride do not train; such as 4")
     norm_eval: bool = Field(True, description="CNN: batch norm uses its stored statistics in training")
     checkpointing: bool = Field(False, description="recompute activations to save memory")
 
@@ -193,6 +196,7 @@ class TrainConfig(Strict):
     weight_decay: Factor = 0.01
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     momentum: Momentum = Field(0.9, description="of SGD")
+    nesterov: bool = Field(False, description="SGD looks ahead by its momentum")
     freeze_norm: bool = Field(True, description="learning rate 0 for the encoder's norm layers")
     warmup: Natural = Field(1500, description="steps of linear warm-up of the learning rate")
     warmup_ratio: Share = Field(1e-6, description="learning rate at step 0, relative")
@@ -258,7 +262,7 @@ class LabelConfig(Strict):
         True, description="a tag's class that the segmenter finds nowhere is taken from its CAM"
     )
     crf: Annotated[str, used_for("crf")] = Field(
-        "none", description="dense CRF preset for the segmenter: afa, toco, cosa, psa, irn, deeplab"
+        "none", description="dense CRF preset for the segmenter, but in tiles: afa, toco, cosa, psa, irn, deeplab"
     )
     scales: Annotated[Scales, used_for("segmentation")] = Field([1.0], description="of the segmenter's test")
     flip: Annotated[bool, used_for("segmentation")] = False

@@ -52,14 +52,24 @@ class NetworkStage(Strict):
 
 
 class MasksStage(Strict):
-    """Masks of the training photos: CAMs are made again, walk over the affinities or are refined, and become labels."""
+    """Masks of the training photos: CAMs are made again, walk over the affinities or are refined, and become labels.
 
+    Or they are those of the classifier's own segmenter, as 'label' says; nothing else is set then.
+    """
+
+    source: Literal["cams", "segmenter"] = Field("cams", description="segmenter: of the classifier's own segmenter")
     threshold: float | None = Field(
         None, gt=0, lt=1, description="background score of refined CAMs, without an affinity; default: label.threshold"
     )
     walk: dict[str, Any] = Field({}, description="beta, walk_steps and the like, over those of the affinity's method")
     crf: str = Field("none", description="dense CRF preset over the scores")
     soft: bool = Field(False, description="save the scores of background and tagged classes in half precision, too")
+
+
+class RoundsStage(Strict):
+    """Self-training: the segmenter's own masks of the training photos, limited to their tags, teach it anew."""
+
+    count: int = Field(2, ge=2, le=9, description="segmenters that are trained one after the other")
 
 
 class StagesConfig(Strict):
@@ -70,6 +80,7 @@ class StagesConfig(Strict):
     affinity: NetworkStage | None = Field(None, description="the network of affinities that masks walk over")
     masks: MasksStage | None = None
     segmenter: NetworkStage | None = Field(None, description="the segmenter that learns from the masks")
+    rounds: RoundsStage | None = Field(None, description="further segmenters, that learn from the one before")
 
     @model_validator(mode="after")
     def _check_needs(self) -> StagesConfig:
@@ -77,6 +88,11 @@ class StagesConfig(Strict):
             raise ValueError("stage 'affinity' learns from the labels of stage 'cams'; add it")
         if self.segmenter is not None and self.masks is None:
             raise ValueError("stage 'segmenter' learns from the masks of stage 'masks'; add it")
+        own = self.masks is not None and self.masks.source == "segmenter"
+        if own and (self.affinity is not None or self.masks != MasksStage(source="segmenter")):
+            raise ValueError("masks with source=segmenter have no other settings, and no stage 'affinity' before")
+        if self.rounds is not None and self.segmenter is None:
+            raise ValueError("stage 'rounds' trains the segmenter again; add stage 'segmenter'")
         return self
 
     def named(self) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -102,6 +104,21 @@ def test_every_stage_has_its_files_and_memory(script: Callable[[str], ModuleType
     more = {name: {key: 2 * value for key, value in each.items()} for name, each in found.items()}
     rows = stages.law([found, more], [5, 10], [64, 80], 100, [128, 160])
     assert len(rows) == 7 and "| masks, soft maps |" in stages.table(rows, [5, 10], [64, 80], 100, [128, 160])
+
+
+def test_a_step_beside_busy_processes(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = script("busy")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n2\n"))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        busy.serve(busy.trainer("test_resnet", 64, 2))
+    begun, *seconds = said.getvalue().split()
+    assert begun == "begun" and len(seconds) == 2 and all(float(each) > 0 for each in seconds)
+    with busy.started([sys.executable, "-c", busy.BUSY], dict(os.environ)) as process:
+        assert process.poll() is None
+    assert process.returncode == 0, "it ends with its input"
+    found = busy.table({"alone": {"without": [2.0, 3.0, 8.0], "with": [2.0, 2.0, 2.0]}})
+    assert found.splitlines()[-1] == "| alone | 3.00 s | 2.00 s | 1.50 (1.00 to 4.00) |"
 
 
 @pytest.mark.slow

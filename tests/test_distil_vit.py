@@ -30,7 +30,7 @@ def distil(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def words(data: Path, out: Path, steps: int) -> list[str]:
-    teacher = ["--teacher", "resnet18", "--teacher-layout", "default", "--teacher-weights", "none"]
+    teacher = ["--teacher", "resnet18", "--teacher-weights", "none"]
     size = ["--crop", "64", "--sizes", "1", "1.25", "--batch", "4", "--components", "8", "--steps", str(steps)]
     return ["--data", str(data), "--split", "all", "--out", str(out), *teacher, *size]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 from rich.console import Console
@@ -17,6 +18,9 @@ from tagmask.stop import at_once, on_signal
 
 def main() -> None:
     """Entry point: errors that users can act on are printed without a traceback, exit status 1."""
+    # OpenMP reads it when a verb loads torch. Threads that wait for each other sleep then, where else they spin, which
+    # is slow beside other programs. Processes that this one starts inherit it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # terminals and pipes that are not UTF-8

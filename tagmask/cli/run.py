@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,13 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the plan, see that weights and parts fit, and stop")
     ] = False,
+    effort: Annotated[
+        Literal["quick", "standard", "best"] | None,
+        typer.Option(
+            help="quick: one training; standard: the recipe, in rounds; best: longer. "
+            "Default: standard, or quick where a method or stages are set"
+        ),
+    ] = None,
     json: common.Json = False,
 ) -> None:
     """Check, train, label, evaluate and report in one go. What is not set is chosen from the data and the machine."""
@@ -35,6 +42,6 @@ def run(
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
     console = None if json else common.screen()
     taught = [workflow.labels_of(labels_of, not dry_run, console)] if labels_of else []
-    result = workflow.run([*taught, *(configs or [])], values, overrides, out, resume, dry_run, console)
+    result = workflow.run([*taught, *(configs or [])], values, overrides, out, resume, dry_run, console, effort)
     if json:
         common.print_json(result)

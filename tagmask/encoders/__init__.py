@@ -59,15 +59,22 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     """
     own = config.name in ENCODERS.names()
     factory = ENCODERS.get(config.name) if own else _timm_factory(config.name)
+    if config.layout == "v1" and factory is not TimmCNN:
+        raise ConfigError(f"encoder.layout=v1 is for ResNets, not for '{config.name}'; leave it at auto.")
     trained = trained_encoder(config)
-    encoder = factory(config.model_copy(update={"weights": "none"}) if trained else config)
-    if trained is not None:
-        encoder.weights_origin = load_trained(encoder, trained)
+    if trained is None:
+        encoder = factory(config)
+    else:
+        encoder = factory(config.model_copy(update={"weights": "none", "layout": trained.layout}))
+        load_trained(encoder, trained)
+        encoder.weights_origin = trained.origin
     for buffer, values in ((encoder.mean, config.mean), (encoder.std, config.std)):
         if values is not None:
             buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
     if config.freeze:
         encoder.freeze()
+    elif config.freeze_to is not None:
+        encoder.freeze_to(config.freeze_to, "encoder.freeze_to")
     return encoder
 
 

@@ -68,6 +68,29 @@ class Encoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    def freeze_to(self, stride: int, setting: str) -> None:
+        """Let all layers that lead to the map of this stride learn nothing, as if the gradient were cut there.
+
+        They are found by a pass of a small image: encoders name their layers differently. setting: named in the
+        ConfigError that is raised where there is no map of that stride, or nothing behind it.
+        """
+        if stride not in self.strides[:-1]:
+            raise ConfigError(
+                f"{setting} freezes the layers up to the map of stride {stride}; this encoder has maps of strides "
+                f"{self.strides}, of which the last has to learn."
+            )
+        training, parameters = self.training, [p for p in self.parameters() if p.requires_grad]
+        if not parameters:
+            return
+        self.eval()
+        with torch.enable_grad():
+            value = self(torch.zeros(1, 3, 64, 64)).maps[self.strides.index(stride)].sum()
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        self.train(training)
+        for parameter, gradient in zip(parameters, found):
+            if gradient is not None:
+                parameter.requires_grad_(False)
+
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode and not self.frozen)
         if self.training and self.norm_eval:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-from timm.models.resnet import Bottleneck
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.config import EncoderConfig
 from tagmask.encoders.base import IMAGENET_STD, Encoder, output_stride, refuse
+from tagmask.encoders.resnet_layout import V1_MEAN, has_layouts, set_layout
 from tagmask.encoders.weights import State, load_pretrained
 from tagmask.errors import ConfigError
 from tagmask.types import Features
-
-V1_MEAN = (0.485, 0.458, 0.408)
-V1_EPS = 1.001e-5
 
 PADDED = ("convnext", "densenet", "dla", "hrnet", "inception_next", "vgg")
 """Families whose maps would miss a part of the image, or not fit together, if a stride does not divide its size."""
@@ -29,19 +27,28 @@ class TimmCNN(Encoder):
     their resolution and dilate. For the families in ``PADDED``, images are zero-padded (after normalisation) at the
     bottom and right, and maps are cropped to the size above.
     ``layout: v1`` is the ResNet of He et al., 2016 (arXiv 1512.03385): a bottleneck has its stride in the first 1x1
-    convolution, where current ResNets have it in the 3x3; batch norm's eps is 1.001e-5.
+    convolution, where current ResNets have it in the 3x3; batch norm's eps is 1.001e-5. ``auto`` goes by the content of
+    the weights. The buffer ``v1`` keeps the layout with them, of networks that have two.
     """
+
+    v1: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         refuse(config, "blocks")
         body = _create(config)
-        mean, std = body.default_cfg["mean"], body.default_cfg["std"]
-        if config.layout == "v1":
-            to_v1(body)
-            mean, std = V1_MEAN, IMAGENET_STD
+        if config.layout == "v1" and not has_layouts(body):
+            raise ConfigError(
+                f"encoder.layout=v1 is for ResNets with plain bottlenecks (resnet50), not for '{config.name}'."
+            )
         weights = load_pretrained(body, config, lambda state: _flat(state, body), config.name)
+        v1 = "v1" in (config.layout, weights.layout)
+        mean, std = (V1_MEAN, IMAGENET_STD) if v1 else (body.default_cfg["mean"], body.default_cfg["std"])
         super().__init__("cnn", weights.mean or mean, weights.std or std)
         self.body = body
+        if has_layouts(body):
+            self.register_buffer("v1", torch.tensor(v1))
+            self.register_load_state_dict_post_hook(_follow_mark)
+            set_layout(body, v1)
         self.channels = list(body.feature_info.channels())
         self.strides = list(body.feature_info.reduction())
         self.weights_origin = weights.origin
@@ -69,22 +76,8 @@ class TimmCNN(Encoder):
         return Features(maps=list(maps))
 
 
-def to_v1(network: nn.Module) -> None:
-    """Move the stride of every bottleneck from its 3x3 to its first 1x1 convolution, in place.
-
-    In a stage that dilates instead of striding, the first 3x3 comes after the stage's stride in v1, so it gets the
-    dilation of its stage. Raises ConfigError when the network has no plain bottlenecks.
-    """
-    blocks = [m for m in network.modules() if isinstance(m, Bottleneck)]
-    if not blocks or any(not isinstance(b.aa, nn.Identity) for b in blocks):
-        raise ConfigError("encoder.layout=v1 is for ResNets with plain bottlenecks (resnet50, resnet101, resnet152).")
-    for block in blocks:
-        first, middle = block.conv1, block.conv2
-        first.stride, middle.stride = middle.stride, (1, 1)
-        middle.dilation = middle.padding = (block.dilation, block.dilation)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = V1_EPS
+def _follow_mark(encoder: TimmCNN, *others: Any) -> None:
+    set_layout(encoder.body, bool(encoder.v1))
 
 
 def _create(config: EncoderConfig) -> Any:

@@ -22,6 +22,7 @@ from huggingface_hub.utils import EntryNotFoundError
 from torch import nn
 
 from tagmask.config import EncoderConfig, read_yaml
+from tagmask.encoders.resnet_layout import file_layout
 from tagmask.encoders.weight_files import State, read_state
 from tagmask.errors import TagmaskError, WeightsError
 from tagmask.files import read_json
@@ -48,18 +49,17 @@ AUTHORS_FILES = {
 }
 """Weights that their authors publish, and the hub does not have."""
 
-KNOWN_LAYOUTS = {"e8b3c74fd6e4add6": "v1"}
-"""Layouts of published ResNet files by ``fingerprint``."""
-
 
 @dataclass
 class Weights:
-    """A state dict (None: random), its origin in words, and the mean and std of its training if not the default."""
+    """A state dict (None: random), its origin in words, the mean and std of its training if not the default, and a
+    ResNet's layout ('default' or 'v1') where the content tells it."""
 
     state: State | None
     origin: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    layout: str | None = None
 
 
 def find_weights(config: EncoderConfig) -> Weights:
@@ -90,8 +90,19 @@ def find_weights(config: EncoderConfig) -> Weights:
     )
 
 
-def trained_encoder(config: EncoderConfig) -> Path | None:
-    """The folder of the trained model that ``config.weights`` names, itself or by its run; None if it names neither.
+class TrainedEncoder(NamedTuple):
+    """The encoder of a trained model. layout: 'default' or 'v1'; state: its tensors, normalisation included; path: of
+    their file; origin: in words."""
+
+    name: str
+    layout: str
+    state: State
+    path: Path
+    origin: str
+
+
+def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
+    """The encoder of the trained model that ``config.weights`` names, itself or by its run; None if it names neither.
 
     Raises WeightsError if the model's encoder is another network than the configured one.
     """
@@ -102,32 +113,25 @@ def trained_encoder(config: EncoderConfig) -> Path | None:
     found = next((p for p in places if all(os.path.isfile(p / name) for name in TRAINED)), None)
     if found is None:
         return None
-    saved = _about(found)
-    if (saved.name, saved.layout) != (config.name, config.layout):
+    saved = _read_trained(found)
+    if saved.name != config.name or config.layout not in ("auto", saved.layout):
         raise WeightsError(
             f"{found}: its encoder is '{saved.name}' of layout '{saved.layout}', not '{config.name}' of layout "
-            f"'{config.layout}'. Set encoder.name and encoder.layout to those, or encoder.weights to another model."
+            f"'{config.layout}'. Set encoder.name={saved.name} and encoder.layout=auto, or encoder.weights to another "
+            "model."
         )
-    return found
+    return saved
 
 
-class _About(NamedTuple):
-    """What a trained model's files say. prefix: of its encoder's tensors; origin: of its encoder, in words."""
-
-    name: str
-    layout: str
-    prefix: str
-    origin: str
-
-
-def _about(folder: Path) -> _About:
+def _read_trained(folder: Path) -> TrainedEncoder:
+    path = folder / "weights.safetensors"
     try:
         config, card = read_yaml(folder / "config.yaml"), read_json(folder / "classes.json")
         origin = (
             f"encoder of {config['method']['name']} {card['digest']} from {card['supervision']} "
             f"({card['weights_origin']})"
         )
-        return _About(config["encoder"]["name"], config["encoder"]["layout"], card["encoder"] + ".", origin)
+        name, layout, prefix = config["encoder"]["name"], config["encoder"]["layout"], card["encoder"] + "."
     except TagmaskError as error:
         raise WeightsError(f"{error} Set encoder.weights to another model.") from error
     except (KeyError, TypeError, IndexError) as error:
@@ -135,24 +139,23 @@ def _about(folder: Path) -> _About:
             f"{folder}: config.yaml or classes.json is damaged ({type(error).__name__}: {error}). Set encoder.weights "
             "to another model, or train this one again."
         ) from error
+    state = {k.removeprefix(prefix): v for k, v in read_state(path).items() if k.startswith(prefix)}
+    if layout == "auto":
+        layout = "v1" if state.get("v1", torch.tensor(False)).any() else "default"
+    return TrainedEncoder(name, layout, state, path, origin)
 
 
-def load_trained(encoder: nn.Module, folder: Path) -> str:
-    """Copy the encoder of a trained model, normalisation included, into ``encoder``, and return its origin in words.
-
-    Raises WeightsError if it does not fit.
-    """
-    about, path = _about(folder), folder / "weights.safetensors"
-    state = {k: v for k, v in read_state(path).items() if k.startswith(about.prefix)}
+def load_trained(encoder: nn.Module, trained: TrainedEncoder) -> None:
+    """Copy the encoder of a trained model, normalisation included, into ``encoder``. Raises WeightsError if it does not
+    fit."""
     try:
-        encoder.load_state_dict({k[len(about.prefix) :]: v for k, v in state.items()})
+        encoder.load_state_dict(trained.state)
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise WeightsError(
-            f"{path}: its encoder does not fit the configured one ({why}). Train the model again, or set "
+            f"{trained.path}: its encoder does not fit the configured one ({why}). Train the model again, or set "
             "encoder.weights to another one."
         ) from error
-    return about.origin
 
 
 def load_pretrained(
@@ -203,37 +206,11 @@ def renamed(state: State, patterns: Iterable[tuple[str, str]]) -> State:
     return result
 
 
-def fingerprint(state: State) -> str:
-    """The start of a hash of a ResNet-50's first and last convolution (float32), which identifies published files."""
-    digest = hashlib.sha256()
-    for key in ("conv1.weight", "layer4.2.conv3.weight"):
-        if key in state:
-            digest.update(state[key].float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def check_layout(state: State, path: Path, config: EncoderConfig) -> None:
-    """Refuse ResNet weights of another layout than configured: they would load and give wrong features.
-
-    Files do not state their layout. It is known for published files by their content, and by a name that starts with
-    'resnet50_v1' (any depth). Other files are taken to have the configured one. Raises WeightsError.
-    """
-    layout = KNOWN_LAYOUTS.get(fingerprint(state))
-    source = "by their content"
-    if layout is None and re.match(r"resne[xt]*t\d+[_-]v1(?![a-z0-9.]|[_-]5)", path.stem.lower()):
-        layout, source = "v1", "by the file's name (rename it if that is wrong)"
-    if layout is not None and layout != config.layout:
-        raise WeightsError(
-            f"{path}: these ResNet weights are of layout '{layout}' {source}, but encoder.layout is "
-            f"'{config.layout}'; they would load and give wrong features. Set encoder.layout={layout}."
-        )
-
-
 def _from_file(path: Path, config: EncoderConfig) -> Weights:
     state = read_state(path, config.name)
-    check_layout(state, path, config)
+    layout = file_layout(state, path, config)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Weights(state, f"file {path.name} (sha256 {digest})")
+    return Weights(state, f"file {path.name} (sha256 {digest})", layout=layout)
 
 
 def _from_directory(config: EncoderConfig) -> Weights | str:
@@ -277,7 +254,7 @@ def _from_package(config: EncoderConfig) -> Weights | str:
 
 
 def _from_hub(config: EncoderConfig) -> Weights | str:
-    if config.layout != "default":
+    if config.layout == "v1":
         return f"model hub: its ResNets are of layout 'default', encoder.layout is '{config.layout}'"
     if config.name in AUTHORS_FILES:
         return (

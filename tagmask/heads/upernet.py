@@ -71,9 +71,10 @@ class UPerNet(nn.Module):
         return self.out(self.dropout(self.fuse(joined)))
 
 
-def layer(inputs: int, outputs: int, size: int) -> nn.Sequential:
+def layer(inputs: int, outputs: int, size: int, dilation: int = 1) -> nn.Sequential:
     """A ``size`` x ``size`` convolution that keeps the grid, group norm, ReLU."""
     groups = math.gcd(32, outputs, max(1, outputs // 8))  # at least 8 channels a group: a bin may be one position
-    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+    reach = size // 2 * dilation
+    conv = nn.Conv2d(inputs, outputs, size, padding=reach, dilation=dilation, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return nn.Sequential(conv, nn.GroupNorm(groups, outputs), nn.ReLU())

@@ -26,8 +26,7 @@ class Inference:
     Scores, CAMs and probabilities lie on the working grid (h,w): the photo's own, unless ``views.short_side`` reduces
     it. Label maps have the photo's size. Networks run under autocast as in training; results are float32.
     ``config`` has the settings of ``label``, with the threshold that training found if ``label.threshold_from`` asks
-    for it. Raises ConfigError where the method cannot do what ``label`` asks for, for an unknown ``label.crf``, and for
-    a photo in tiles where a CRF is asked for.
+    for it. Raises ConfigError where the method cannot do what ``label`` asks for, and for an unknown ``label.crf``.
     """
 
     def __init__(self, method: Method, config: RunConfig) -> None:
@@ -114,7 +113,7 @@ class Inference:
     def probabilities(self, photo: Tensor, logits: Tensor, tags: Tensor | None = None) -> Tensor:
         """(C+1,h,w) softmax of the segmenter's logits over the background and the tagged classes, or all without tags.
 
-        A dense CRF follows where ``label.crf`` names one.
+        A dense CRF follows where ``label.crf`` names one, but not for a photo that is segmented in tiles.
         """
         if tags is not None:
             allowed = torch.cat([torch.ones(1), tags.cpu().float()]).to(logits.device)
@@ -123,12 +122,8 @@ class Inference:
         if self.crf is None:
             return scores
         images = self.batch(photo)
-        side = self.tile_side(images.shape[-2:])
-        if side is not None:
-            raise ConfigError(
-                f"label.crf works on whole photos, and this one is cut into tiles of {side} pixels; "
-                "set label.crf=none, or reduce photos with views.short_side."
-            )
+        if self.tile_side(images.shape[-2:]) is not None:
+            return scores  # the CRF looks at the whole photo at once, which would not fit where the segmenter does not
         return random_field(self.crf, images, scores)
 
     def tile_side(self, size: Sequence[int]) -> int | None:

@@ -19,6 +19,7 @@ from tagmask.errors import DataError, nearest
 from tagmask.label.infer import Inference
 from tagmask.label.look import Look
 from tagmask.methods import Method
+from tagmask.training.folder import RunFolder
 from tagmask.training.model_files import load_model
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
@@ -49,12 +50,18 @@ class Prediction:
 
 
 class Segmenter:
-    """A loaded model. classes: foreground names; ``predict`` needs no tags, ``cams`` and ``label`` take them."""
+    """A loaded model. classes: foreground names; ``predict`` needs no tags, ``cams`` and ``label`` take them.
 
-    def __init__(self, method: Method, classes: list[str], config: RunConfig) -> None:
+    classifier: what makes the CAMs; default: the model itself.
+    """
+
+    def __init__(
+        self, method: Method, classes: list[str], config: RunConfig, classifier: Inference | None = None
+    ) -> None:
         self.classes = classes
         self.method = method
         self.inference = Inference(method, config)
+        self.classifier = classifier or self.inference
 
     @overload
     def predict(self, image: Photo) -> Prediction: ...
@@ -73,7 +80,7 @@ class Segmenter:
     def cams(self, image: Photo, tags: Sequence[str] | None = None) -> np.ndarray:
         """float32 (C,h,w) class activation maps in [0,1] on the working grid; classes outside ``tags`` are 0."""
         given = None if tags is None else self._tags(tags)
-        return self.inference.cams(to_tensor(image), given).cpu().numpy()
+        return self.classifier.cams(to_tensor(image), given).cpu().numpy()
 
     def _tags(self, tags: Sequence[str]) -> Tensor:
         vector = torch.zeros(len(self.classes))
@@ -90,17 +97,25 @@ class Segmenter:
 def load(path: str | Path, device: str = "auto", overrides: dict[str, Any] | None = None) -> Segmenter:
     """A run folder, or its ``model/`` folder, as a Segmenter. overrides: fields of LabelConfig.
 
-    Raises DataError when the folder holds no finished model.
+    Of a run with a stage 'segmenter' that is the stage's; CAMs are the classifier's. Raises DataError when the folder
+    holds no finished model.
     """
-    folder = Path(path)
-    if (folder / "model").is_dir():
-        folder = folder / "model"
+    run = RunFolder(path)
+    folder = run.model if run.model.is_dir() else run.path
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    method, config, classes = load_model(folder, device)
-    merged = merge({"label": config.label.model_dump()}, {"label": overrides or {}})
-    config.label = LabelConfig.model_validate(merged["label"])
-    return Segmenter(method, classes, config)
+
+    def loaded(place: Path) -> tuple[Method, list[str], RunConfig]:
+        method, config, classes = load_model(place, device)
+        merged = merge({"label": config.label.model_dump()}, {"label": overrides or {}})
+        config.label = LabelConfig.model_validate(merged["label"])
+        return method, classes, config
+
+    first = loaded(folder)
+    if run.last is run:
+        return Segmenter(*first)
+    classifier = Inference(first[0], first[2]) if first[0].has_cams else None
+    return Segmenter(*loaded(run.last.model), classifier)
 
 
 def to_tensor(photo: Photo) -> Tensor:

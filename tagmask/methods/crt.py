@@ -95,7 +95,7 @@ class CRT(ClassifierMethod):
             random = encoder.weights_origin.startswith("none")
             self.cnn = build_encoder(config.cnn.model_copy(update={"weights": "none"}) if random else config.cnn)
             if config.cnn_detach:
-                _freeze_first_stages(self.cnn)
+                self.cnn.freeze_to(8, "method.cnn_detach")
             self.cnn_classifier = Classifier(self.cnn.channels[-1], classes, pooling="avg")
             encoder.weights_origin = f"{encoder.weights_origin}; cnn: {self.cnn.weights_origin}"
 
@@ -151,30 +151,6 @@ def class_attention(features: Features) -> Tensor:
         logits = query @ keys.float().mT * query.shape[-1] ** -0.5
         rows.append(logits.softmax(-1)[:, :, 0, features.prefix :].mean(1))
     return torch.stack(rows).mean(0).unflatten(-1, (height, width))[:, None]
-
-
-def _freeze_first_stages(cnn: Encoder) -> None:
-    """Let what leads to the CNN's map at stride 8 learn nothing, as if the gradient were cut there.
-
-    Found by a pass of a small image: encoders name their layers differently. Raises ConfigError where there is no map
-    of that stride, or nothing behind it.
-    """
-    if 8 not in cnn.strides[:-1]:
-        raise ConfigError(
-            "method.cnn_detach cuts the gradient at the CNN's map of stride 8; this encoder has maps of strides "
-            f"{cnn.strides}. Set method.cnn_detach=false, or method.cnn.name=resnet50."
-        )
-    training, parameters = cnn.training, [p for p in cnn.parameters() if p.requires_grad]
-    if not parameters:
-        return
-    cnn.eval()
-    with torch.enable_grad():
-        value = cnn(torch.zeros(1, 3, 64, 64)).maps[cnn.strides.index(8)].sum()
-    found = torch.autograd.grad(value, parameters, allow_unused=True)
-    cnn.train(training)
-    for parameter, gradient in zip(parameters, found):
-        if gradient is not None:
-            parameter.requires_grad_(False)
 
 
 def _check_branch(config: CRTConfig, encoder: Encoder) -> None:

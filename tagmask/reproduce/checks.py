@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pydantic import BaseModel
-
-from tagmask.config import EncoderConfig, RunConfig
+from tagmask.config import EncoderConfig
 from tagmask.data import Collection
 from tagmask.encoders.weights import find_weights, trained_encoder
 from tagmask.errors import DataError, WeightsError
 from tagmask.reproduce.job import Job, base_score
 from tagmask.workflow.opened import Run, open_collection
 from tagmask.workflow.scorer import photos_of
+from tagmask.workflow.timing import encoders_of
 
 
 def check_needs(jobs: Sequence[Job]) -> None:
@@ -76,11 +75,3 @@ def _why_missing(encoder: EncoderConfig) -> str:
     except WeightsError as error:
         return str(error)
     return ""
-
-
-def encoders_of(config: RunConfig) -> list[EncoderConfig]:
-    """Settings of every encoder in the configuration, those of the method's own networks included."""
-    parts: list[BaseModel] = [config.encoder, config.method]
-    for part in parts:  # grows
-        parts += [value for _, value in part if isinstance(value, BaseModel)]
-    return [part for part in parts if isinstance(part, EncoderConfig)]

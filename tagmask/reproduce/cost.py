@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table as Grid
-from torch.nn import functional as F
 
 from tagmask.config import RunConfig, load_config
-from tagmask.data import Collection, Item, TrainLoader, TrainViews, clean, fingerprint, read_image, tag_vector
+from tagmask.data import Collection, Item, clean, fingerprint, read_image, tag_vector
 from tagmask.errors import DataError
 from tagmask.label import Inference, Look
 from tagmask.methods import Method, build_method
-from tagmask.reproduce.checks import encoders_of, missing_truth, missing_weights
+from tagmask.reproduce.checks import missing_truth, missing_weights
 from tagmask.reproduce.job import Job, base_score, runs_of
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
-from tagmask.training import RunFolder, make_fabric, readers
+from tagmask.training import RunFolder
 from tagmask.training.checkpoint import checkpoints
-from tagmask.training.step import TrainStep, to_device
-from tagmask.types import Batch
 from tagmask.workflow.disk import bytes_of_maps, disk_plan, human, network_row
 from tagmask.workflow.opened import Run, open_collection
 from tagmask.workflow.scorer import FILES, LOCALIZATION, Scorer, photos_of
 from tagmask.workflow.stage_labels import ConfidentLabels, MakePlaces
 from tagmask.workflow.stages import Stages, mask_maker, stage_configs
+from tagmask.workflow.timing import bare, on_device, second, time_step
 
 Prepared = tuple[Collection, dict[str, Any]]
 
@@ -112,48 +109,6 @@ def _open(config: RunConfig, opened: dict[str, Prepared]) -> Prepared:
     return opened[key]
 
 
-def time_step(config: RunConfig, collection: Collection) -> float:
-    """Seconds of one training step after all warm-ups, measured here: batch, forward, backward, optimiser, after_step.
-
-    A batch is made here while nothing else runs; ``train.workers`` make batches beside the step, which then waits only
-    where they are slower than it. Weights are random, and so are the masks of a method that reads masks: those of
-    earlier rows and stages need not be there.
-    """
-    train = config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})
-    fabric = make_fabric(train)
-    method = build_method(bare(config), len(collection.classes))
-    step = TrainStep(method, config.model_copy(update={"train": train}), fabric)
-    loader = TrainLoader(
-        collection.split("train"),
-        len(collection.classes),
-        TrainViews(config.views, method.wanted_views),
-        batch_size=train.batch_size // train.accumulate,
-        steps=2 * train.accumulate,
-        seed=config.seed,
-        workers=0,
-    )
-    made = iter(loader)
-    for _ in range(2):  # the first warms up
-        began = time.perf_counter()
-        batches = [next(made) for _ in range(train.accumulate)]
-        loading = time.perf_counter() - began
-        if method.reads_masks:
-            for batch in batches:
-                batch.masks = _blocks(batch, len(collection.classes))
-        batches = [to_device(batch, fabric, train) for batch in batches]
-        began = _now(fabric.device)
-        step.run(iter(batches), train.steps - 1)
-        computing = _now(fabric.device) - began
-    workers = readers(train, fabric.device)
-    return max(computing, loading / workers) if workers else computing + loading
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def time_label_files(job: Job, collection: Collection) -> float:
     """Seconds of the label files of all training photos that a row or its stages write, from one photo's.
 
@@ -164,39 +119,25 @@ def time_label_files(job: Job, collection: Collection) -> float:
     shown = [item for item in photos if item.tags]
     if not shown or not (job.row.label or stages):
         return 0.0
-    inference = Inference(_on_device(config, collection).eval(), config)
+    inference = Inference(on_device(config, collection).eval(), config)
     makers: list[tuple[MakePlaces, int]] = []
     if job.row.label:
         makers.append((lambda look, present: look.mask, len(photos)))
     if stages is not None and stages.cams is not None:
         makers.append((ConfidentLabels(stages.cams), len(shown)))
-    if stages is not None and stages.masks is not None:
+    if stages is not None and stages.masks is not None and stages.masks.source == "segmenter":
+        makers.append((lambda look, present: look.mask, len(shown)))
+    elif stages is not None and stages.masks is not None:
         affinity = stage_configs(config, RunFolder(job.folder)).get("affinity")
-        walker = None if affinity is None else _on_device(affinity, collection).eval()
+        walker = None if affinity is None else on_device(affinity, collection).eval()
         makers.append((mask_maker(config, inference, walker, affinity), len(shown)))
     photo, present = read_image(shown[0].image), torch.tensor(shown[0].tags)
     tags = tag_vector(shown[0].tags or (), len(collection.classes))
 
     def one(make: MakePlaces) -> float:
-        return _second(lambda: make(Look(inference, photo, tags), present), inference.device)
+        return second(lambda: make(Look(inference, photo, tags), present), inference.device)
 
     return sum(count * one(make) for make, count in makers)
-
-
-def _second(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the second of two calls: the first warms up."""
-    seconds = 0.0
-    for _ in range(2):
-        began = _now(device)
-        call()
-        seconds = _now(device) - began
-    return seconds
-
-
-def _blocks(batch: Batch, classes: int) -> torch.Tensor:
-    """Label maps uint8 (B,H,W) of 4 x 4 blocks, each of one label."""
-    labels = torch.randint(0, classes + 1, (len(batch.ids), 4, 4), generator=torch.Generator().manual_seed(0))
-    return F.interpolate(labels[:, None].float(), size=batch.images.shape[-2:], mode="nearest")[:, 0].byte()
 
 
 def time_scoring(job: Job, collection: Collection) -> float:
@@ -221,7 +162,7 @@ def time_scoring(job: Job, collection: Collection) -> float:
             if items:
                 config = job.config if part == "." or own is None else own
                 if part not in methods:
-                    methods[part] = _on_device(config, collection)
+                    methods[part] = on_device(config, collection)
                 config = load_config(config.model_dump(mode="json"), overrides=[*job.scored, *settings])
                 seconds += _time_photo(methods[part], config, collection, given, items[0]) * len(items)
     return seconds
@@ -240,22 +181,7 @@ def _time_photo(method: Method, config: RunConfig, collection: Collection, names
             look.cams  # noqa: B018 (made here)
         scorer.add(item, look)
 
-    return _second(once, inference.device)
-
-
-def _on_device(config: RunConfig, collection: Collection) -> Method:
-    method = build_method(bare(config), len(collection.classes)).to(make_fabric(config.train).device)
-    if config.train.channels_last:
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return method
-
-
-def bare(config: RunConfig) -> RunConfig:
-    """The configuration with random weights in every network: time and size are the same."""
-    result = config.model_copy(deep=True)
-    for encoder in encoders_of(result):
-        encoder.weights = "none"
-    return result
+    return second(once, inference.device)
 
 
 def disk(job: Job, collection: Collection, found: dict[str, Any]) -> int:

@@ -21,7 +21,7 @@ from tagmask.training import RunFolder
 from tagmask.workflow import Run, evaluate, label, resumed
 from tagmask.workflow.run import training_steps, work
 from tagmask.workflow.scorer import AT_VAL
-from tagmask.workflow.stages import Stages, stage_configs
+from tagmask.workflow.stages import Stages, learns_from, stage_configs
 
 Wanted = tuple[tuple[str, ...], str, str]
 """Settings of a column, split and score."""
@@ -110,7 +110,7 @@ class Job:
         minutes = round(result["minutes"] + (time.perf_counter() - began) / 60, 2)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "result.json", result | {"scores": scores, "minutes": minutes, "scored": self.scored})
-        for name in (".", "affinity", "segmenter"):
+        for name in (".", *learns_from(self.config)):
             shutil.rmtree(RunFolder(self.trained / name).checkpoints, ignore_errors=True)
 
     def _train(self, run: Run, console: Console | None) -> dict[str, Any]:

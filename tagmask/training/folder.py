@@ -17,7 +17,7 @@ from tagmask.errors import DataError
 from tagmask.evaluate.stamp import difference
 from tagmask.files import read_record, sweep, write_json, write_text
 
-FORMAT = 2
+FORMAT = 3
 """Number of the format of run folders and of their model/. It rises with every change that older code cannot read."""
 
 
@@ -41,6 +41,18 @@ class RunFolder:
         self.masks = self.path / "masks"
         self.metrics_file = self.path / "metrics.json"
         self.report_file = self.path / "report.html"
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training ended: its model is there, whose card is the last file that it writes."""
+        files = ("README.md", "classes.json", "config.yaml", "weights.safetensors")
+        return all((self.model / name).is_file() for name in files)
+
+    @property
+    def last(self) -> RunFolder:
+        """The folder whose segmenter counts: that of stage 'segmenter' once it is trained, else this one."""
+        part = RunFolder(self.path / "segmenter")
+        return part if part.trained else self
 
     def create(self, config: RunConfig) -> None:
         """Make the folder, clear what a killed process left, and save the resolved configuration and the environment.

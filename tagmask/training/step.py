@@ -125,7 +125,9 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     """AdamW or SGD over parameter groups that carry their own learning rates."""
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+    )
 
 
 def to_device(batch: Batch, fabric: Fabric, train: TrainConfig) -> Batch:

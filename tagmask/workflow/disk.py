@@ -36,25 +36,39 @@ def disk_plan(run: Run, stages: Stages, networks: Iterable[tuple[str, Method]]) 
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
     tags = sum(found["tags"].values()) / max(1, found["counts"]["labelled"])
     png, half = bytes_of_maps(config, found)
-    rows = []
-    for name in config.stages.named():
-        stage = getattr(config.stages, name)
+    rows: list[dict[str, Any]] = []
+
+    def network(name: str) -> None:
         if name in to_train:
-            key = "train.keep=1" if name == "classifier" else f"stages.{name}.train.keep=1"
+            key = "train.keep=1" if name == "classifier" else f"stages.{Path(name).name}.train.keep=1"
             rows.append(to_train[name] | {"less": key if configs[name].train.keep > 1 else None})
-            continue
-        if name in configs:
+        else:
             done = {"makes": "trained already", "where": str(places[name]), "bytes": 0, "less": None}
             rows.append({"stage": name, **done})
-            continue
-        where = run.folder.path / ("seeds" if name == "cams" else "masks")
+
+    def labels(name: str, folder: str, soft: bool = False) -> None:
+        where = run.folder.path / folder
         makes = f"{images} label maps of up to {human(png)}"
-        each, less = png, f"stages.{name}.soft=false" if stage.soft else None
-        if stage.soft:
-            soft = half * (tags if name == "cams" else tags + 1)
-            makes += f" and soft maps of up to {human(soft)}"
-            each += soft
+        each, less = png, f"stages.{name}.soft=false" if soft else None
+        if soft:
+            maps = half * (tags if name == "cams" else tags + 1)
+            makes += f" and soft maps of up to {human(maps)}"
+            each += maps
         rows.append({"stage": name, "makes": makes, "where": str(where), "bytes": round(each * images), "less": less})
+
+    network("classifier")
+    if config.stages.cams is not None:
+        labels("cams", "seeds", config.stages.cams.soft)
+    if config.stages.affinity is not None:
+        network("affinity")
+    if config.stages.masks is not None:
+        labels("masks", stages.first_masks, config.stages.masks.soft)
+    for number, name in enumerate(stages.segmenters):
+        if number > 0:
+            labels(f"round {number + 1}", stages.labels[name])
+        network(name)
+    if config.stages.rounds is not None:
+        labels("final masks", "masks")
     return rows
 
 

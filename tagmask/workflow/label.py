@@ -27,12 +27,16 @@ def label(
 ) -> Labelled:
     """Masks of a split's tagged photos (of several, as in 'train+val'), written to ``out`` or the run's masks/.
 
-    Only a photo's tags can appear in its mask. Photos without tags are left out and counted.
+    Only a photo's tags can appear in its mask. Photos without tags are left out and counted. The last segmenter of a
+    run with stage 'rounds' makes them.
     """
-    with opened(run, overrides).alone(out) as run:
-        items = list({item.id: item for name in split.split("+") for item in run.collection.split(name)}.values())
-        writer = mask_writer(run, items, Path(out) if out else None, overwrite)
-        go_over(run.inference, writer.todo, [writer.add], "label", console)
+    run = run if isinstance(run, Run) else Run(run)
+    stages = run.config.stages
+    maker = opened(run.last if stages is not None and stages.rounds is not None else run, overrides)
+    with run.alone(out):
+        items = list({item.id: item for name in split.split("+") for item in maker.collection.split(name)}.values())
+        writer = mask_writer(maker, items, Path(out) if out else run.folder.masks, overwrite)
+        go_over(maker.inference, writer.todo, [writer.add], "label", console)
         return writer.finish()
 
 

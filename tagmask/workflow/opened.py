@@ -142,9 +142,14 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether a training ended: its model is there, whose card is the last file that it writes."""
-        files = ("README.md", "classes.json", "config.yaml", "weights.safetensors")
-        return all((self.folder.model / name).is_file() for name in files)
+        """Whether a training ended."""
+        return self.folder.trained
+
+    @property
+    def last(self) -> Run:
+        """The run whose segmenter counts: that of stage 'segmenter' once it is trained, else this one."""
+        last = self.folder.last.path
+        return self if last == self.folder.path else Run(last)
 
     @contextmanager
     def alone(self, out: str | Path | None = None) -> Iterator[Run]:

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tagmask.config import EncoderConfig, MethodConfig, RunConfig, ShortSchedule, load_config
 from tagmask.encoders import build_encoder
+from tagmask.encoders.weights import LITE0, find_weights
+from tagmask.errors import WeightsError
 from tagmask.methods import default_method
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, StagesConfig, stage_mapping
 
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
 """Thresholds of CAM labels by encoder, found on held-out photos (docs/notes/baseline.md): some have broader CAMs."""
+Effort = Literal["quick", "standard", "best"]
+"""How much is done: one training; the recipe (docs/methods/recipe.md); the recipe with more rounds and steps."""
+ROUNDS = {"standard": 2, "best": 3}
+SCALES = {"quick": [1.0], "standard": [0.75, 1.0, 1.25, 1.5], "best": [0.75, 1.0, 1.25, 1.5]}
+"""Image scales at which a segmenter makes masks."""
 HUNDREDS = 1000
 """Steps up to which a schedule counts as a short one."""
+TRANSFORMERS = ("vit", "deit", "swin", "beit", "eva", "mit", "mocov3")
 DESIGN = ("name", "layout")
 """Settings of an encoder that decide whether another encoder's weights fit it."""
 
@@ -44,6 +52,7 @@ def choose(
     device: torch.device,
     given: Mapping[str, Any] | None = None,
     user: RunConfig | None = None,
+    effort: Effort = "quick",
 ) -> list[Choice]:
     """Settings that suit a data set (its fingerprint) and a device, but for those that the user sets.
 
@@ -57,6 +66,8 @@ def choose(
     user = user or load_config(given)
     if not user.plan:
         return []
+    kind = METHODS.get(user.method.name)
+    recipe = effort != "quick" and user.stages is None and kind.has_cams and not kind.reads_masks
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
     gpu = device.type == "cuda"
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
@@ -65,10 +76,12 @@ def choose(
     crop = user.views.crop if "crop" in own["views"] else fitting
     batch = user.train.batch_size if "batch_size" in own["train"] else max(1, min(16, images))
     epochs, most = (40, 20000) if gpu else (13, 600)
+    epochs, most = (2 * epochs, 2 * most) if effort == "best" else (epochs, most)
     steps = user.train.steps if "steps" in own["train"] else max(230, min(most, round(epochs * images / batch)))
     machine = "a GPU" if gpu else "a CPU"
     limit = round(1.3 * fitting)
-    encoder = user.encoder.name
+    encoder, why_encoder = _encoder(user.encoder, own["encoder"], gpu or fast_bf16(device) or effort == "best")
+    own["encoder"] = {**own["encoder"], "name": encoder}
     schedule = ShortSchedule(steps, crop, *LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"]))
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
@@ -80,19 +93,65 @@ def choose(
         Choice("train.warmup", min(steps - 1, max(1, steps // 20)), "a twentieth of the steps"),
         Choice("train.power", 0.9, "polynomial decay"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
-        Choice("encoder.name", encoder, "runs everywhere; any other with --encoder"),
+        Choice("encoder.name", encoder, why_encoder),
         Choice("method.name", user.method.name, "--method picks another"),
     ]
     if short > limit:
         choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
     if fast_bf16(device):
         choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
+    choices += _labels(user, kind.has_segmenter or recipe, effort)
     planned = {choice.key: choice for choice in choices}
     planned.update({choice.key: choice for choice in _method(own, schedule)})
-    if user.stages is not None:
-        planned.update({choice.key: choice for choice in _stages(user.stages, own, schedule)})
+    stages = user.stages
+    if recipe:
+        choices = _recipe(kind.has_segmenter, effort)
+        stages = StagesConfig.model_validate({"segmenter": {}, **as_mapping(choices)["stages"]})
+        planned.update({choice.key: choice for choice in choices})
+    if stages is not None:
+        planned.update({choice.key: choice for choice in _stages(stages, own, schedule)})
     # A stage's method is named even where the user names it: settings go when another method's name comes over them.
     return [c for c in planned.values() if not _is_set(given, c.key) or _names_stage_method(c.key)]
+
+
+def _encoder(config: EncoderConfig, own: Mapping[str, Any], fast: bool) -> tuple[str, str]:
+    """The encoder's name and why: the user's, or the first of ours whose weights can be had.
+
+    fast: whether the larger one trains in minutes here.
+    """
+    if own.keys() & {"name", "weights"}:
+        return config.name, "as set"
+    names = [config.name, LITE0] if fast else [LITE0, config.name]
+    for name in names:
+        try:
+            find_weights(config.model_copy(update={"name": name}))
+        except WeightsError:
+            continue
+        better = "the stronger one" if name != LITE0 else "trains several times as fast"
+        other = "its weights are at hand" if name == names[0] else f"there are no weights of {names[0]}"
+        return name, f"{better}; {other}; any other with --encoder"
+    return config.name, "any other with --encoder"
+
+
+def _labels(user: RunConfig, segments: bool, effort: Effort) -> list[Choice]:
+    """How a segmenter makes masks."""
+    if not segments:
+        return []
+    return [
+        Choice("label.scales", SCALES[effort], "of the photo, whose logits are averaged"),
+        Choice("label.flip", True, "and with the mirror image"),
+        Choice("label.crf", "irn", "masks follow the photo's edges"),
+        Choice("label.refine_masks", "none", "the CRF does that"),
+    ]
+
+
+def _recipe(segments: bool, effort: Effort) -> list[Choice]:
+    """Stages of the recipe. segments: whether the classifier's method has a segmenter, whose masks are the first."""
+    source = "segmenter" if segments else "cams"
+    return [
+        Choice("stages.masks.source", source, "the first masks, limited to each photo's tags"),
+        Choice("stages.rounds.count", ROUNDS[effort], f"segmenters, each taught by the one before: effort {effort}"),
+    ]
 
 
 def _names_stage_method(key: str) -> bool:
@@ -129,12 +188,27 @@ def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule
         method = {"name": default_method("segmenter"), **segmenter.method}
         planned = _method({**own, "method": method, "encoder": segmenter.encoder or own["encoder"]}, schedule)
         choices.append(Choice("stages.segmenter.method.name", method["name"], "learns from the masks"))
-        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
+        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned + _learner(own)]
         same = all(segmenter.encoder.get(key, own["encoder"].get(key)) == own["encoder"].get(key) for key in DESIGN)
         if same and schedule.steps <= HUNDREDS:
             why = "its encoder has learned the classes already, for which a segmenter's few steps hardly suffice"
             choices.append(Choice("stages.segmenter.encoder.weights", CLASSIFIER, why))
     return choices
+
+
+def _learner(own: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
+    """How a segmenter of a CNN learns from masks (docs/notes/recipe.md). Nothing where the user set the run's."""
+    name = own["encoder"].get("name", EncoderConfig.model_fields["name"].default)
+    if name.startswith(TRANSFORMERS) or {"lr", "optimizer"} & own["train"].keys():
+        return []
+    return [
+        Choice("views.jitter", [0.3, 0.3, 0.0, 0.0], "masks are the same in other light"),
+        Choice("views.scale", [0.75, 1.5], "few steps: less variation than the papers' long schedules"),
+        Choice("encoder.freeze_to", 4, "edges and colours are learned already"),
+        Choice("train.lr", 0.005, "it starts from a trained encoder"),
+        Choice("train.nesterov", True, "with SGD"),
+        Choice("train.weight_decay", 1e-4, "with SGD"),
+    ]
 
 
 def _affinity(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
@@ -180,7 +254,7 @@ def _is_set(given: Mapping[str, Any], key: str) -> bool:
 
 
 def _optimiser(encoder: str) -> list[Choice]:
-    if encoder.startswith(("vit", "deit", "swin", "beit", "eva", "mit", "mocov3")):
+    if encoder.startswith(TRANSFORMERS):
         return [
             Choice("train.optimizer", "adamw", "transformers do not train well with plain SGD"),
             Choice("train.lr", 6e-5, "the papers' rate for transformers"),

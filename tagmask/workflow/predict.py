@@ -41,7 +41,7 @@ def predict(
     overlay: also a picture of each mask on its photo, <id>_overlay.jpg. listed: a file of names; only these are done.
     Files that look like photos and cannot be used are in ``failed``.
     """
-    run, out = opened(run, overrides), Path(out)
+    run, out = opened((run if isinstance(run, Run) else Run(run)).last, overrides), Path(out)
     items, found = photo_items(photos)
     if listed is not None:
         items = _only(items, listed)

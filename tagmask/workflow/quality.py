@@ -43,9 +43,9 @@ class Quality:
 
     A photo's mask is its file in the run's masks/, if it has one, else what the segmenter makes of it without tags. It
     is compared with other views of the photo: the segmenter's of a larger image ('larger') and of the mirror image
-    ('mirror'); and, where that costs nothing more, with the labels of the other source ('other'): refined CAMs where
-    the segmenter made the mask, the segmenter where it did not. Views of a mask that used tags are limited to these,
-    too. A method without a segmenter has one view, CAMs of a larger image.
+    ('mirror'); and, where that costs nothing more, with labels of another source ('other'): the segmenter's where it
+    did not make the mask, else the labels that it learned from, or the refined CAMs. Views of a mask that used tags are
+    limited to these, too. A method without a segmenter has one view, CAMs of a larger image.
 
     run: whose masks/ are meant. last: the run whose networks look at the photos, see ``Stages.last``; it is trained.
     """
@@ -90,7 +90,7 @@ class Quality:
             item.id,
             split,
             mask.cpu(),
-            self._views(look, with_tags),
+            self._views(item, look, with_tags),
             item.tags,
             found,
             self._sure(look, with_tags) if self.segments else None,
@@ -98,7 +98,7 @@ class Quality:
             held_out=item.id not in self.trains,
         )
 
-    def _views(self, look: Look, with_tags: bool) -> dict[str, Tensor]:
+    def _views(self, item: Item, look: Look, with_tags: bool) -> dict[str, Tensor]:
         """Label maps uint8 (H,W) by name."""
         tags = look.tags if with_tags else None
         if not self.segments:
@@ -110,9 +110,18 @@ class Quality:
         }
         if with_tags and not self.by_segmenter:
             views["other"] = best_labels(look.limited, look.photo)
+        elif with_tags and (taught := self._learned_from(item)) is not None:
+            views["other"] = taught
         elif with_tags and "refined_labels" in look.__dict__:
             views["other"] = look.refined_labels
         return {name: labels.cpu() for name, labels in views.items()}
+
+    def _learned_from(self, item: Item) -> Tensor | None:
+        """The photo's label file uint8 (H,W) that the last segmenter of a staged run learned from, if there is one."""
+        folder = self.last.config.data.train_masks
+        if folder is None or not (path := Path(folder) / f"{item.id}.png").is_file():
+            return None
+        return read_mask(path, len(self.run.collection.classes))
 
     def _sure(self, look: Look, with_tags: bool) -> float:
         """Mean over pixels of the segmenter's largest probability, limited to the photo's tags where these count."""

@@ -97,6 +97,7 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
         tags = None if item.tags is None else tag_vector(item.tags, len(run.collection.classes))
         made = drawn.get(item.id) or draw(run, item, Look(run.inference, read_image(item.image), tags))
         made.score, made.missing = known.get(item.id), lacking.get(item.id, [])
+        made.prediction = written_mask(run, item, made.image.shape[:2], made.prediction)  # later than the picture
         return made
 
     return write_report(
@@ -142,17 +143,26 @@ def draw(run: Run, item: Item, look: Look) -> Panel:
     small = F.interpolate(look.photo[None].float(), size=size, mode="bilinear", antialias=True)[0].round().byte()
 
     def picture(labels: torch.Tensor) -> Any:
-        return F.interpolate(labels[None, None], size=size, mode="nearest-exact")[0, 0].cpu().numpy()
+        return shrunk(labels, size)
 
     panel = Panel(item.id, small.permute(1, 2, 0).numpy(), names, collection.classes)
     if method.has_cams and item.tags:
         panel.cam, panel.cam_names = look.cams[list(item.tags)].cpu().numpy(), names
         panel.refined = picture(look.refined_labels)
-    made = run.folder.masks / f"{item.id}.png"
-    if made.is_file():
-        panel.prediction = picture(read_mask(made, len(collection.classes)))
-    elif method.has_segmenter:
+    panel.prediction = written_mask(run, item, size, None)
+    if panel.prediction is None and method.has_segmenter:
         panel.prediction = picture(look.prediction[0])
     if item.mask is not None:
         panel.truth = picture(read_mask(item.mask, len(collection.classes), collection.colour_map))
     return panel
+
+
+def written_mask(run: Run, item: Item, size: Sequence[int], other: Any) -> Any:
+    """The photo's label map in the run's masks/, uint8 of ``size``; ``other`` where there is none."""
+    made = run.folder.masks / f"{item.id}.png"
+    return shrunk(read_mask(made, len(run.collection.classes)), size) if made.is_file() else other
+
+
+def shrunk(labels: torch.Tensor, size: Sequence[int]) -> Any:
+    """A label map (H,W) as a uint8 array of ``size``, by the nearest pixel."""
+    return F.interpolate(labels[None, None], size=list(size), mode="nearest-exact")[0, 0].cpu().numpy()

@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -28,14 +29,17 @@ from tagmask.workflow.disk import disk_plan, print_disk_plan
 from tagmask.workflow.evaluate import evaluate, print_classification
 from tagmask.workflow.label import mask_writer
 from tagmask.workflow.opened import Run, default_device
-from tagmask.workflow.plan import Choice, as_mapping, choose
+from tagmask.workflow.plan import Choice, Effort, as_mapping, choose
 from tagmask.workflow.predict import predict
 from tagmask.workflow.quality import Quality, print_estimates
 from tagmask.workflow.report import Gallery, report
 from tagmask.workflow.stages import Stages, written
 from tagmask.workflow.suspects import print_suspects, suspects_of
+from tagmask.workflow.timing import expected_minutes
 from tagmask.workflow.train import check_free, resumed, train
 
+WORTH_TIMING = 40
+"""Steps of training from which on the minutes of a run are measured beforehand."""
 Steps = dict[str, Callable[[], Any]]
 """What is done one after the other, by name."""
 
@@ -48,15 +52,17 @@ def run(
     resume: bool = False,
     dry_run: bool = False,
     console: Console | None = None,
+    effort: Effort | None = None,
 ) -> dict[str, Any]:
     """From photos and tags to masks, a segmenter, scores where there are true masks, and a report, in ``out``.
 
     configs, values, overrides: as in ``load_config``; what they leave open is chosen from the data and the machine.
     Returns a JSON-able summary: plan, minutes of each step, scores, files. console: where progress is printed.
+    effort: how much the plan does; default: 'standard', or 'quick' where method or stages are named.
     dry_run: build the networks with their weights, so that what is missing or does not fit is said, and stop there.
     """
     with nullcontext() if dry_run else alone(Path(out)):
-        return _run(configs, values, overrides, Path(out), resume, dry_run, console)
+        return _run(configs, values, overrides, Path(out), resume, dry_run, console, effort)
 
 
 def _run(
@@ -67,6 +73,7 @@ def _run(
     resume: bool,
     dry_run: bool,
     console: Console | None,
+    effort: Effort | None,
 ) -> dict[str, Any]:
     began = time.perf_counter()
     opening = Run(out)
@@ -79,7 +86,7 @@ def _run(
     else:
         opening.config = load_config(*configs, values, overrides=overrides)
     opening.begin(resume=going_on, save=not dry_run)
-    opening.config, choices = _planned(opening, going_on, configs, values, overrides)
+    opening.config, choices = _planned(opening, going_on, configs, values, overrides, effort)
     if console is not None:
         _print_check(opening, console)
         _print_plan(opening.config, choices, console)
@@ -87,30 +94,48 @@ def _run(
     disk = disk_plan(opening, stages, stages.networks())
     if disk and console is not None:
         print_disk_plan(disk, console)
+    expected = expected_minutes(opening, stages) if opening.config.train.steps >= WORTH_TIMING else {}
+    if expected and console is not None:
+        parts = ", ".join(f"{name} {minutes:.1f}" for name, minutes in expected.items() if minutes)
+        total = f"About {sum(expected.values()):.0f} minutes on this machine, as it is now ({parts})."
+        console.print(total, highlight=False, soft_wrap=True)
     if dry_run:
         plan = {c.key: c.value for c in choices}
-        return {"plan": plan, "stages": disk, "config": opening.config.model_dump(mode="json")}
+        config = opening.config.model_dump(mode="json")
+        return {"plan": plan, "stages": disk, "expected_minutes": expected, "config": config}
     checked = round((time.perf_counter() - began) / 60, 3)
     again = f"tagmask run --resume -o {shlex.quote(str(folder.path))}"
-    results, minutes = work(opening, _all_steps(opening, stages, not resume, console), again)
+    steps = _all_steps(opening, stages, not resume, console)
+    results, minutes = work(opening, steps, again, expected, console)
     if comm.rank() > 0:  # of several processes, the first one does the rest
         return {"run": str(out)}
-    summary = _summary(opening, stages, results, {"check": checked, **minutes})
+    summary = _summary(opening, stages, results, {"check": checked, **minutes}, expected)
     write_json(folder.path / "minutes.json", summary["minutes"])
     if console is not None:
         _print_summary(summary, console)
     return summary
 
 
-def work(run: Run, steps: Steps, again: str) -> tuple[dict[str, Any], dict[str, float]]:
+def work(
+    run: Run,
+    steps: Steps,
+    again: str,
+    expected: Mapping[str, float] = MappingProxyType({}),
+    console: Console | None = None,
+) -> tuple[dict[str, Any], dict[str, float]]:
     """Do the steps one after the other. Returns what each gave, and its minutes, by name.
 
-    An error says what is done and how to go on (``again``): what earlier steps made is kept.
+    expected: minutes of the steps, as ``expected_minutes`` has them; each step then begins with a line on ``console``
+    that says how much is left, by how long the steps before took. An error says what is done and how to go on
+    (``again``): what earlier steps made is kept.
     """
     results: dict[str, Any] = {}
     minutes: dict[str, float] = {}
-    for name, step in steps.items():
+    for number, (name, step) in enumerate(steps.items(), start=1):
         began = time.perf_counter()
+        if console is not None and expected:
+            left = _minutes_left(expected, minutes, list(steps)[number - 1 :])
+            console.print(f"[{number}/{len(steps)}] {name}: about {left:.0f} minutes left", markup=False)
         try:
             results[name] = step()
         except Stopped as stop:
@@ -135,6 +160,13 @@ def work(run: Run, steps: Steps, again: str) -> tuple[dict[str, Any], dict[str, 
     return results, minutes
 
 
+def _minutes_left(expected: Mapping[str, float], spent: Mapping[str, float], names: Sequence[str]) -> float:
+    """Expected minutes of the steps ``names``, times how much longer than expected those before took."""
+    before = sum(expected.get(name, 0.0) for name in spent)
+    factor = sum(spent[name] for name in spent if name in expected) / before if before > 0.1 else 1.0
+    return factor * sum(expected.get(name, 0.0) for name in names)
+
+
 def training_steps(
     run: Run, stages: Stages, console: Console | None, write: Callable[[LabelWriter], None] | None = None
 ) -> Steps:
@@ -156,10 +188,16 @@ def training_steps(
         "cams": lambda: stages.seeds(console),
         "affinity": lambda: stages.train("affinity", console),
         "masks": masks,
-        "segmenter": lambda: stages.train("segmenter", console),
     }
     named = run.config.stages.named() if run.config.stages is not None else []
-    return {name: step for name, step in steps.items() if name == "train" or name in named}
+    steps = {name: step for name, step in steps.items() if name == "train" or name in named}
+    if "rounds" in named:
+        for number in range(1, len(stages.segmenters) + 1):
+            steps[f"round {number}"] = partial(stages.round, number, console)
+        steps["final masks"] = lambda: written(stages.final_masks(console), console)
+    elif "segmenter" in named:
+        steps["segmenter"] = lambda: stages.train("segmenter", console)
+    return steps
 
 
 def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | None) -> Steps:
@@ -173,10 +211,13 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
 
     def score_all() -> list[dict[str, Any]]:
         scoring.score(["val", "train", "test"])
+        if rounds:
+            for split in [s for s in scoring.masked if s != "test"]:
+                scoring.scores += evaluate(run, split, ["masks"], console=console)
         if stages.last is not run:
-            for split in (s for s in ("val", "test") if s in scoring.splits):
+            for split in [s for s in scoring.scored if s != "train"]:
                 scoring.scores += evaluate(stages.last, split, console=console)
-            scoring.quality.look_at(scoring.splits, console)
+            scoring.quality.look_at(scoring.scored, console)
         scoring.quality.finish()
         return scoring.scores
 
@@ -186,6 +227,7 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
 
     steps: Steps = {"suspects": lambda: suspects_of(run, console)}
     steps |= training_steps(run, stages, console, scoring.score_with)
+    rounds = run.config.stages is not None and run.config.stages.rounds is not None
     if run.config.stages is None:
         steps["masks"] = label_all
     steps["evaluate"] = score_all
@@ -200,10 +242,10 @@ class _Scoring:
     def __init__(self, run: Run, stages: Stages, console: Console | None) -> None:
         self.run, self.stages, self.console = run, stages, console
         listed = {split: run.collection.listed(split) for split in ("val", "train", "test")}
-        self.open = [s for s, items in listed.items() if any(i.tags is not None or i.mask is not None for i in items)]
-        self.splits = tuple(self.open)
-        masked = [s for s in self.open if any(i.mask is not None for i in listed[s])]
-        self.gallery = Gallery(run, masked[-1] if masked else "train")
+        self.scored = [s for s, items in listed.items() if any(i.tags is not None or i.mask is not None for i in items)]
+        self.masked = [s for s in self.scored if any(i.mask is not None for i in listed[s])]
+        self.open = list(self.scored)
+        self.gallery = Gallery(run, self.masked[-1] if self.masked else "train")
         self.scores: list[dict[str, Any]] = []
 
     @cached_property
@@ -242,6 +284,7 @@ def _planned(
     configs: Sequence[str | Path | Mapping[str, Any]],
     values: Mapping[str, Any],
     overrides: Sequence[str],
+    effort: Effort | None,
 ) -> tuple[RunConfig, list[Choice]]:
     """The configuration with what the plan chooses, and the choices. A run that is resumed stays as it is, but for
     stages that are new to it."""
@@ -252,7 +295,8 @@ def _planned(
         if base.stages is None or run.folder.config().stages is not None:
             return base, []
         given = base.model_dump(mode="json", exclude={"stages"}) | {"stages": given["stages"]}
-    choices = choose(run.fingerprint, default_device(base), given, base)
+    effort = effort or ("quick" if {"method", "stages"} & given.keys() else "standard")
+    choices = choose(run.fingerprint, default_device(base), given, base, effort)
     if not choices:
         return base, []
     # The method's name first: settings of a method go when another one's name comes over them.
@@ -272,15 +316,18 @@ def _predict_untagged(run: Run, last: Run, overwrite: bool, console: Console | N
     return predict(last, untagged, place, overwrite=overwrite, console=console).summary()
 
 
-def _summary(run: Run, stages: Stages, results: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]:
+def _summary(
+    run: Run, stages: Stages, results: dict[str, Any], minutes: dict[str, float], expected: dict[str, float]
+) -> dict[str, Any]:
     """What ``run`` returns: files, scores, what each step gave."""
-    named = run.config.stages.named()[1:] if run.config.stages is not None else []
+    own = ("suspects", "train", "evaluate", "predict", "report")
     return {
         "run": str(run.folder.path),
         "minutes": minutes,
+        "expected_minutes": expected,
         "data_share": results["train"].data_share,
-        "stages": {name: results[name] for name in named},
-        "masks": results.get("masks", Labelled(run.folder.masks).summary()),
+        "stages": {name: made for name, made in results.items() if name not in own} if run.config.stages else {},
+        "masks": results.get("final masks", results.get("masks", Labelled(run.folder.masks).summary())),
         "predictions": results["predict"],
         "scores": results["evaluate"],
         "classification": run.folder.metrics().get("classification"),
@@ -298,7 +345,7 @@ def demo(out: str | Path, overrides: Sequence[str] = (), console: Console | None
     if resume and console is not None:
         console.print(f"{out} is there already and is shown again; delete it to start over.", style="yellow")
     data = {"data": {"root": str(opening.folder.path / "scenes")}}
-    result = run(["demo"], data, overrides, out, resume=resume, console=console)
+    result = run(["demo"], data, overrides, out, resume=resume, console=console, effort="quick")
     wanted = [
         ("plain CAM", "tags", "cam", "train"),
         ("CAM refined by colours", "tags", "refined", "train"),

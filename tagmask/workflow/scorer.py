@@ -82,6 +82,7 @@ class Scorer:
         self.curve = None
         if "cam" in names:
             self.curve = ThresholdCurve(collection.num_classes, config.bins, keep=config.bootstrap > 0)
+        self.networks = not names or bool(set(names) - set(FILES))
         self.untagged = 0
         self.class_scores: list[Tensor] = []
         self.tags: list[Tensor] = []
@@ -94,7 +95,8 @@ class Scorer:
         """
         if isinstance(look, DataError):
             raise look
-        if look.tags is not None and look.class_scores is not None:
+        # Label files are compared without a look through the network.
+        if look.tags is not None and self.networks and look.class_scores is not None:
             self.class_scores.append(look.class_scores)
             self.tags.append(look.tags)
         if item.mask is None:

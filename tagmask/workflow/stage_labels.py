@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagmask.data import Item
+from tagmask.data import Item, read_mask
 from tagmask.label import Inference, Look
-from tagmask.label.infer import best_labels
+from tagmask.label.infer import best_labels, values_in
 from tagmask.label.writer import Make
 from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF, label_probabilities
@@ -87,6 +88,25 @@ def present_cams(look: Look, present: Tensor) -> tuple[Tensor, Tensor]:
     """(K,h,w) CAMs of a photo's classes and the image (1,3,h,w) on the same grid."""
     inference = look.inference
     return look.cams[present.to(inference.device)], inference.batch(look.photo, inference.config.max_side)
+
+
+def kept_classes(make: Make, before: Path) -> Make:
+    """``make``, but a tagged class that is nowhere in a photo's labels keeps its pixels in the label files ``before``.
+
+    It gets those that are background or unsure now. A photo without such a file stays as it is.
+    """
+
+    def one(item: Item, look: Look) -> tuple[Tensor, Tensor | None, Sequence[str]]:
+        labels, scores, names = make(item, look)
+        lacking = {tag + 1 for tag in item.tags or ()} - values_in(labels)
+        file = before / f"{item.id}.png"
+        if not lacking or not file.is_file():
+            return labels, scores, names
+        old = read_mask(file, look.inference.method.classes).to(labels)
+        taken = torch.isin(old, torch.tensor(sorted(lacking)).to(labels)) & ((labels == 0) | (labels == IGNORE))
+        return torch.where(taken, old, labels), scores, names
+
+    return one
 
 
 def of_tagged(make: MakePlaces, classes: Sequence[str]) -> Make:

@@ -1,7 +1,8 @@
 """Staged runs: classifier → confident labels → affinity network → walked masks → segmenter, in one run folder.
 
 Each stage has its own folder in the run's: ``seeds/``, ``affinity/`` (a run folder), ``masks/``, ``segmenter/`` (a run
-folder). What a stage finds there it keeps, so a run that was killed is resumed where it was.
+folder). With stage 'rounds' these are the last round's, and ``round1/`` has the ``masks`` and ``segmenter`` of the
+first. What a stage finds there it keeps, so a run that was killed is resumed where it was.
 """
 
 from __future__ import annotations
@@ -26,13 +27,29 @@ from tagmask.refine import DenseCRF
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, NetworkStage
 from tagmask.training import RunFolder
+from tagmask.workflow.label import mask_writer
 from tagmask.workflow.opened import Run
-from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, of_tagged
+from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, kept_classes, of_tagged
 from tagmask.workflow.stamp import in_force, settled
 from tagmask.workflow.train import check_schedule, resumed, train
 
-LEARNS_FROM = {"affinity": "seeds", "segmenter": "masks"}
-"""Stages that train a network, and the folder of their labels."""
+
+def learns_from(config: RunConfig) -> dict[str, str]:
+    """What the stages train, as folders in the run's, in their order, with the folders of the labels that they learn.
+
+    With stage 'rounds' each round has a folder of its own; only the last segmenter lies where a single one does.
+    """
+    stages = config.stages
+    if stages is None:
+        return {}
+    found = {"affinity": "seeds"} if stages.affinity is not None else {}
+    if stages.segmenter is not None and stages.rounds is None:
+        found["segmenter"] = "masks"
+    elif stages.rounds is not None:
+        last = stages.rounds.count
+        for number in range(1, last + 1):
+            found["segmenter" if number == last else f"round{number}/segmenter"] = f"round{number}/masks"
+    return found
 
 
 class Stages:
@@ -44,11 +61,22 @@ class Stages:
 
     def _open(self) -> None:
         self.after_training = self.run.trained
+        self.labels = learns_from(self.run.config)
         self.configs = stage_configs(self.run.config, self.run.folder)
         self.parts = {name: self.run.part(name, config) for name, config in self.configs.items()}
 
+    @property
+    def segmenters(self) -> list[str]:
+        """Names of the segmenters, one a round."""
+        return [name for name in self.configs if name != "affinity"]
+
+    @property
+    def first_masks(self) -> str:
+        """Folder, in the run's, of the masks of stage 'masks'."""
+        return self.labels[self.segmenters[0]] if self.segmenters else "masks"
+
     def part(self, name: str) -> Run:
-        """The run of a stage that trains: 'affinity' or 'segmenter'."""
+        """The run of what a stage trains, by its name in ``learns_from``."""
         if self.run.trained != self.after_training:  # there is a classifier now, whose encoder it may start from
             self._open()
         return self.parts[name]
@@ -82,10 +110,13 @@ class Stages:
         return written(writer.finish(), console)
 
     def mask_writer(self) -> LabelWriter:
-        """Stage 'masks': writes the walked or refined masks of the training photos, in masks/."""
+        """Stage 'masks': writes the walked or refined masks of the training photos."""
         run, stages = self.run, self.run.config.stages
         assert stages is not None and stages.masks is not None
-        settings = stages.masks.model_dump(mode="json", exclude={"threshold"})
+        folder = run.folder.path / self.first_masks
+        if stages.masks.source == "segmenter":
+            return mask_writer(run, self._items(), folder)
+        settings = stages.masks.model_dump(mode="json", exclude={"threshold", "source"})
         outputs = {"cams"}
         walker = None
         if "affinity" in self.configs:
@@ -99,15 +130,39 @@ class Stages:
         maker = mask_maker(run.config, run.inference, walker, self.configs.get("affinity"))
         note = self._note("masks", outputs, settings, maker.inference.config)
         labels = of_tagged(maker, run.collection.classes)
-        return LabelWriter(
-            run.folder.masks, self._items(), run.collection.classes, note, labels, soft=stages.masks.soft
-        )
+        return LabelWriter(folder, self._items(), run.collection.classes, note, labels, soft=stages.masks.soft)
+
+    def round(self, number: int, console: Console | None = None) -> dict[str, Any]:
+        """Round ``number`` of stage 'rounds', from 1 on: masks by the segmenter before (from the second on), and a
+        segmenter that learns from them."""
+        name = self.segmenters[number - 1]
+        if number > 1:
+            folder = self.run.folder.path / self.labels[name]
+            self._masks_by(self.segmenters[number - 2], self._items(), folder, console)
+        return self.train(name, console)
+
+    def final_masks(self, console: Console | None = None) -> Labelled:
+        """Masks of all tagged photos by the last segmenter of stage 'rounds', in masks/."""
+        listed = [item for split in ("train", "val") for item in self.run.collection.listed(split)]
+        tagged = [item for item in listed if item.tags is not None]
+        return self._masks_by(self.segmenters[-1], tagged, self.run.folder.masks, console)
+
+    def _masks_by(self, name: str, items: list[Item], folder: Path, console: Console | None) -> Labelled:
+        """Masks of tagged photos by a segmenter.
+
+        A tagged class that it finds nowhere keeps its pixels in the masks that it learned from.
+        """
+        part = self.part(name)
+        writer = mask_writer(part, items, folder)
+        writer.make = kept_classes(writer.make, self.run.folder.path / self.labels[name])
+        go_over(part.inference, writer.todo, [writer.add], folder.name, console)
+        return writer.finish()
 
     def train(self, name: str, console: Console | None = None) -> dict[str, Any]:
-        """Stage 'affinity' or 'segmenter': train its network on the labels of the stage before."""
+        """Train a network of ``learns_from`` on its labels."""
         run, part = self.run, self.part(name)
         config = part.config
-        labels = read_record(run.folder.path / LEARNS_FROM[name] / "classes.json")
+        labels = read_record(run.folder.path / self.labels[name] / "classes.json")
         made_from = {
             "labels": hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:12],
             "photos": run.collection.split_hash("train"),
@@ -169,15 +224,18 @@ def stage_configs(config: RunConfig, folder: RunFolder) -> dict[str, RunConfig]:
             "stages run in one process: set train.devices=1. To train the classifier on several, 'tagmask train' it "
             "first, and go on with 'tagmask run --resume train.devices=1 stages=...'."
         )
+    if stages.masks is not None and stages.masks.source == "segmenter" and not kind.has_segmenter:
+        raise ConfigError(f"stages.masks.source=segmenter: method '{config.method.name}' has none; use cams.")
     for stage in (stages.cams, stages.masks):
         if stage is not None and stage.crf != "none":
             DenseCRF.preset(stage.crf)
-    configs = {name: network_config(config, name, folder) for name in LEARNS_FROM if getattr(stages, name)}
+    configs = {name: network_config(config, name, folder) for name in learns_from(config)}
     for name, own in configs.items():
         try:
             check_schedule(own)
         except ConfigError as error:
-            raise ConfigError(f"Stage '{name}' (stages.{name}.train.steps={own.train.steps}): {error}") from error
+            key = f"stages.{Path(name).name}.train.steps={own.train.steps}"
+            raise ConfigError(f"Stage '{name}' ({key}): {error}") from error
     if stages.masks is not None and stages.masks.walk:
         if "affinity" not in configs:
             raise ConfigError("stages.masks.walk: there is no stage 'affinity' to walk over.")
@@ -191,11 +249,13 @@ def stage_configs(config: RunConfig, folder: RunFolder) -> dict[str, RunConfig]:
 
 
 def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig:
-    """The whole configuration of stage 'affinity' or 'segmenter': the run's own, under what the stage sets.
+    """The whole configuration of what stage 'affinity' or 'segmenter' trains: the run's own, under what it sets.
 
-    Another encoder than the run's starts from that encoder's defaults. Its labels are always those of the stage
-    before, never the data's own masks. Raises ConfigError for a method that does not do the stage's work.
+    name: as in ``learns_from``. Another encoder than the run's starts from that encoder's defaults. Its labels are
+    always those of the stage before, never the data's own masks. Raises ConfigError for a method that does not do the
+    stage's work.
     """
+    place, name = name, Path(name).name
     stage: NetworkStage = getattr(config.stages, name)
     base = config.model_dump(mode="json", exclude={"stages", "method"})
     base["label"]["source"] = LabelConfig.model_fields["source"].default
@@ -219,7 +279,7 @@ def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig
         trained = Run(folder.path).trained
         encoder["weights"] = str(folder.model) if trained else config.encoder.weights
     _check_method(name, own["method"]["name"])
-    data = base["data"] | {"train_masks": str(folder.path / LEARNS_FROM[name])}
+    data = base["data"] | {"train_masks": str(folder.path / learns_from(config)[place])}
     data["seed"] = config.seed if data["seed"] is None else data["seed"]
     return load_config(base, own, {"data": data, "stages": None})
 

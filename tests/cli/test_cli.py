@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -33,6 +34,24 @@ VERBS = get_command(app).commands  # type: ignore[attr-defined]
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     assert f"tagmask {verb}" in call(verb, "--help").output
+
+
+FRESH = """
+import os, sys
+from tagmask import cli
+cli.app = lambda: print("torch" in sys.modules, os.environ["OMP_WAIT_POLICY"])
+del os.environ["OMP_WAIT_POLICY"]
+cli.main()
+os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
+cli.main()
+"""
+"""What a verb finds in a fresh process: whether torch is loaded already, and how threads wait."""
+
+
+def test_threads_do_not_spin_unless_the_user_wants_it() -> None:
+    environment = os.environ | {"OMP_WAIT_POLICY": ""}
+    done = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "PASSIVE", "False", "ACTIVE"]
 
 
 def test_run_writes_masks_model_scores_and_report(run: Path, scenes: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from tagmask.config import EncoderConfig
 from tagmask.encoders import build_encoder
-from tagmask.encoders.timm_cnn import V1_EPS
+from tagmask.encoders.resnet_layout import V1_EPS
 from tagmask.errors import ConfigError
 from tests.encoders import small_swin
 
@@ -95,9 +97,20 @@ def test_dilation_computes_the_strided_network_and_what_lies_between(layout, str
 def test_v1_norms_and_refusals():
     norms = [m for m in build(layout="v1").modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(m.eps == V1_EPS for m in norms)
-    for name in ("resnet18", "test_efficientnet", "test_vit", small_swin.NAME):
+    for name in ("resnet18", "test_efficientnet", "test_vit", small_swin.NAME, "mit_b0", "wide_resnet38"):
         with pytest.raises(ConfigError, match=r"encoder\.layout"):
             build(name=name, layout="v1")
+
+
+def test_the_layout_comes_with_the_weights():
+    images = torch.rand(1, 3, 64, 64)
+    for layout, other in (("v1", "auto"), ("default", "v1")):
+        source = build(layout=layout, output_stride=8)
+        randomise_norms(source)
+        for encoder in (loaded := build(layout=other, output_stride=8), deepcopy(loaded)):
+            encoder.load_state_dict(source.state_dict())
+            with torch.no_grad():
+                assert torch.equal(encoder(images).maps[-1], source(images).maps[-1])
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])

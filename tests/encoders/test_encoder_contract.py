@@ -117,6 +117,15 @@ def test_freeze_and_checkpointing(name):
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
+def test_the_first_layers_may_be_frozen():
+    encoder = build("resnet18", freeze_to=4)
+    learns = {name.split(".")[1] for name, p in encoder.named_parameters() if p.requires_grad}
+    assert learns == {"layer2", "layer3", "layer4"}
+    for wrong in (3, encoder.strides[-1] * 2):
+        with pytest.raises(ConfigError, match=r"encoder\.freeze_to\b"):
+            build("resnet18", freeze_to=wrong)
+
+
 def test_own_mean_and_std():
     encoder = build("resnet18", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     torch.testing.assert_close(encoder.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))

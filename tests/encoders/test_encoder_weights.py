@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 from tagmask.config import EncoderConfig, load_config
-from tagmask.encoders import build_encoder, weights
-from tagmask.encoders.weights import LITE0, fingerprint, read_state
+from tagmask.encoders import build_encoder, resnet_layout, weights
+from tagmask.encoders.resnet_layout import fingerprint
+from tagmask.encoders.weights import LITE0, read_state
 from tagmask.errors import WeightsError
 from tagmask.files import read_json
 from tagmask.methods import build_method
-from tagmask.training import save_model
+from tagmask.training import load_model, save_model
 from tests.encoders import small_swin
 
 TINY = "test_vit"  # three heads, six blocks, 64 channels
@@ -308,44 +309,68 @@ def test_lite0_package():
         build("resnet18", weights="package")
 
 
-def test_layout_of_the_real_file_is_checked(resnet_weights, tmp_path):
-    with pytest.raises(WeightsError, match=r"resnet50_v1_imagenet.safetensors.*encoder.layout=v1"):
-        build("resnet50", weights=str(resnet_weights))
-    with pytest.raises(WeightsError, match="layout=v1"):
-        build("resnet50", weights_dir=resnet_weights.parent)
+def test_layout_of_the_real_file_is_recognised(resnet_weights, tmp_path):
+    said = build("resnet50", weights=str(resnet_weights), layout="v1", output_stride=32)
     state = read_state(resnet_weights)
     save_file(state, tmp_path / "renamed.safetensors")
-    with pytest.raises(WeightsError, match="by their content"):
-        build("resnet50", weights=str(tmp_path / "renamed.safetensors"))
-    encoder = build("resnet50", weights=str(resnet_weights), layout="v1", output_stride=32)
-    wrong = build("resnet50", weights="none", output_stride=32)
-    wrong.load_state_dict(encoder.state_dict())
+    found = build("resnet50", weights=str(tmp_path / "renamed.safetensors"), output_stride=32)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        right, other = encoder(images).maps[-1], wrong(images).maps[-1]
-    assert (right - other).abs().mean() > 0.1 * right.abs().mean()
-    torch.testing.assert_close(encoder.mean.flatten(), torch.tensor([0.485, 0.458, 0.408]))
+        right = said(images).maps[-1]
+        assert torch.equal(found(images).maps[-1], right)
+        found.v1.fill_(False)
+        found.load_state_dict(found.state_dict())
+        assert (right - found(images).maps[-1]).abs().mean() > 0.1 * right.abs().mean()
+    torch.testing.assert_close(found.mean.flatten(), torch.tensor([0.485, 0.458, 0.408]))
+    assert build("resnet50", weights_dir=resnet_weights.parent).v1
+    with pytest.raises(WeightsError, match=r"renamed.safetensors.*encoder.layout"):
+        build("resnet50", weights=str(tmp_path / "renamed.safetensors"), layout="default")
 
 
-def test_layout_by_name(tmp_path):
+@pytest.fixture
+def v1_file(tmp_path, monkeypatch):
+    """Weights of a small ResNet that are known as v1, in half precision."""
     state = {k: v for k, v in random_state("resnet26").items() if not k.startswith("fc.")}
-    for name, refused in [
-        ("resnet26_v1.pth", True),
-        ("resnet26_v1_5.pth", False),
-        ("resnet26_IMAGENET1K_V1.pth", False),
-    ]:
+    monkeypatch.setitem(resnet_layout.KNOWN, fingerprint(state), "v1")
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "x.pth")
+    return str(tmp_path / "x.pth")
+
+
+def test_a_saved_model_keeps_the_layout_that_was_found(v1_file, tmp_path):
+    config = load_config({"encoder": {"name": "resnet26", "weights": v1_file}, "method": {"name": "baseline"}})
+    method = build_method(config, 2).eval()
+    assert method.encoder.v1
+    save_model(tmp_path / "model", method, config, ["cat", "dog"])
+    loaded, _, _ = load_model(tmp_path / "model")
+    again = build("resnet26", weights=str(tmp_path))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = method.encoder(images).maps[-1]
+        assert torch.equal(loaded.encoder(images).maps[-1], expected)
+        assert torch.equal(again(images).maps[-1], expected)
+    assert build("resnet26", weights=str(tmp_path), layout="v1").v1
+    with pytest.raises(WeightsError, match=r"'v1'.*'default'.*encoder\.layout"):
+        build("resnet26", weights=str(tmp_path), layout="default")
+
+
+def test_a_name_alone_does_not_decide_the_layout(tmp_path):
+    state = {k: v for k, v in random_state("resnet26").items() if not k.startswith("fc.")}
+    for name in ("resnet26_v1_5.pth", "resnet26_IMAGENET1K_V1.pth"):
         torch.save(state, tmp_path / name)
-        if refused:
-            with pytest.raises(WeightsError, match=name):
-                build("resnet26", weights=str(tmp_path / name))
-        else:
-            build("resnet26", weights=str(tmp_path / name))
+        assert not build("resnet26", weights=str(tmp_path / name)).v1
+    path = tmp_path / "resnet26_v1.pth"
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match=r"resnet26_v1\.pth.*encoder\.layout=v1.*encoder\.layout=default"):
+        build("resnet26", weights=str(path))
+    for layout in ("v1", "default"):
+        assert bool(build("resnet26", weights=str(path), layout=layout).v1) == (layout == "v1")
 
 
 def test_fingerprint_tells_contents_apart():
     first, last = torch.rand(4, 3, 7, 7), torch.rand(8, 4, 1, 1)
     state = {"conv1.weight": first, "layer4.2.conv3.weight": last, "fc.bias": torch.zeros(3)}
-    assert fingerprint(state) == fingerprint({k: v.double() for k, v in state.items()})
+    for dtype in (torch.float64, torch.float16):
+        assert fingerprint(state) == fingerprint({k: v.to(dtype) for k, v in state.items()})
     for key in ("conv1.weight", "layer4.2.conv3.weight"):
         assert fingerprint({**state, key: state[key] + 1}) != fingerprint(state)
 

@@ -302,7 +302,6 @@ def test_under_autocast():
 
 def test_refusals():
     for options, fault in [
-        ({"layout": "v1"}, "encoder.layout"),
         ({"blocks": [1]}, "encoder.blocks"),
         ({"drop_path": 0.1}, "encoder.drop_path"),
         ({"output_stride": 4}, "output_stride is 4"),

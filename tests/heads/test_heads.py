@@ -10,12 +10,18 @@ import torch
 from tagmask.config import EncoderConfig
 from tagmask.encoders import build_encoder
 from tagmask.errors import ConfigError
-from tagmask.heads import ASPP, Classifier, LargeFOV, SegFormer, UPerNet
+from tagmask.heads import ASPP, Classifier, Compact, LargeFOV, SegFormer, UPerNet
 from tagmask.registry import HEADS
 from tagmask.types import Features
 from tests.encoders import small_swin
 
-SMALL = {"largefov": {"hidden": 16}, "aspp": {}, "segformer": {"embed": 16}, "upernet": {"embed": 16}}
+SMALL = {
+    "compact": {"hidden": 16},
+    "largefov": {"hidden": 16},
+    "aspp": {},
+    "segformer": {"embed": 16},
+    "upernet": {"embed": 16},
+}
 """Options under which a head is cheap; a new head joins here."""
 
 CHANNELS, STRIDES = [6, 8, 10, 12, 14], [2, 4, 8, 16, 16]
@@ -155,7 +161,30 @@ def test_upernet_matches_loops():
         torch.testing.assert_close(head(given)[0], conv_loop(x, head.out.weight, head.out.bias))
 
 
+@pytest.mark.parametrize("skip", [None, 4, 16])
+def test_compact_matches_loops(skip):
+    options = {"hidden": 16, "dilation": 2, "skip": skip, "skip_channels": 8}
+    head = randomise(Compact(CHANNELS, STRIDES, 3, **options)).double().eval()
+    given = features(batch=1, size=64, dtype=torch.float64)
+
+    def layer_loop(part, x, dilation=1):
+        x = conv_loop(x, part[0].weight, None, dilation)
+        groups = part[1].num_groups
+        return group_norm_loop(x, groups, part[1].weight, part[1].bias).clamp(min=0)
+
+    with torch.no_grad():
+        maps = [m[0] for m in given.maps]
+        x = layer_loop(head.context, layer_loop(head.reduce, maps[-1]), dilation=2)
+        if skip:
+            finer = maps[1] if skip == 4 else maps[4]  # the last of those of a stride
+            finer = layer_loop(head.project, finer)
+            x = layer_loop(head.join, torch.cat([bilinear_loop(x, *finer.shape[1:]), finer]))
+        torch.testing.assert_close(head(given)[0], conv_loop(x, head.out.weight, head.out.bias))
+
+
 def test_wrong_options_are_refused():
+    with pytest.raises(ConfigError, match="skip=3"):
+        Compact(CHANNELS, STRIDES, 3, skip=3)
     with pytest.raises(ConfigError, match="dilations"):
         ASPP(CHANNELS, STRIDES, 3, dilations=())
     with pytest.raises(ConfigError, match="bins"):
@@ -198,7 +227,7 @@ def test_contract(name, count):
         head.train()
         logits = head(given)
         assert logits.shape[:2] == (batch, 7) and logits.isfinite().all()
-        expected = given.maps[-1] if name in ("largefov", "aspp") else given.maps[-4:][0]
+        expected = given.maps[-1] if name in ("compact", "largefov", "aspp") else given.maps[-4:][0]
         assert logits.shape[-2:] == expected.shape[-2:]
     logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
@@ -232,7 +261,7 @@ def test_every_head_on_any_encoder(encoder):
         given = built(images)
         for name in HEADS.names():
             logits = HEADS.get(name)(built.channels, built.strides, 4, **SMALL[name]).eval()(given)
-            grid = given.maps[-1] if name in ("largefov", "aspp") else given.maps[-4:][0]
+            grid = given.maps[-1] if name in ("compact", "largefov", "aspp") else given.maps[-4:][0]
             assert logits.shape == (1, 4, *grid.shape[-2:]) and logits.isfinite().all(), name
 
 

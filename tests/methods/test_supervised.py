@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tagmask.errors import TrainingError
 from tagmask.methods import build_method
@@ -40,6 +41,24 @@ def test_the_loss_is_a_mean_of_pixels_or_of_halves(balanced: bool) -> None:
     whole = sum(map(sum, costs.values())) / sum(map(len, costs.values()))
     assert found == pytest.approx(sum(means) / 2 if balanced else whole, rel=1e-5)
     assert abs(sum(means) / 2 - whole) > 1e-3
+
+
+def test_the_loss_may_be_taken_on_a_coarser_grid() -> None:
+    batch = squares(masks=True)
+    assert batch.masks is not None
+    torch.manual_seed(0)
+    method = build_method(tiny(SETTINGS | {"loss_stride": 2}), CLASSES)
+    logits = method.decoder(method.encoder(batch.images)).detach()  # type: ignore[operator]
+    height, width = (side // 2 for side in batch.masks.shape[-2:])
+    logs = F.interpolate(logits, size=(height, width), mode="bilinear").double().log_softmax(1)
+    costs = []
+    for b in range(len(batch.masks)):
+        for y in range(height):
+            for x in range(width):
+                label = int(batch.masks[b, 2 * y + 1, 2 * x + 1])  # the pixel at the cell's centre
+                if label != 255:
+                    costs.append(-float(logs[b, label, y, x]))
+    assert method.losses(batch, 0).total.item() == pytest.approx(sum(costs) / len(costs), rel=1e-5)
 
 
 @pytest.mark.parametrize("balanced", [False, True])

@@ -21,7 +21,7 @@ from tests.methods.contract import CLASSES, SIZE, squares, tiny
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "oracle_cams.py"
 SET = [
-    "data.source=auto", "encoder.name=test_resnet", "encoder.weights=none", "encoder.layout=default", "views.crop=64",
+    "data.source=auto", "encoder.name=test_resnet", "encoder.weights=none", "views.crop=64",
     "train.steps=3", "train.batch_size=4", "train.workers=0", "train.warmup=1", "method.warmup=1",
     "train.accelerator=cpu", "label.cam_scales=[1.0]", "evaluate.bootstrap=0", "evaluate.without=[]",
 ]  # fmt: skip

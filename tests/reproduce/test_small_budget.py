@@ -10,10 +10,10 @@ import torch
 from tagmask.methods import build_method
 from tagmask.reproduce import read_table, reproduce
 from tagmask.reproduce.configure import configure
-from tagmask.reproduce.cost import bare
 from tagmask.reproduce.runner import look_at
 from tagmask.training import RunFolder
 from tagmask.workflow.stages import stage_configs
+from tagmask.workflow.timing import bare
 from tagmask.workflow.train import check_schedule
 from tests.reproduce.tiny_table import TABLE
 

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from typer.testing import CliRunner
 
 from tagmask.cli import app
 from tagmask.config import RunConfig, load_config
+from tagmask.data import Item, write_mask
 from tagmask.errors import WeightsError
 from tagmask.files import read_json, write_json
 from tagmask.methods import build_method
 from tagmask.training import RunFolder, load_model
 from tagmask.workflow import Run, evaluate, run
+from tagmask.workflow.stage_labels import kept_classes
 from tagmask.workflow.stages import Stages, stage_configs
 from tagmask.workflow.train import training_items
 from tests.workflow.conftest import STAGES, made, through_stages
@@ -189,3 +192,48 @@ def test_run_goes_through_all_stages_and_shows_them_first(scenes: Path, tmp_path
     other = json.loads(CliRunner().invoke(app, words).stdout)
     assert other["masks"]["written"] == result["masks"]["written"] and "segmenter" not in other["stages"]
     assert read_json(out / "masks" / "classes.json")["stage"]["walk"]["walk_steps"] == 2
+
+
+def test_rounds_teach_segmenters_with_masks_of_the_one_before(
+    config: RunConfig, classifier: Path, tmp_path: Path
+) -> None:
+    own = {"method": {"head": "largefov", "head_options": {"hidden": 16}}}
+    stages = ["classifier", {"masks": {"source": "segmenter"}}, {"segmenter": own}, {"rounds": {"count": 2}}]
+    values = changed(config, stages)
+    out = Path(shutil.copytree(classifier, tmp_path / "run"))
+    opened = Run(out, values)
+    steps = through_stages(opened)
+    assert list(steps) == ["train", "masks", "round 1", "round 2", "final masks"]
+    first, last = (RunFolder(out / name).config() for name in ("round1/segmenter", "segmenter"))
+    assert (first.data.train_masks, last.data.train_masks) == (out / "round1/masks", out / "round2/masks")
+    notes = [read_json(out / place / "classes.json") for place in ("round1/masks", "round2/masks", "masks")]
+    models = [read_json(out / name / "model" / "classes.json") for name in (".", "round1/segmenter", "segmenter")]
+    assert [note["model"] for note in notes] == [model["digest"] for model in models]
+    for item in opened.collection.split("train"):
+        for place in ("round1/masks", "round2/masks", "masks"):
+            values_there = set(np.unique(np.array(Image.open(out / place / f"{item.id}.png"))).tolist())
+            assert values_there <= {0, *(tag + 1 for tag in item.tags or ())}, "limited to the tags"
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
+    assert through_stages(Run(out, values))["final masks"]["written"] == 0
+    assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
+
+
+def test_a_class_that_is_found_nowhere_keeps_its_earlier_pixels(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a.png", np.array([[0, 1, 2, 2]], np.uint8))
+    item = Item("a", Path("a.jpg"), tags=(0, 1))
+    look = SimpleNamespace(inference=SimpleNamespace(method=SimpleNamespace(classes=2)))
+
+    def labels(*values: int) -> list[int]:
+        made = torch.tensor([values], dtype=torch.uint8)
+        return kept_classes(lambda item, look: (made, None, []), tmp_path)(item, look)[0][0].tolist()  # type: ignore[arg-type]
+
+    assert labels(1, 1, 0, 255) == [1, 1, 2, 2], "class 2 comes back where nothing sure stands"
+    assert labels(1, 1, 1, 0) == [1, 1, 1, 2]
+    assert labels(2, 1, 0, 0) == [2, 1, 0, 0], "both are there"
+    assert (
+        kept_classes(lambda item, look: (torch.zeros(1, 4).byte(), None, []), tmp_path / "none")(
+            item,
+            look,  # type: ignore[arg-type]
+        )[0].sum()
+        == 0
+    )
