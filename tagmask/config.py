@@ -128,13 +128,15 @@ class EncoderConfig(Strict):
 class ShortSchedule(NamedTuple):
     """A training of hundreds of steps.
 
-    crop: side, pixels. high, low: thresholds that suit the encoder's CAMs. asked: what the user sets of the method.
+    crop: side, pixels. high, low: thresholds that suit the encoder's CAMs. classes: of the foreground. asked: what the
+    user sets of the method.
     """
 
     steps: int
     crop: int
     high: float
     low: float
+    classes: int
     asked: Mapping[str, Any] = MappingProxyType({})
 
     @property

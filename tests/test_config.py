@@ -12,10 +12,13 @@ from tagmask.config import RunConfig, dump_yaml, load_config, named_configs, par
 from tagmask.encoders.timm_vit import VARIANTS
 from tagmask.errors import ConfigError
 from tagmask.registry import METHODS
-from tagmask.stage_config import stage_mapping
+from tagmask.stage_config import MasksStage, RoundsStage, stage_mapping
 from tagmask.training import RunFolder
-from tagmask.workflow.plan import as_mapping, choose
+from tagmask.workflow.plan import Effort, as_mapping, choose
 from tagmask.workflow.stages import network_config
+
+CLASSES = [f"class{i}" for i in range(14)]
+"""As many as the packaged small protocol has."""
 
 
 def test_later_sources_and_overrides_win(tmp_path: Path) -> None:
@@ -76,6 +79,7 @@ def test_overrides_nest() -> None:
 @pytest.mark.parametrize("images,batch", [(1, 1), (10, 10), (300, 16), (100000, 16)])
 def test_the_plan_is_a_valid_configuration_for_any_size(images: int, batch: int) -> None:
     found = {
+        "classes": CLASSES,
         "counts": {"labelled": images},
         "splits": {},
         "sizes": {"width": {"median": 320}, "height": {"median": 213}},
@@ -91,12 +95,40 @@ def test_the_plan_is_a_valid_configuration_for_any_size(images: int, batch: int)
 def plan(method: dict, encoder: str = "resnet18", steps: int = 230, crop: int = 224, **sections: dict) -> dict:
     """The plan's choices by key for a method that the user sets, with the reasons left out."""
     found = {
+        "classes": CLASSES,
         "counts": {"labelled": 200},
         "splits": {},
         "sizes": {"width": {"median": 320}, "height": {"median": 213}},
     }
     given = {"method": method, "encoder": {"name": encoder}, "train": {"steps": steps}, "views": {"crop": crop}}
     return {c.key: c.value for c in choose(found, torch.device("cpu"), given | sections)}
+
+
+def test_the_plan_does_as_much_as_the_effort_says() -> None:
+    found = {
+        "counts": {"labelled": 200},
+        "splits": {},
+        "classes": CLASSES,
+        "sizes": {"width": {"median": 320}, "height": {"median": 213}},
+    }
+    given = {"encoder": {"name": "resnet18", "weights": "none"}}
+
+    def planned(effort: Effort, **sections: Any) -> RunConfig:
+        settings = given | sections
+        return load_config(as_mapping(choose(found, torch.device("cpu"), settings, effort=effort)), settings)
+
+    quick, standard, best = (planned(effort) for effort in ("quick", "standard", "best"))  # type: ignore[arg-type]
+    assert quick.stages is None and quick.label.scales == [1.0] and quick.label.crf == "irn"
+    assert standard.stages is not None and best.stages is not None
+    assert standard.stages.named() == best.stages.named() == ["classifier", "masks", "segmenter", "rounds"]
+    assert standard.stages.masks == MasksStage(source="segmenter") and len(standard.label.scales) > 1
+    assert standard.stages.rounds == RoundsStage(count=2) and best.stages.rounds == RoundsStage(count=3)
+    assert best.train.steps > standard.train.steps == quick.train.steps
+    staged = planned("standard", method={"name": "rcm_mam"})
+    assert staged.stages is not None and staged.stages.masks == MasksStage(), "it has CAMs alone"
+    assert planned("standard", method={"name": "supervised"}).stages is None
+    own = planned("standard", stages=["classifier", "masks"])
+    assert own.stages is not None and own.stages.named() == ["classifier", "masks"]
 
 
 def test_the_plan_trains_transformers_with_adamw_and_takes_one_threshold_from_the_user() -> None:
@@ -133,7 +165,8 @@ def test_the_plan_fits_method_encoder_and_schedule() -> None:
     assert short.train.warmup < short.train.steps
     assert cosa["method.weight_cls_aux"] == cosa["method.weight_csc"] == 0
     apart, both = plan({"name": "cosa", "weight_csc": 0.1}), plan({"name": "cosa", "ensemble": True})
-    assert "method.weight_cls_aux" not in {*apart, *both} and "method.weight_csc" not in apart, "they need its CAMs"
+    assert apart["method.weight_cls_aux"] == both["method.weight_cls_aux"] == 1, "they need its CAMs"
+    assert "method.weight_csc" not in apart
     assert (
         both["method.weight_csc"] == 0 and plan({"name": "cosa", "weight_cls_aux": 0.0})["method.weight_c2s_aux"] == 0
     )
@@ -144,6 +177,7 @@ def test_the_plan_fits_method_encoder_and_schedule() -> None:
     assert not {k for k in plan({"name": "supervised"}) if k.startswith("method.")} - {
         "method.head",
         "method.head_options",
+        "method.loss_stride",
     }
 
 
@@ -153,7 +187,7 @@ def test_run_leaves_published_configurations_as_they_are(name: str, device: str,
     """With photos like VOC's; other values than the file's would not be those of the paper."""
     monkeypatch.setattr("tagmask.workflow.plan.fast_bf16", lambda _: True)
     sizes = {"width": {"median": 500}, "height": {"median": 375}}
-    found = {"counts": {"labelled": 10582}, "splits": {}, "sizes": sizes}
+    found = {"classes": CLASSES, "counts": {"labelled": 10582}, "splits": {}, "sizes": sizes}
     wanted, given = load_config(name), read_yaml(name)
     made = load_config(as_mapping(choose(found, torch.device(device), given)), given)
     assert made == wanted
@@ -180,6 +214,7 @@ def test_the_segmenter_of_stages_is_trained_as_alone(name: str, segmenter: str) 
 def staged(given: dict) -> RunConfig:
     """What ``tagmask run`` makes of the user's settings: the plan under them."""
     found = {
+        "classes": CLASSES,
         "counts": {"labelled": 276},
         "splits": {},
         "sizes": {side: {"median": 250} for side in ("width", "height")},

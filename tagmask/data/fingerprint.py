@@ -267,6 +267,11 @@ def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndar
     tagged = sum(item.tags is not None for item in collection.items)
     everywhere = [name for name, count in tags.items() if 0 < count == tagged]
     warnings += [f"Class '{name}' is on every tagged image: tags cannot show where it is." for name in everywhere]
+    if tagged and len({item.tags for item in collection.items if item.tags is not None}) == 1:
+        warnings.append(
+            "All tagged images have the same tags: nothing can be learned from them. Add images without them, with an "
+            "empty tag cell."
+        )
     for (i, name), (j, other) in combinations(enumerate(collection.classes), 2):
         if 5 <= together[i, j] == together[i, i] == together[j, j]:
             warnings.append(f"'{name}' and '{other}' are always together: tags cannot tell them apart.")

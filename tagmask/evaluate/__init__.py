@@ -7,7 +7,7 @@ from tagmask.evaluate.boundary import BoundaryIoU
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError
 from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.localization import Localization
-from tagmask.evaluate.ranking import average_precision
+from tagmask.evaluate.ranking import average_precision, chance_precision
 from tagmask.evaluate.scores import ScoreStream, print_classes, print_scores
 from tagmask.evaluate.stamp import difference
 
@@ -20,6 +20,7 @@ __all__ = [
     "ThresholdCurve",
     "average_precision",
     "bootstrap_miou",
+    "chance_precision",
     "difference",
     "print_classes",
     "print_scores",

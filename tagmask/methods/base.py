@@ -163,10 +163,17 @@ class ClassifierConfig(MethodConfig):
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
-        """Warm-ups: at first the classifier learns alone (``warmup``); what has its own ``*_warmup`` comes later."""
+        """Weights of classification by the number of classes (``class_share``), clipping that acts, and warm-ups.
+
+        At first the classifier learns alone (``warmup``); what has its own ``*_warmup`` comes later.
+        """
         plan = super().short_schedule(schedule)
+        plan["train.clip"] = (1.0, "gradients are larger than this where a classifier jumps about")
         for name, field in cls.model_fields.items():
-            if name == "warmup":
+            if name.startswith("weight_cls"):
+                weight = round(field.default * class_share(schedule.classes), 4)
+                plan[f"method.{name}"] = (weight, f"the loss is a mean over {schedule.classes} classes")
+            elif name == "warmup":
                 share = round(schedule.steps * 50 / 230)
                 plan["method.warmup"] = (share, "classification only, before its CAMs teach")
             elif name.endswith("_warmup") and field.default is not None:
@@ -246,6 +253,15 @@ class OneStageMethod(ClassifierMethod, SegmenterMethod):
 def tag_loss(scores: Tensor, tags: Tensor) -> Tensor:
     """Multi-label soft margin loss of class scores (B,C) before the sigmoid, in full precision; tags (B,C)."""
     return F.multilabel_soft_margin_loss(full(scores), tags)
+
+
+RATED_CLASSES = 14
+"""Classes of the data set on which the planned learning rates were found (docs/notes/baseline.md)."""
+
+
+def class_share(classes: int) -> float:
+    """Weight of a loss that is a mean over ``classes``, so that a class learns as fast as each of 14 does."""
+    return classes / RATED_CLASSES
 
 
 def build_head(name: str, encoder: Encoder, outputs: int, options: dict[str, Any] | None = None) -> nn.Module:

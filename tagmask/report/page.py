@@ -66,13 +66,14 @@ def write_report(
     title: str,
     further: Sequence[Panel] = (),
     doubtful: Sequence[Panel] = (),
+    verdict: str = "",
 ) -> Path:
     """Write ``run/report.html`` and return its path.
 
     panels: photos to choose from. metrics: 'scores', results of ``ScoreStream``, 'classification', as in metrics.json
     but of one split, or None, and 'quality' by split, where it was estimated. log: rows of log.jsonl. fingerprint: of
     the data, as ``tagmask check`` saves it. further: photos that are shown if their masks lack a class. doubtful:
-    photos with their masks, the most doubtful first.
+    photos with their masks, the most doubtful first. verdict: the page's first line, where there is one.
     """
     groups = [(name, [(panel, _pictures(panel)) for panel in chosen]) for name, chosen in choose(panels, further)]
     shown = [panel for _, members in groups for panel in members]
@@ -88,6 +89,7 @@ def write_report(
     pages.filters |= {"percent": percent, "describe": describe}
     page = pages.get_template("report.html").render(
         title=title,
+        verdict=verdict,
         scores=scores,
         classification=metrics["classification"],
         quality=metrics.get("quality", {}),

@@ -109,14 +109,14 @@ class RunFolder:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """A line of the log, of a step or of scores; None for anything else."""
+    """A line of the log, of a step, of scores or of a lost training; None for anything else."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         return None
-    kind = "scores" if "scores" in record else "losses"
+    kind = next((kind for kind in ("scores", "lost") if kind in record), "losses")
     if not isinstance(record.get(kind), dict):
         return None
     numbers = [*record[kind].values(), *(record.get(key) for key in LOGGED if kind == "losses")]

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor
 
 from tagmask import comm
 from tagmask.config import RunConfig, TrainConfig
@@ -28,8 +27,9 @@ from tagmask.training.checkpoint import InPlace, load_checkpoint, save_checkpoin
 from tagmask.training.folder import RunFolder
 from tagmask.training.model_files import save_model
 from tagmask.training.progress import shown_progress
-from tagmask.training.step import TrainStep
-from tagmask.types import Losses
+from tagmask.training.step import NotFinite, TrainStep, mean_of
+from tagmask.training.watch import Watch, describe
+from tagmask.types import Batch, Losses
 
 Evaluate = Callable[[Method, int], dict[str, float]]
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -116,27 +116,32 @@ def train_method(
             f"{train.accumulate} accumulated parts; choose a multiple of {fabric.world_size * train.accumulate}."
         )
     stepper = TrainStep(method, config, fabric)
-    state = {**stepper.state(), "step": 0, "seconds": 0.0, "waited": 0.0}
+    watch = Watch(config, items, len(classes), stepper.state())
+    state = {**stepper.state(), "watch": watch, "step": 0, "seconds": 0.0, "waited": 0.0}
     say = _speaker(console if fabric.is_global_zero else Console(quiet=True))
     start = load_checkpoint(fabric, folder.checkpoints, state, say) if resume else 0
     if resume and not start and folder.log():
         say(f"{folder.checkpoints}: no checkpoint is there; training begins at step 0 again.")
-    loader = TrainLoader(
-        items,
-        len(classes),
-        TrainViews(config.views, method.wanted_views),
-        batch_size=micro,
-        steps=train.steps * train.accumulate,
-        seed=config.seed,
-        workers=readers(train, fabric.device, fabric.world_size // train.nodes),
-        start_step=start * train.accumulate,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-        masks=method.reads_masks,
-        colour_map=colour_map,
-    )
+
+    def batches_from(step: int) -> Iterator[Batch]:
+        loader = TrainLoader(
+            items,
+            len(classes),
+            TrainViews(config.views, method.wanted_views),
+            batch_size=micro,
+            steps=train.steps * train.accumulate,
+            seed=config.seed,
+            workers=readers(train, fabric.device, fabric.world_size // train.nodes),
+            start_step=step * train.accumulate,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            masks=method.reads_masks,
+            colour_map=colour_map,
+        )
+        return iter(loader)
+
     spent, stepper.waited, shown = state["seconds"], state["waited"], stepper.shown
-    batches = iter(loader)
+    batches = batches_from(start)
     log = _Log(fabric, folder, train, start, spent)
     asked = Later()
 
@@ -155,11 +160,27 @@ def train_method(
     with on_signal(asked), shown_progress(train.steps, start, console, visible=fabric.is_global_zero) as show:
         if start and due(start) and log.lacks_scores:
             score(start)
-        for step in range(start, train.steps):
+        for step in watch.steps(start):
             began = time.perf_counter()
-            parts = stepper.run(batches, step)
+            try:
+                parts = stepper.run(batches, step, watch.factor)
+            except NotFinite:
+                if not watch.may_restart:
+                    raise
+                parts = None
             done = step + 1
             spent += time.perf_counter() - began
+            if lost := watch.lost(step, parts):
+                if watch.may_restart:
+                    watch.restart(lost)
+                    stepper.optimizer.zero_grad(set_to_none=True)
+                    batches = batches_from(0)
+                    log.begin_again(watch.restarts, spent)
+                    say(describe(lost, train.steps, train.lr * watch.factor))
+                    continue
+                log.lost(lost)
+                say(describe(lost, train.steps, None))
+            assert parts is not None  # or it began again
             if done % train.log_every == 0 or done == train.steps:
                 lr = stepper.optimizer.param_groups[0]["lr"]
                 show(log.step(done, parts, method.figures(), lr, spent, stepper.waited))
@@ -230,7 +251,7 @@ class _Log:
         self, step: int, parts: list[Losses], figures: dict[str, float], lr: float, spent: float, waited: float
     ) -> dict[str, Any]:
         names = parts[-1].terms
-        losses = {n: _mean([p.terms[n] for p in parts]) for n in names} | {"total": _mean([p.total for p in parts])}
+        losses = {n: mean_of([p.terms[n] for p in parts]) for n in names} | {"total": mean_of([p.total for p in parts])}
         before, then = self.last
         images = (step - before) * self.batch_size / max(spent - then, 1e-9)
         self.last = (step, spent)
@@ -249,6 +270,17 @@ class _Log:
     def scores(self, step: int, scores: dict[str, float]) -> None:
         self._write({"step": step, "scores": scores})
 
+    def lost(self, record: dict[str, Any]) -> None:
+        self._write({"step": record["at"], "lost": record})
+
+    def begin_again(self, restarts: list[dict[str, Any]], spent: float) -> None:
+        """Leave of all that was logged the restarts alone."""
+        self.last = (0, spent)
+        if self.file is not None:
+            self.file.truncate(0)
+            for record in restarts:
+                self._write({"step": 0, "lost": record})
+
     def _write(self, record: dict[str, Any]) -> None:
         if self.file is not None:
             self.file.write(json.dumps(record) + "\n")
@@ -264,7 +296,3 @@ class _Log:
         for writer in (self.file, self.board):
             if writer is not None:
                 writer.close()
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(comm.all_sum(torch.stack([v.detach().float() for v in values]).mean()) / comm.world_size())

@@ -28,6 +28,7 @@ def shown_progress(
     def show(record: dict[str, Any]) -> None:
         nonlocal printed
         step = record["step"]
+        printed = min(printed, step)  # it may have begun again
         losses = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
         text = f"{losses}  {record['images_per_second']:.1f} images/s"
         bar.update(task, completed=step, losses=text)

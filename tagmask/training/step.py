@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tagmask import comm
@@ -18,6 +18,10 @@ from tagmask.config import RunConfig, TrainConfig
 from tagmask.errors import TrainingError
 from tagmask.methods import Method
 from tagmask.types import Batch, Losses
+
+
+class NotFinite(TrainingError):
+    """A loss or a gradient is infinite or no number."""
 
 
 class TrainStep:
@@ -51,15 +55,15 @@ class TrainStep:
             state["ema"] = self._ema
         return state
 
-    def run(self, batches: Iterator[Batch], step: int) -> list[Losses]:
+    def run(self, batches: Iterator[Batch], step: int, factor: float = 1.0) -> list[Losses]:
         """Make step number ``step`` with the next ``train.accumulate`` batches; their losses.
 
-        Raises TrainingError on a loss or gradient that is not finite (with the ids of the batch), before the weights
-        change, and when memory runs out.
+        factor: of the learning rates. Raises NotFinite on a loss or gradient that is not finite (with the ids of the
+        batch), before the weights change, and TrainingError when memory runs out.
         """
         train = self.config.train
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = base * rate(step, train.steps, train.warmup, train.warmup_ratio, train.power)
+            group["lr"] = factor * base * rate(step, train.steps, train.warmup, train.warmup_ratio, train.power)
         # The step's own seed, not a running one: dropout is the same after a resume.
         torch.manual_seed(comm.mix_seed(self.config.seed, step, self.fabric.global_rank))
         self._wrapped.train()
@@ -149,8 +153,13 @@ def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
         raise _not_finite(f"The loss ({terms})", batch, step)
 
 
-def _not_finite(what: str, batch: Batch, step: int) -> TrainingError:
-    return TrainingError(
+def mean_of(values: Sequence[Tensor]) -> float:
+    """The mean of scalars of all processes."""
+    return float(comm.all_sum(torch.stack([v.detach().float() for v in values]).mean()) / comm.world_size())
+
+
+def _not_finite(what: str, batch: Batch, step: int) -> NotFinite:
+    return NotFinite(
         f"{what} at step {step} is not finite; images {', '.join(batch.ids)}. Train again, into another folder, with a "
         "lower train.lr or train.clip, or with train.precision=fp32."
     )

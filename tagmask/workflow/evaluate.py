@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from tagmask.data import Collection, Item
 from tagmask.errors import ConfigError, DataError
-from tagmask.evaluate import average_precision, difference
+from tagmask.evaluate import average_precision, chance_precision, difference
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import BY_VAL, FIXED
 from tagmask.files import read_record
@@ -190,13 +191,15 @@ def _label_file_note(folder: Path) -> dict[str, Any]:
 
 
 def _add_classification(folder: RunFolder, split: str, classes: list[str], scorer: Scorer) -> None:
-    """Mean average precision of the class scores against the tags, by split."""
+    """Mean average precision of the class scores against the tags, by split, and of shuffled tags beside it."""
     if not scorer.class_scores:
         return
-    precision = average_precision(torch.stack(scorer.class_scores), torch.stack(scorer.tags))
+    scores, tags = torch.stack(scorer.class_scores), torch.stack(scorer.tags)
+    precision, by_chance = average_precision(scores, tags), chance_precision(scores, tags)
     known = {c: float(p) for c, p in zip(classes, precision, strict=True) if p == p}
     mean = sum(known.values()) / len(known) if known else None
-    entry = {"split": split, "images": len(scorer.tags), "map": mean, "per_class": known}
+    chance = {"mean": float(by_chance.mean()), "high": float(np.quantile(by_chance, 0.99))} if known else None
+    entry = {"split": split, "images": len(tags), "map": mean, "chance": chance, "per_class": known}
     folder.enter("classification", split, entry)
 
 
@@ -205,4 +208,5 @@ def print_classification(found: dict[str, Any] | None, console: Console) -> None
     for split, entry in (found or {}).items():
         if entry["map"] is not None:
             line = f"classifier on {split}: {percent(entry['map'])} % mAP against the tags of {entry['images']} photos"
-            console.print(line, highlight=False)
+            by_chance = entry.get("chance")  # which runs of earlier versions lack
+            console.print(f"{line}; chance: {percent(by_chance['mean'])} %" if by_chance else line, highlight=False)

@@ -52,13 +52,14 @@ def choose(
     device: torch.device,
     given: Mapping[str, Any] | None = None,
     user: RunConfig | None = None,
-    effort: Effort = "quick",
+    effort: Effort | None = None,
 ) -> list[Choice]:
     """Settings that suit a data set (its fingerprint) and a device, but for those that the user sets.
 
-    given: sections of what the user sets; user: the configuration that they make. The choices fit the user's encoder,
-    method and schedule. What suits a method, its configuration class says (``short_schedule``). Nothing is chosen for
-    ``plan: false``, as published configurations have it. Raises ConfigError for an unknown encoder or method.
+    given: sections of what the user sets; user: the configuration that they make. effort: how much is done; None: only
+    the training is planned, not how masks are made. The choices fit the user's encoder, method and schedule. What suits
+    a method, its configuration class says (``short_schedule``). Nothing is chosen for ``plan: false``, as published
+    configurations have it. Raises ConfigError for an unknown encoder or method.
     """
     given = dict(given or {})
     if given.get("stages") is not None:
@@ -67,7 +68,7 @@ def choose(
     if not user.plan:
         return []
     kind = METHODS.get(user.method.name)
-    recipe = effort != "quick" and user.stages is None and kind.has_cams and not kind.reads_masks
+    recipe = effort in ROUNDS and user.stages is None and kind.has_cams and not kind.reads_masks
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
     gpu = device.type == "cuda"
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
@@ -82,7 +83,8 @@ def choose(
     limit = round(1.3 * fitting)
     encoder, why_encoder = _encoder(user.encoder, own["encoder"], gpu or fast_bf16(device) or effort == "best")
     own["encoder"] = {**own["encoder"], "name": encoder}
-    schedule = ShortSchedule(steps, crop, *LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"]))
+    thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
+    schedule = ShortSchedule(steps, crop, *thresholds, classes=len(found["classes"]))
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
         Choice("views.scale", [0.6, 1.6], "few steps: less variation than the papers' long schedules"),
@@ -100,11 +102,12 @@ def choose(
         choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
     if fast_bf16(device):
         choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
-    choices += _labels(user, kind.has_segmenter or recipe, effort)
+    if effort is not None:
+        choices += _labels(kind.has_segmenter or recipe, effort)
     planned = {choice.key: choice for choice in choices}
     planned.update({choice.key: choice for choice in _method(own, schedule)})
     stages = user.stages
-    if recipe:
+    if recipe and effort is not None:
         choices = _recipe(kind.has_segmenter, effort)
         stages = StagesConfig.model_validate({"segmenter": {}, **as_mapping(choices)["stages"]})
         planned.update({choice.key: choice for choice in choices})
@@ -133,7 +136,7 @@ def _encoder(config: EncoderConfig, own: Mapping[str, Any], fast: bool) -> tuple
     return config.name, "any other with --encoder"
 
 
-def _labels(user: RunConfig, segments: bool, effort: Effort) -> list[Choice]:
+def _labels(segments: bool, effort: Effort) -> list[Choice]:
     """How a segmenter makes masks."""
     if not segments:
         return []
@@ -208,6 +211,7 @@ def _learner(own: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         Choice("train.lr", 0.005, "it starts from a trained encoder"),
         Choice("train.nesterov", True, "with SGD"),
         Choice("train.weight_decay", 1e-4, "with SGD"),
+        Choice("train.clip", 5.0, "masks ask for larger steps than tags"),
     ]
 
 

@@ -16,6 +16,7 @@ from tagmask.report import Panel, write_report
 from tagmask.report.page import SHOWN
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.quality import doubtful
+from tagmask.workflow.verdict import verdict
 
 PICTURE = 640
 """Photos are reduced to this many pixels on the long side for the page."""
@@ -111,6 +112,7 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
         title=f"{run.config.method.name} on {run.config.encoder.name}: {folder.path.name}",
         further=[panel(item) for item in further],
         doubtful=doubtful(run),
+        verdict=(verdict(run) or {}).get("text", ""),
     )
 
 

@@ -37,6 +37,7 @@ from tagmask.workflow.stages import Stages, written
 from tagmask.workflow.suspects import print_suspects, suspects_of
 from tagmask.workflow.timing import expected_minutes
 from tagmask.workflow.train import check_free, resumed, train
+from tagmask.workflow.verdict import verdict
 
 WORTH_TIMING = 40
 """Steps of training from which on the minutes of a run are measured beforehand."""
@@ -295,7 +296,8 @@ def _planned(
         if base.stages is None or run.folder.config().stages is not None:
             return base, []
         given = base.model_dump(mode="json", exclude={"stages"}) | {"stages": given["stages"]}
-    effort = effort or ("quick" if {"method", "stages"} & given.keys() else "standard")
+    chosen = "stages" in given or "name" in (given.get("method") or {})
+    effort = effort or ("quick" if chosen else "standard")
     choices = choose(run.fingerprint, default_device(base), given, base, effort)
     if not choices:
         return base, []
@@ -323,6 +325,7 @@ def _summary(
     own = ("suspects", "train", "evaluate", "predict", "report")
     return {
         "run": str(run.folder.path),
+        "verdict": verdict(run),
         "minutes": minutes,
         "expected_minutes": expected,
         "data_share": results["train"].data_share,
@@ -365,6 +368,8 @@ def demo(out: str | Path, overrides: Sequence[str] = (), console: Console | None
 
 
 def _print_summary(summary: dict[str, Any], console: Console) -> None:
+    if summary["verdict"] and summary["verdict"]["text"]:
+        console.print(summary["verdict"]["text"], style="bold red", markup=False, highlight=False, soft_wrap=True)
     if summary["scores"]:
         print_scores(summary["scores"], console)
     print_classification(summary["classification"], console)

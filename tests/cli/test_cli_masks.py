@@ -65,7 +65,7 @@ def settings(run: Path) -> dict[str, Any]:
 def test_masks_are_stamped_as_completed_where_they_were(run: Path, copy: Path) -> None:
     (made,) = [s["stamp"]["settings"] for s in read_json(run / "metrics.json")["scores"] if s["name"] == "masks"]
     assert made == settings(copy), "as they are made, too"
-    assert made["label.complete"] is True and made["label.refine_masks"] == "par"
+    assert made["label.complete"] is True and made["label.refine_masks"] == "none"
     assert (made["label.threshold"], made["label.cam_scales"], made["label.refine"]) == (0.3, [1.0], "par")
     call("label", copy, "label.complete=false", "--overwrite", "--split", "train+val")
     assert settings(copy)["label.complete"] is False and "label.cam_scales" not in settings(copy)

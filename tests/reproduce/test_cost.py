@@ -16,6 +16,7 @@ from tagmask.methods.irn import IRN
 from tagmask.methods.supervised import Supervised
 from tagmask.reproduce import cost, read_table, reproduce
 from tagmask.reproduce.configure import configure
+from tagmask.workflow import timing
 from tagmask.workflow.opened import open_collection
 from tagmask.workflow.stage_labels import ConfidentLabels
 from tests.reproduce.tiny_table import staged_table
@@ -45,7 +46,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(cost, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     return clock
 
 

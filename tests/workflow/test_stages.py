@@ -23,9 +23,10 @@ from tagmask.config import RunConfig, load_config
 from tagmask.data import Item, write_mask
 from tagmask.errors import WeightsError
 from tagmask.files import read_json, write_json
+from tagmask.label import load
 from tagmask.methods import build_method
 from tagmask.training import RunFolder, load_model
-from tagmask.workflow import Run, evaluate, run
+from tagmask.workflow import Run, evaluate, predict, run, timing
 from tagmask.workflow.stage_labels import kept_classes
 from tagmask.workflow.stages import Stages, stage_configs
 from tagmask.workflow.train import training_items
@@ -213,9 +214,31 @@ def test_rounds_teach_segmenters_with_masks_of_the_one_before(
         for place in ("round1/masks", "round2/masks", "masks"):
             values_there = set(np.unique(np.array(Image.open(out / place / f"{item.id}.png"))).tolist())
             assert values_there <= {0, *(tag + 1 for tag in item.tags or ())}, "limited to the tags"
+    photo = opened.collection.items[0].image
+    assert predict(out, [photo], tmp_path / "new").written == 1
+    assert read_json(tmp_path / "new" / "classes.json")["model"] == models[-1]["digest"], "by the last segmenter"
+    loaded = load(out)
+    assert type(loaded.method).__name__ == "Supervised" and loaded.cams(photo).shape[0] == len(loaded.classes)
+    assert np.array_equal(loaded.predict(photo).labels, load(out / "segmenter").predict(photo).labels)
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
     assert through_stages(Run(out, values))["final masks"]["written"] == 0
     assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
+
+
+def test_minutes_of_a_run_are_expected_by_steps_and_photos(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = ["classifier", {"masks": {"source": "segmenter"}}, "segmenter", {"rounds": {"count": 3}}]
+    opened = Run(tmp_path / "run", changed(config, stages))
+    opened.begin(save=False)
+    monkeypatch.setattr(timing, "time_step", lambda config, *args: 60.0 if config.method.name == "baseline" else 120.0)
+    monkeypatch.setattr(timing, "second", lambda *args: 60.0)
+    found = timing.expected_minutes(opened, Stages(opened))
+    steps = config.train.steps
+    train, val = (len([i for i in opened.collection.split(s) if i.tags is not None]) for s in ("train", "val"))
+    later = 2 * steps + train
+    assert (found["train"], found["masks"], found["round 1"]) == (steps, train, 2 * steps)
+    assert (found["round 2"], found["round 3"], found["final masks"]) == (later, later, train + val)
 
 
 def test_a_class_that_is_found_nowhere_keeps_its_earlier_pixels(tmp_path: Path) -> None:
