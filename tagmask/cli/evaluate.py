@@ -18,7 +18,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="cam, refined, cam+crf (with label.crf), seeds, masks, segmenter+tags (all use the tags), segmenter, "
-            "localization (boxes of CAMs against true boxes), or spread (CAMs of each scale alone); repeatable"
+            "localization (boxes of CAMs against true boxes), spread (CAMs of each scale alone), or quality (masks "
+            "against other views of their photos, with no need of true masks); repeatable"
         ),
     ] = None,
     with_tags: Annotated[
@@ -32,7 +33,8 @@ def evaluate(
     from tagmask.training import RunFolder
     from tagmask.workflow.evaluate import print_classification
     from tagmask.workflow.localize import print_localization
-    from tagmask.workflow.scorer import LOCALIZATION, SPREAD
+    from tagmask.workflow.quality import print_quality
+    from tagmask.workflow.scorer import LOCALIZATION, QUALITY, SPREAD
     from tagmask.workflow.spread import print_spread
 
     wanted = [*(what or ()), *(["segmenter+tags"] if with_tags else [])]
@@ -41,7 +43,7 @@ def evaluate(
         common.print_json(scores)
         return
     console = common.screen()
-    special = {LOCALIZATION: print_localization, SPREAD: print_spread}
+    special = {LOCALIZATION: print_localization, SPREAD: print_spread, QUALITY: print_quality}
     for score in scores:
         special.get(score["name"], print_classes)(score, console)
     of_maps = [score for score in scores if score["name"] not in special]

@@ -65,13 +65,15 @@ def write_report(
     fingerprint: Mapping[str, Any],
     title: str,
     further: Sequence[Panel] = (),
+    doubtful: Sequence[Panel] = (),
     verdict: str = "",
 ) -> Path:
     """Write ``run/report.html`` and return its path.
 
-    panels: photos to choose from. metrics: 'scores', results of ``ScoreStream``, and 'classification', as in
-    metrics.json but of one split, or None. log: rows of log.jsonl. fingerprint: of the data, as ``tagmask check`` saves
-    it. further: photos that are shown if their masks lack a class. verdict: the page's first line, where there is one.
+    panels: photos to choose from. metrics: 'scores', results of ``ScoreStream``, 'classification', as in metrics.json
+    but of one split, or None, and 'quality' by split, where it was estimated. log: rows of log.jsonl. fingerprint: of
+    the data, as ``tagmask check`` saves it. further: photos that are shown if their masks lack a class. doubtful:
+    photos with their masks, the most doubtful first. verdict: the page's first line, where there is one.
     """
     groups = [(name, [(panel, _pictures(panel)) for panel in chosen]) for name, chosen in choose(panels, further)]
     shown = [panel for _, members in groups for panel in members]
@@ -90,6 +92,8 @@ def write_report(
         verdict=verdict,
         scores=scores,
         classification=metrics["classification"],
+        quality=metrics.get("quality", {}),
+        doubtful=[(panel, _pictures(panel)[-1][1]) for panel in doubtful],
         groups=groups,
         columns=min(max([4, *(len(pictures) for _, pictures in shown)]), 7),
         colours={label: "#{:02x}{:02x}{:02x}".format(*rgb) for label, rgb in enumerate(palette()[:IGNORE])},

@@ -22,11 +22,12 @@ from tagmask.methods import Method
 from tagmask.training import RunFolder
 from tagmask.workflow.localize import localize
 from tagmask.workflow.opened import Run, opened
-from tagmask.workflow.scorer import AT_VAL, FILES, LOCALIZATION, SCORES, SPREAD, Scorer, photos_of
+from tagmask.workflow.quality import quality
+from tagmask.workflow.scorer import AT_VAL, FILES, LOCALIZATION, QUALITY, SCORES, SPREAD, Scorer, photos_of
 from tagmask.workflow.spread import spread
 from tagmask.workflow.stamp import IN_EVERY_SCORE, in_force, make_stamp, truth_of
 
-SPECIAL = {LOCALIZATION: localize, SPREAD: spread}
+SPECIAL = {LOCALIZATION: localize, SPREAD: spread, QUALITY: quality}
 """Scores that go over the photos by themselves, and whose entries are not like the others'."""
 OUTPUTS = {
     "cam": {"cams", "curve"},
@@ -56,9 +57,10 @@ def evaluate(
     split: 'test' where there is one, else 'val'. what: names of SCORES; by default the CAMs and masks, which use
     tags, on 'train', and the segmenter without tags elsewhere (on 'val' both). Splits other than 'val' are scored at
     the CAM threshold that was found best on 'val', too, once 'val' has been scored in the same way. 'localization'
-    compares boxes of CAMs with true boxes, see ``localize``, and 'spread' CAMs of single scales, see ``spread``; their
-    entries have no mIoU. before: what else takes each photo of the pass before it is scored. after: what takes it with
-    its mIoU in the last of the scores, None where it has none.
+    compares boxes of CAMs with true boxes, see ``localize``, 'spread' CAMs of single scales, see ``spread``, and
+    'quality' masks with other views of their photos, see ``quality``; their entries have no mIoU. before: what else
+    takes each photo of the pass before it is scored. after: what takes it with its mIoU in the last of the scores, None
+    where it has none.
 
     Where nothing has a true mask, only the classifier's mean average precision is entered, and the list is empty.
     Raises DataError when there is nothing to compare with.
@@ -91,7 +93,8 @@ def _evaluate(
     else:
         raise DataError(f"{collection.root}: split '{split}' has neither true masks nor tags; set data.masks.")
     for name in names:
-        photos_of(name, collection, split)
+        if name != QUALITY:  # needs no truth
+            photos_of(name, collection, split)
     kept = RunFolder(record) if record is not None else run.folder
     kept.path.mkdir(parents=True, exist_ok=True)
     kept.metrics()  # if it is damaged, that is said before the work

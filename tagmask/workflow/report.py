@@ -15,6 +15,7 @@ from tagmask.label import Look, read_missing
 from tagmask.report import Panel, write_report
 from tagmask.report.page import SHOWN
 from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.quality import doubtful
 from tagmask.workflow.verdict import verdict
 
 PICTURE = 640
@@ -110,6 +111,7 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
         run.fingerprint,
         title=f"{run.config.method.name} on {run.config.encoder.name}: {folder.path.name}",
         further=[panel(item) for item in further],
+        doubtful=doubtful(run),
         verdict=(verdict(run) or {}).get("text", ""),
     )
 

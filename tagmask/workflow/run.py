@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,8 +31,10 @@ from tagmask.workflow.label import mask_writer
 from tagmask.workflow.opened import Run, default_device
 from tagmask.workflow.plan import Choice, Effort, as_mapping, choose
 from tagmask.workflow.predict import predict
+from tagmask.workflow.quality import Quality, print_estimates
 from tagmask.workflow.report import Gallery, report
 from tagmask.workflow.stages import Stages, written
+from tagmask.workflow.suspects import print_suspects, suspects_of
 from tagmask.workflow.timing import expected_minutes
 from tagmask.workflow.train import check_free, resumed, train
 from tagmask.workflow.verdict import verdict
@@ -201,7 +203,7 @@ def training_steps(
 
 def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | None) -> Steps:
     """All that ``run`` does after its check."""
-    scoring = _Scoring(run, console)
+    scoring = _Scoring(run, stages, console)
 
     def label_all() -> dict[str, Any]:
         writer = mask_writer(run, [*run.collection.listed("train"), *run.collection.listed("val")], overwrite=overwrite)
@@ -216,13 +218,16 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
         if stages.last is not run:
             for split in [s for s in scoring.scored if s != "train"]:
                 scoring.scores += evaluate(stages.last, split, console=console)
+            scoring.quality.look_at(scoring.scored, console)
+        scoring.quality.finish()
         return scoring.scores
 
     def report_all() -> str:
         page = report(run, gallery=scoring.gallery)
         return str(page if stages.last is run else report(stages.last))
 
-    steps = training_steps(run, stages, console, scoring.score_with)
+    steps: Steps = {"suspects": lambda: suspects_of(run, console)}
+    steps |= training_steps(run, stages, console, scoring.score_with)
     rounds = run.config.stages is not None and run.config.stages.rounds is not None
     if run.config.stages is None:
         steps["masks"] = label_all
@@ -235,14 +240,19 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
 class _Scoring:
     """Scores a run's classifier split by split, and draws what its report may show in the same passes."""
 
-    def __init__(self, run: Run, console: Console | None) -> None:
-        self.run, self.console = run, console
+    def __init__(self, run: Run, stages: Stages, console: Console | None) -> None:
+        self.run, self.stages, self.console = run, stages, console
         listed = {split: run.collection.listed(split) for split in ("val", "train", "test")}
         self.scored = [s for s, items in listed.items() if any(i.tags is not None or i.mask is not None for i in items)]
         self.masked = [s for s in self.scored if any(i.mask is not None for i in listed[s])]
         self.open = list(self.scored)
         self.gallery = Gallery(run, self.masked[-1] if self.masked else "train")
         self.scores: list[dict[str, Any]] = []
+
+    @cached_property
+    def quality(self) -> Quality:
+        """Takes the photos of the same passes, unless another run's segmenter has to look at them."""
+        return Quality(self.run, self.stages.last)
 
     def score_with(self, writer: LabelWriter) -> None:
         """Score val and train while the writer takes their photos. Where scoring fails, the masks are written still."""
@@ -260,6 +270,8 @@ class _Scoring:
         def draw(item: Item, look: Look, score: float | None) -> None:
             lacks = writer is not None and bool(writer.lacking.get(item.id))
             self.gallery.add(item, look, score if split == self.gallery.split else None, lacks)
+            if self.stages.last is self.run:
+                self.quality.add(split, item, look)
 
         for split in (name for name in splits if name in self.open):
             self.open.remove(split)
@@ -310,7 +322,7 @@ def _summary(
     run: Run, stages: Stages, results: dict[str, Any], minutes: dict[str, float], expected: dict[str, float]
 ) -> dict[str, Any]:
     """What ``run`` returns: files, scores, what each step gave."""
-    own = ("train", "evaluate", "predict", "report")
+    own = ("suspects", "train", "evaluate", "predict", "report")
     return {
         "run": str(run.folder.path),
         "verdict": verdict(run),
@@ -322,6 +334,8 @@ def _summary(
         "predictions": results["predict"],
         "scores": results["evaluate"],
         "classification": run.folder.metrics().get("classification"),
+        "quality": run.folder.metrics().get("quality"),
+        "suspects": results["suspects"],
         "report": results["report"],
         "model": str(stages.last.folder.model),
     }
@@ -359,6 +373,8 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
     if summary["scores"]:
         print_scores(summary["scores"], console)
     print_classification(summary["classification"], console)
+    print_estimates(summary["quality"], console)
+    print_suspects(summary["suspects"], console)
     if lacking := describe_missing(summary["masks"]):
         console.print(lacking, style="yellow", markup=False, highlight=False, soft_wrap=True)
     for made in (summary["masks"], summary["predictions"]):

@@ -23,8 +23,8 @@ SCORES = (*TAGGED, "segmenter")
 FILES = ("seeds", "masks")
 """Those of label files that were written before: a run's folders of these names."""
 AT_VAL = "cam (val threshold)"
-LOCALIZATION, SPREAD = "localization", "spread"
-"""Scores that go over the photos by themselves, see ``localize`` and ``spread``."""
+LOCALIZATION, SPREAD, QUALITY = "localization", "spread", "quality"
+"""Scores that go over the photos by themselves, see ``localize``, ``spread`` and ``quality``."""
 
 
 def photos_of(name: str, collection: Collection, split: str) -> list[Item]:

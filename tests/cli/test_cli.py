@@ -68,7 +68,9 @@ def test_run_writes_masks_model_scores_and_report(run: Path, scenes: Path) -> No
     assert mask.mode == "P" and mask.size == (80, 64)
     assert "<html" in (run / "report.html").read_text()
     assert read_json(run / "fingerprint.json")["counts"]["images"] == 16
-    assert list(read_json(run / "minutes.json")) == ["check", "train", "masks", "evaluate", "predict", "report"]
+    assert list(read_json(run / "minutes.json")) == [
+        *("check", "suspects", "train", "masks", "evaluate", "predict", "report")
+    ]
 
 
 def test_evaluate_again_gives_the_same_and_prints_how(copy: Path) -> None:
