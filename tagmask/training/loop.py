@@ -76,7 +76,8 @@ def readers(train: TrainConfig, device: torch.device, processes: int = 1) -> int
     """How many processes read photos for each of ``processes`` on this machine, as ``train.workers`` says.
 
     'auto' is two, or one on a single core; where a GPU trains, half of the cores that this process may use, shared by
-    the processes, from two to eight. Other runs on the machine, and a container's quota of processor time, are not known here.
+    the processes, from two to eight. Other runs on the machine, and a container's quota of processor time, are not
+    known here.
     """
     if train.workers != "auto":
         return train.workers

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial, reduce
+from functools import partial, reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,12 +17,12 @@ from rich.table import Table
 
 from tagmask import comm
 from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
-from tagmask.data import Item, print_fingerprint
+from tagmask.data import print_fingerprint
 from tagmask.errors import Stopped, TagmaskError
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.files import read_record, write_json
-from tagmask.label import Labelled, LabelWriter, Look, describe_missing, go_over
+from tagmask.label import Labelled, LabelWriter, describe_missing, go_over
 from tagmask.lock import alone
 from tagmask.registry import METHODS
 from tagmask.workflow.disk import disk_plan, print_disk_plan
@@ -31,8 +31,9 @@ from tagmask.workflow.label import mask_writer
 from tagmask.workflow.opened import Run, default_device
 from tagmask.workflow.plan import Choice, Effort, as_mapping, choose
 from tagmask.workflow.predict import predict
-from tagmask.workflow.quality import Quality, print_estimates
-from tagmask.workflow.report import Gallery, report
+from tagmask.workflow.quality import print_estimates
+from tagmask.workflow.report import report
+from tagmask.workflow.scoring import Scoring
 from tagmask.workflow.stages import Stages, written
 from tagmask.workflow.suspects import print_suspects, suspects_of
 from tagmask.workflow.timing import expected_minutes
@@ -203,7 +204,7 @@ def training_steps(
 
 def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | None) -> Steps:
     """All that ``run`` does after its check."""
-    scoring = _Scoring(run, stages, console)
+    scoring = Scoring(run, stages, console)
 
     def label_all() -> dict[str, Any]:
         writer = mask_writer(run, [*run.collection.listed("train"), *run.collection.listed("val")], overwrite=overwrite)
@@ -235,48 +236,6 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
     steps["predict"] = lambda: _predict_untagged(run, stages.last, overwrite, console)
     steps["report"] = report_all
     return steps
-
-
-class _Scoring:
-    """Scores a run's classifier split by split, and draws what its report may show in the same passes."""
-
-    def __init__(self, run: Run, stages: Stages, console: Console | None) -> None:
-        self.run, self.stages, self.console = run, stages, console
-        listed = {split: run.collection.listed(split) for split in ("val", "train", "test")}
-        self.scored = [s for s, items in listed.items() if any(i.tags is not None or i.mask is not None for i in items)]
-        self.masked = [s for s in self.scored if any(i.mask is not None for i in listed[s])]
-        self.open = list(self.scored)
-        self.gallery = Gallery(run, self.masked[-1] if self.masked else "train")
-        self.scores: list[dict[str, Any]] = []
-
-    @cached_property
-    def quality(self) -> Quality:
-        """Takes the photos of the same passes, unless another run's segmenter has to look at them."""
-        return Quality(self.run, self.stages.last)
-
-    def score_with(self, writer: LabelWriter) -> None:
-        """Score val and train while the writer takes their photos. Where scoring fails, the masks are written still."""
-        try:
-            self.score(["val", "train"], writer)
-        except TagmaskError:
-            left = [item for item in writer.todo if not writer.paths[item.id].is_file()]
-            go_over(self.run.inference, left, [writer.add], "masks", self.console)
-            writer.finish()
-            raise
-
-    def score(self, splits: Sequence[str], writer: LabelWriter | None = None) -> None:
-        """Score the splits that are not scored yet. val comes first: it gives the CAM threshold of the others."""
-
-        def draw(item: Item, look: Look, score: float | None) -> None:
-            lacks = writer is not None and bool(writer.lacking.get(item.id))
-            self.gallery.add(item, look, score if split == self.gallery.split else None, lacks)
-            if self.stages.last is self.run:
-                self.quality.add(split, item, look)
-
-        for split in (name for name in splits if name in self.open):
-            self.open.remove(split)
-            before = [] if writer is None else [writer.add]
-            self.scores += evaluate(self.run, split, console=self.console, before=before, after=draw)
 
 
 def _planned(
