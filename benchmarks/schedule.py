@@ -39,7 +39,7 @@ from tagmask.data import write_mask
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, readers
 from tagmask.workflow.opened import default_device
-from tagmask.workflow.stages import LEARNS_FROM, network_config
+from tagmask.workflow.stages import learns_from, network_config
 from tagmask.workflow.timing import bare
 
 CLASSES = 20
@@ -95,7 +95,7 @@ def measure(name: str, photos: Path, args: argparse.Namespace) -> dict[str, Any]
     whole, _, stage = name.partition(":")
     config = load_config(whole, {"data": data}, overrides=[] if stage else args.set)
     if stage:
-        if getattr(config.stages, stage, None) is None or stage not in LEARNS_FROM:
+        if stage not in learns_from(config):
             raise SystemExit(f"'{whole}' has no stage '{stage}' that trains a network.")
         own = network_config(config, stage, RunFolder(photos))
         config = load_config(own.model_dump(mode="json"), overrides=args.set)

@@ -28,11 +28,11 @@ def label(
     """Masks of a split's tagged photos (of several, as in 'train+val'), written to ``out`` or the run's masks/.
 
     Only a photo's tags can appear in its mask. Photos without tags are left out and counted. The last segmenter of a
-    run with stage 'rounds' makes them.
+    run with stage 'rounds' makes them, or with ``label.source=cam`` the classifier.
     """
     run = run if isinstance(run, Run) else Run(run)
-    stages = run.config.stages
-    maker = opened(run.last if stages is not None and stages.rounds is not None else run, overrides)
+    rounds = run.config.stages is not None and run.config.stages.rounds is not None
+    maker = opened(run.last if rounds and "label.source=cam" not in overrides else run, overrides)
     with run.alone(out):
         items = list({item.id: item for name in split.split("+") for item in maker.collection.split(name)}.values())
         writer = mask_writer(maker, items, Path(out) if out else run.folder.masks, overwrite)

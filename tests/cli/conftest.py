@@ -23,7 +23,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished `tagmask run` on scenes with masks, which no test changes."""
     out = tmp_path_factory.mktemp("runs") / "first"
-    call("run", scenes, "--masks", scenes / "masks", "-o", out, *SPLITS, *TINY)
+    call("run", scenes, "--masks", scenes / "masks", "-o", out, "--effort", "quick", *SPLITS, *TINY)
     return out
 
 
@@ -37,5 +37,5 @@ def copy(run: Path, tmp_path: Path) -> Path:
 def plain(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished `tagmask run`, of seed 1, on photos and a table of tags: no masks, no splits."""
     out = tmp_path_factory.mktemp("runs") / "plain"
-    call("run", scenes / "images", "--tags", scenes / "tags.csv", "-o", out, "--seed", 1, *TINY)
+    call("run", scenes / "images", "--tags", scenes / "tags.csv", "-o", out, "--seed", 1, "--effort", "quick", *TINY)
     return out

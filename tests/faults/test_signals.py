@@ -34,9 +34,9 @@ SLOW = """
 import sys, time
 from tagmask.training.step import TrainStep
 real = TrainStep.run
-def slow(self, batches, step):
+def slow(self, *args):
     time.sleep(0.15)
-    return real(self, batches, step)
+    return real(self, *args)
 TrainStep.run = slow
 from tagmask.cli import main
 main()

@@ -10,11 +10,12 @@ import pytest
 import tagmask
 from tagmask.errors import DataError
 from tagmask.files import read_json, write_json
+from tagmask.training.folder import FORMAT
 from tagmask.workflow import label, predict
 
 
 @pytest.mark.parametrize("name", ["data.json", "model/classes.json"])
-@pytest.mark.parametrize("number", [1, 3, None])
+@pytest.mark.parametrize("number", [FORMAT - 1, FORMAT + 1, None])
 def test_another_format_is_refused(
     name: str, number: int | None, classifier: Path, scenes: Path, tmp_path: Path
 ) -> None:
