@@ -226,6 +226,12 @@ class TrainConfig(Strict):
     keep: Annotated[Count, COMPUTED] = Field(2, description="checkpoints kept")
     tensorboard: Annotated[bool, COMPUTED] = False
 
+    @model_validator(mode="after")
+    def _check_nesterov(self) -> TrainConfig:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs a momentum above 0")
+        return self
+
     @field_validator("devices")
     @classmethod
     def _check_devices(cls, devices: int | str) -> int | str:

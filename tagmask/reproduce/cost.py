@@ -137,7 +137,12 @@ def time_label_files(job: Job, collection: Collection) -> float:
     def one(make: MakePlaces) -> float:
         return second(lambda: make(Look(inference, photo, tags), present), inference.device)
 
-    return sum(count * one(make) for make, count in makers)
+    seconds = sum(count * one(make) for make, count in makers)
+    if stages is not None and stages.rounds is not None:  # each round's segmenter makes masks of all photos
+        config = stage_configs(config, RunFolder(job.folder))["segmenter"]
+        inference = Inference(on_device(config, collection).eval(), config)
+        seconds += stages.rounds.count * len(photos) * one(lambda look, present: look.mask)
+    return seconds
 
 
 def time_scoring(job: Job, collection: Collection) -> float:

@@ -46,15 +46,15 @@ def disk_plan(run: Run, stages: Stages, networks: Iterable[tuple[str, Method]]) 
             done = {"makes": "trained already", "where": str(places[name]), "bytes": 0, "less": None}
             rows.append({"stage": name, **done})
 
-    def labels(name: str, folder: str, soft: bool = False) -> None:
+    def labels(name: str, folder: str, soft: bool = False, count: int = images) -> None:
         where = run.folder.path / folder
-        makes = f"{images} label maps of up to {human(png)}"
+        makes = f"{count} label maps of up to {human(png)}"
         each, less = png, f"stages.{name}.soft=false" if soft else None
         if soft:
             maps = half * (tags if name == "cams" else tags + 1)
             makes += f" and soft maps of up to {human(maps)}"
             each += maps
-        rows.append({"stage": name, "makes": makes, "where": str(where), "bytes": round(each * images), "less": less})
+        rows.append({"stage": name, "makes": makes, "where": str(where), "bytes": round(each * count), "less": less})
 
     network("classifier")
     if config.stages.cams is not None:
@@ -68,7 +68,8 @@ def disk_plan(run: Run, stages: Stages, networks: Iterable[tuple[str, Method]]) 
             labels(f"round {number + 1}", stages.labels[name])
         network(name)
     if config.stages.rounds is not None:
-        labels("final masks", "masks")
+        held_out = found["splits"].get("val", {}).get("labelled", 0)
+        labels("final masks", "masks", count=images + held_out)
     return rows
 
 

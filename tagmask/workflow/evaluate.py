@@ -62,9 +62,15 @@ def evaluate(
     takes each photo of the pass before it is scored. after: what takes it with its mIoU in the last of the scores, None
     where it has none.
 
-    Where nothing has a true mask, only the classifier's mean average precision is entered, and the list is empty.
+    Of a run by its path whose stage 'segmenter' is trained, that segmenter is scored where ``what`` names the segmenter
+    alone or nothing, but on 'train'. Where nothing has a true mask, only the classifier's mean average precision is
+    entered, and the list is empty.
     Raises DataError when there is nothing to compare with.
     """
+    if not isinstance(run, Run):
+        run = Run(run)
+        if what and {*what} <= {"segmenter", "segmenter+tags"} or not what and split != "train":
+            run = run.last
     with opened(run, overrides).alone(record) as run:
         return _evaluate(run, split, what, console, record, before, after)
 
@@ -87,7 +93,7 @@ def _evaluate(
     if what:
         names = list(what)
     elif any(item.mask is not None for item in items):
-        names = [n for n in default_scores(run.method, split, run.folder) if _has_truth(n, collection, split)]
+        names = [n for n in default_scores(run.method, split, run.folder) if has_truth(n, collection, split)]
     elif any(item.tags is not None for item in items):
         names = []  # the classifier alone
     else:
@@ -144,7 +150,7 @@ def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:
     return names or ["segmenter+tags" if method.has_segmenter else "cam"]
 
 
-def _has_truth(name: str, collection: Collection, split: str) -> bool:
+def has_truth(name: str, collection: Collection, split: str) -> bool:
     """Whether a split has photos that a score compares with a truth."""
     try:
         return bool(photos_of(name, collection, split))

@@ -9,11 +9,13 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from tagmask.config import parse_overrides
 from tagmask.data import Item
 from tagmask.errors import DataError
 from tagmask.label import Labelled, LabelWriter, Look, go_over
 from tagmask.methods import default_method
 from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.stage_labels import kept_classes
 from tagmask.workflow.stamp import mask_note
 
 
@@ -28,14 +30,21 @@ def label(
     """Masks of a split's tagged photos (of several, as in 'train+val'), written to ``out`` or the run's masks/.
 
     Only a photo's tags can appear in its mask. Photos without tags are left out and counted. The last segmenter of a
-    run with stage 'rounds' makes them, or with ``label.source=cam`` the classifier.
+    run with stage 'rounds' makes them, or with ``label.source=cam`` the classifier. Raises DataError where that
+    segmenter is not trained yet.
     """
     run = run if isinstance(run, Run) else Run(run)
     rounds = run.config.stages is not None and run.config.stages.rounds is not None
-    maker = opened(run.last if rounds and "label.source=cam" not in overrides else run, overrides)
+    of_cams = parse_overrides(overrides).get("label", {}).get("source") == "cam"
+    maker = opened(run.last if rounds and not of_cams else run, overrides)
+    if rounds and not of_cams and run.last is run:
+        path = run.folder.path
+        raise DataError(f"{path}: its last segmenter is not trained; 'tagmask run --resume -o {path}' goes on.")
     with run.alone(out):
         items = list({item.id: item for name in split.split("+") for item in maker.collection.split(name)}.values())
         writer = mask_writer(maker, items, Path(out) if out else run.folder.masks, overwrite)
+        if rounds and not of_cams:
+            writer.make = kept_classes(writer.make, Path(str(maker.config.data.train_masks)))
         go_over(maker.inference, writer.todo, [writer.add], "label", console)
         return writer.finish()
 

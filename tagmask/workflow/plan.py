@@ -26,7 +26,7 @@ SCALES = {"quick": [1.0], "standard": [0.75, 1.0, 1.25, 1.5], "best": [0.75, 1.0
 """Image scales at which a segmenter makes masks."""
 HUNDREDS = 1000
 """Steps up to which a schedule counts as a short one."""
-TRANSFORMERS = ("vit", "deit", "swin", "beit", "eva", "mit", "mocov3")
+TRANSFORMERS = ("vit", "deit", "swin", "beit", "eva", "mit", "mocov3", "flexivit", "aimv2", "test_vit")
 DESIGN = ("name", "layout")
 """Settings of an encoder that decide whether another encoder's weights fit it."""
 
@@ -77,8 +77,9 @@ def choose(
     crop = user.views.crop if "crop" in own["views"] else fitting
     batch = user.train.batch_size if "batch_size" in own["train"] else max(1, min(16, images))
     epochs, most = (40, 20000) if gpu else (13, 600)
-    epochs, most = (2 * epochs, 2 * most) if effort == "best" else (epochs, most)
-    steps = user.train.steps if "steps" in own["train"] else max(230, min(most, round(epochs * images / batch)))
+    longer = 2 if effort == "best" else 1
+    fewest, epochs, most = 230 * longer, epochs * longer, most * longer
+    steps = user.train.steps if "steps" in own["train"] else max(fewest, min(most, round(epochs * images / batch)))
     machine = "a GPU" if gpu else "a CPU"
     limit = round(1.3 * fitting)
     encoder, why_encoder = _encoder(user.encoder, own["encoder"], gpu or fast_bf16(device) or effort == "best")
@@ -122,7 +123,7 @@ def _encoder(config: EncoderConfig, own: Mapping[str, Any], fast: bool) -> tuple
 
     fast: whether the larger one trains in minutes here.
     """
-    if own.keys() & {"name", "weights"}:
+    if own.keys() & {"name", "weights", "layout"}:
         return config.name, "as set"
     names = [config.name, LITE0] if fast else [LITE0, config.name]
     for name in names:
@@ -191,28 +192,37 @@ def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule
         method = {"name": default_method("segmenter"), **segmenter.method}
         planned = _method({**own, "method": method, "encoder": segmenter.encoder or own["encoder"]}, schedule)
         choices.append(Choice("stages.segmenter.method.name", method["name"], "learns from the masks"))
-        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned + _learner(own)]
+        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
         same = all(segmenter.encoder.get(key, own["encoder"].get(key)) == own["encoder"].get(key) for key in DESIGN)
         if same and schedule.steps <= HUNDREDS:
             why = "its encoder has learned the classes already, for which a segmenter's few steps hardly suffice"
             choices.append(Choice("stages.segmenter.encoder.weights", CLASSIFIER, why))
+            stage = {"views": {**own["views"], **segmenter.views}, "train": {**own["train"], **segmenter.train}}
+            learner = _learner({**stage, "encoder": segmenter.encoder or own["encoder"]})
+            choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in learner]
     return choices
 
 
 def _learner(own: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
-    """How a segmenter of a CNN learns from masks (docs/notes/recipe.md). Nothing where the user set the run's."""
-    name = own["encoder"].get("name", EncoderConfig.model_fields["name"].default)
-    if name.startswith(TRANSFORMERS) or {"lr", "optimizer"} & own["train"].keys():
+    """How a segmenter of a CNN that goes on from a trained encoder learns (docs/notes/recipe.md).
+
+    own: what the user sets of the run and of the stage. Rates are left out where the user sets one.
+    """
+    if own["encoder"].get("name", EncoderConfig.model_fields["name"].default).startswith(TRANSFORMERS):
         return []
-    return [
+    choices = [
         Choice("views.jitter", [0.3, 0.3, 0.0, 0.0], "masks are the same in other light"),
         Choice("views.scale", [0.75, 1.5], "few steps: less variation than the papers' long schedules"),
         Choice("encoder.freeze_to", 4, "edges and colours are learned already"),
-        Choice("train.lr", 0.005, "it starts from a trained encoder"),
-        Choice("train.nesterov", True, "with SGD"),
-        Choice("train.weight_decay", 1e-4, "with SGD"),
-        Choice("train.clip", 5.0, "masks ask for larger steps than tags"),
     ]
+    if not {"lr", "optimizer", "momentum"} & own["train"].keys():
+        choices += [
+            Choice("train.lr", 0.005, "it starts from a trained encoder"),
+            Choice("train.nesterov", True, "with SGD"),
+            Choice("train.weight_decay", 1e-4, "with SGD"),
+            Choice("train.clip", 5.0, "masks ask for larger steps than tags"),
+        ]
+    return [choice for choice in choices if not _is_set(own, choice.key)]
 
 
 def _affinity(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:

@@ -55,7 +55,7 @@ class Quality:
         self.streams: dict[str, QualityStream] = {}
         inference, label = last.inference, last.inference.config
         self.segments = inference.method.has_segmenter
-        scale = sorted(label.scales)[len(label.scales) // 2]
+        scale = min(label.scales, key=lambda scale: abs(scale - 1))
         self.mirror = self._inference(scales=[scale], flip=False)
         self.larger = self._inference(
             scales=[SCALE * scale], flip=False, cam_scales=[SCALE * s for s in label.cam_scales]

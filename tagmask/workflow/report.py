@@ -78,7 +78,8 @@ def report(
 
 def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -> Path:
     folder, metrics = run.folder, run.folder.metrics()
-    scores = metrics["scores"]
+    last = run.folder.last
+    scores = metrics["scores"] + (last.metrics()["scores"] if last is not run.folder else [])
     split = split or (scores[-1]["stamp"]["split"] if scores else "train")
     scored: dict[str, dict[str, float]] = next(
         (s["images"] for s in reversed(scores) if s["stamp"]["split"] == split and s["images"]), {}
@@ -104,7 +105,7 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
     return write_report(
         folder.path,
         [panel(item) for item in shown],
-        metrics | {"classification": metrics.get("classification", {}).get(split)},
+        metrics | {"scores": scores} | {"classification": metrics.get("classification", {}).get(split)},
         folder.log(),
         read_text(folder.config_file),
         read_record(folder.environment_file),
@@ -152,7 +153,7 @@ def draw(run: Run, item: Item, look: Look) -> Panel:
         panel.cam, panel.cam_names = look.cams[list(item.tags)].cpu().numpy(), names
         panel.refined = picture(look.refined_labels)
     panel.prediction = written_mask(run, item, size, None)
-    if panel.prediction is None and method.has_segmenter:
+    if panel.prediction is None and method.has_segmenter and run.last is run:
         panel.prediction = picture(look.prediction[0])
     if item.mask is not None:
         panel.truth = picture(read_mask(item.mask, len(collection.classes), collection.colour_map))

@@ -18,7 +18,7 @@ from rich.table import Table
 from tagmask import comm
 from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data import print_fingerprint
-from tagmask.errors import Stopped, TagmaskError
+from tagmask.errors import ConfigError, Stopped, TagmaskError
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.files import read_record, write_json
@@ -224,8 +224,9 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
         return scoring.scores
 
     def report_all() -> str:
-        page = report(run, gallery=scoring.gallery)
-        return str(page if stages.last is run else report(stages.last))
+        if stages.last is not run:
+            report(stages.last)
+        return str(report(run, gallery=scoring.gallery))
 
     steps: Steps = {"suspects": lambda: suspects_of(run, console)}
     steps |= training_steps(run, stages, console, scoring.score_with)
@@ -252,6 +253,8 @@ def _planned(
     sources = [c if isinstance(c, Mapping) else read_yaml(c) for c in configs]
     given: dict[str, Any] = reduce(merge, [*sources, values, parse_overrides(overrides)], {})
     if going_on:
+        if effort is not None:
+            raise ConfigError(f"{run.folder.path}: how much is done was decided when it began; leave --effort away.")
         if base.stages is None or run.folder.config().stages is not None:
             return base, []
         given = base.model_dump(mode="json", exclude={"stages"}) | {"stages": given["stages"]}
@@ -307,7 +310,7 @@ def demo(out: str | Path, overrides: Sequence[str] = (), console: Console | None
     if resume and console is not None:
         console.print(f"{out} is there already and is shown again; delete it to start over.", style="yellow")
     data = {"data": {"root": str(opening.folder.path / "scenes")}}
-    result = run(["demo"], data, overrides, out, resume=resume, console=console, effort="quick")
+    result = run(["demo"], data, overrides, out, resume=resume, console=console, effort=None if resume else "quick")
     wanted = [
         ("plain CAM", "tags", "cam", "train"),
         ("CAM refined by colours", "tags", "refined", "train"),

@@ -11,7 +11,7 @@ from rich.console import Console
 from tagmask.data import Item
 from tagmask.errors import TagmaskError
 from tagmask.label import LabelWriter, Look, go_over
-from tagmask.workflow.evaluate import evaluate
+from tagmask.workflow.evaluate import default_scores, evaluate, has_truth
 from tagmask.workflow.opened import Run
 from tagmask.workflow.quality import Quality
 from tagmask.workflow.report import Gallery
@@ -57,4 +57,11 @@ class Scoring:
         for split in (name for name in splits if name in self.open):
             self.open.remove(split)
             before = [] if writer is None else [writer.add]
-            self.scores += evaluate(self.run, split, console=self.console, before=before, after=draw)
+            what = None if self.stages.last is self.run or split not in self.masked else self._of_classifier(split)
+            if what != []:
+                self.scores += evaluate(self.run, split, what, console=self.console, before=before, after=draw)
+
+    def _of_classifier(self, split: str) -> list[str]:
+        """Scores of a staged run's classifier, without its own segmenter's: that of the last stage counts."""
+        names = default_scores(self.run.method, split, self.run.folder)
+        return [n for n in names if not n.startswith("segmenter") and has_truth(n, self.run.collection, split)]

@@ -64,6 +64,16 @@ class Stages:
         self.labels = learns_from(self.run.config)
         self.configs = stage_configs(self.run.config, self.run.folder)
         self.parts = {name: self.run.part(name, config) for name, config in self.configs.items()}
+        for name, part in self.parts.items():
+            learned = part.folder.config().data.train_masks if part.begun else None
+            if learned is None:
+                continue
+            place = Path(*learned.parts[-2:]) if learned.parent.name.startswith("round") else Path(learned.name)
+            if place != Path(self.labels[name]):
+                raise ConfigError(
+                    f"{part.folder.path}: learned from {place}; with stages.rounds as it is set now it would have to learn "
+                    f"from {self.labels[name]}. Leave stages.rounds as it was, or use another folder (--out)."
+                )
 
     @property
     def segmenters(self) -> list[str]:
@@ -153,7 +163,9 @@ class Stages:
         A tagged class that it finds nowhere keeps its pixels in the masks that it learned from.
         """
         part = self.part(name)
-        writer = mask_writer(part, items, folder)
+        note = folder / "classes.json"
+        stale = note.is_file() and read_record(note).get("model") != part.model_note["digest"]
+        writer = mask_writer(part, items, folder, overwrite=stale and folder == self.run.folder.masks)
         writer.make = kept_classes(writer.make, self.run.folder.path / self.labels[name])
         go_over(part.inference, writer.todo, [writer.add], folder.name, console)
         return writer.finish()

@@ -65,8 +65,9 @@ def time_step(config: RunConfig, collection: Collection, photos: int | None = No
 def expected_minutes(run: Run, stages: Stages) -> dict[str, float]:
     """Minutes that the steps of ``tagmask run`` are expected to take on this machine, by name.
 
-    Measured are one training step of each network, on four photos, and what is made of one photo. Not counted are
-    starting, weights, checkpoints and the report. Networks that are trained already take no time.
+    Measured are one training step of each network, on four photos, and what is made of one photo. The estimate of
+    quality is counted as twice a mask. Not counted are starting, weights, suspects, checkpoints, the classifier's scores
+    and the report. Networks that are trained already take no time.
     """
     collection, config = run.collection, run.config
     listed = {split: collection.listed(split) for split in ("train", "val", "test")}
@@ -108,7 +109,8 @@ def expected_minutes(run: Run, stages: Stages) -> dict[str, float]:
     if METHODS.get(last.method.name).has_segmenter:
         scored = sum(item.mask is not None for split in ("val", "test") for item in listed[split])
         predicted = photo_by(last, lambda look: look.prediction)
-        seconds["evaluate"], seconds["predict"] = scored * predicted, untagged * predicted
+        views = 2 * predicted * sum(map(len, tagged.values())) if stages.segmenters else 0.0
+        seconds["evaluate"], seconds["predict"] = scored * predicted + views, untagged * predicted
     return {name: value / 60 for name, value in seconds.items()}
 
 

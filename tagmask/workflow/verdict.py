@@ -19,9 +19,9 @@ def verdict(run: Run) -> dict[str, Any] | None:
 
     The mean average precision of the class scores is compared with that of the same scores against shuffled tags
     (``chance_precision``). 'learned' is false where it is not above the 99th percentile of these, or not a tenth of
-    the way from their mean to 1. It goes by 'val'. Where val has too few photos to tell, it goes by 'train', whose
-    photos were seen in training: these can only show that nothing was learned. Where they do not, or all training
-    photos have the same tags, 'learned' is None. text: what is wrong and what to do; empty where nothing is known to
+    the way from their mean to 1, and where all training photos have the same tags. It goes by 'val'. Where val has too
+    few photos to tell, it goes by 'train', whose photos were seen in training: these can only show that nothing was
+    learned. Where they do not, 'learned' is None. text: what is wrong and what to do; empty where nothing is known to
     be wrong. None for a method without class scores, and before 'val' or 'train' is scored.
     """
     scored = run.folder.metrics().get("classification") or {}
