@@ -66,8 +66,8 @@ def expected_minutes(run: Run, stages: Stages) -> dict[str, float]:
     """Minutes that the steps of ``tagmask run`` are expected to take on this machine, by name.
 
     Measured are one training step of each network, on four photos, and what is made of one photo. The estimate of
-    quality is counted as twice a mask. Not counted are starting, weights, suspects, checkpoints, the classifier's scores
-    and the report. Networks that are trained already take no time.
+    quality is counted as twice a mask. Not counted are starting, weights, suspects, checkpoints, the report and the
+    classifier's scores. Networks that are trained already take no time.
     """
     collection, config = run.collection, run.config
     listed = {split: collection.listed(split) for split in ("train", "val", "test")}
