@@ -71,8 +71,8 @@ class Stages:
             place = Path(*learned.parts[-2:]) if learned.parent.name.startswith("round") else Path(learned.name)
             if place != Path(self.labels[name]):
                 raise ConfigError(
-                    f"{part.folder.path}: learned from {place}; by stages.rounds as it is set now it should have learned "
-                    f"from {self.labels[name]}. Leave stages.rounds as it was, or use another folder (--out)."
+                    f"{part.folder.path}: learned from {place}; stages.rounds now asks for {self.labels[name]}. "
+                    "Leave stages.rounds as it was, or use another folder (--out)."
                 )
 
     @property
