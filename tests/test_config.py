@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from tagmask.config import RunConfig, dump_yaml, load_config, named_configs, parse_overrides, read_yaml
+from tagmask.config import EncoderConfig, RunConfig, dump_yaml, load_config, named_configs, parse_overrides, read_yaml
 from tagmask.encoders.timm_vit import VARIANTS
-from tagmask.errors import ConfigError
+from tagmask.encoders.weights import NoWeights
+from tagmask.errors import ConfigError, WeightsError
 from tagmask.registry import METHODS
 from tagmask.stage_config import MasksStage, RoundsStage, stage_mapping
 from tagmask.training import RunFolder
+from tagmask.workflow import plan as plan_module
 from tagmask.workflow.plan import Effort, as_mapping, choose
 from tagmask.workflow.stages import network_config
 
@@ -129,6 +131,32 @@ def test_the_plan_does_as_much_as_the_effort_says() -> None:
     assert planned("standard", method={"name": "supervised"}).stages is None
     own = planned("standard", stages=["classifier", "masks"])
     assert own.stages is not None and own.stages.named() == ["classifier", "masks"]
+
+
+def test_the_plan_takes_an_encoder_whose_weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "counts": {"labelled": 200},
+        "splits": {},
+        "classes": CLASSES,
+        "sizes": {"width": {"median": 320}, "height": {"median": 213}},
+    }
+    error: type[WeightsError] = NoWeights
+
+    def find(config: EncoderConfig) -> None:
+        if config.name == "resnet50":
+            raise error("resnet50")
+
+    monkeypatch.setattr(plan_module, "find_weights", find)
+    monkeypatch.setattr(plan_module, "fast_bf16", lambda device: True)
+
+    def encoder(**given: Any) -> str | None:
+        return {c.key: c.value for c in choose(found, torch.device("cpu"), given)}.get("encoder.name")
+
+    assert encoder() == "tf_efficientnet_lite0" and encoder(encoder={"name": "resnet18"}) is None
+    assert encoder(encoder={"weights": "mine.pth"}) == "resnet50"
+    error = WeightsError
+    with pytest.raises(WeightsError):  # a damaged file is said
+        encoder()
 
 
 def test_the_plan_trains_transformers_with_adamw_and_takes_one_threshold_from_the_user() -> None:

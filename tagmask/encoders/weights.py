@@ -50,6 +50,10 @@ AUTHORS_FILES = {
 """Weights that their authors publish, and the hub does not have."""
 
 
+class NoWeights(WeightsError):
+    """There are no pretrained weights of an encoder where they were looked for."""
+
+
 @dataclass
 class Weights:
     """A state dict (None: random), its origin in words, the mean and std of its training if not the default, and a
@@ -68,7 +72,7 @@ def find_weights(config: EncoderConfig) -> Weights:
     A path names a file: .safetensors, .npz, MXNet's .params, or .pth/.pt, read without executing code (run folders
     are for ``trained_encoder``). 'package' takes the weights of a Python package; 'none' gives random weights. 'auto'
     tries, in this order: a file named after the encoder in ``config.weights_dir`` (or $TAGMASK_WEIGHTS), the package,
-    the model hub. Raises WeightsError that lists what was tried and the ways out.
+    the model hub. Raises NoWeights that lists what was tried and the ways out, and WeightsError for a damaged file.
     """
     if config.weights == "none":
         return Weights(None, "none (random)")
@@ -81,7 +85,7 @@ def find_weights(config: EncoderConfig) -> Weights:
         if isinstance(found, Weights):
             return found
         tried.append(found)
-    raise WeightsError(
+    raise NoWeights(
         f"No pretrained weights for encoder '{config.name}'. Tried:\n"
         + "\n".join(f"  - {reason}" for reason in tried)
         + "\nWays out: set encoder.weights to a .safetensors or .pth file; put one named "

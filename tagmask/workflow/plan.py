@@ -11,8 +11,7 @@ import torch
 
 from tagmask.config import EncoderConfig, MethodConfig, RunConfig, ShortSchedule, load_config
 from tagmask.encoders import build_encoder
-from tagmask.encoders.weights import LITE0, find_weights
-from tagmask.errors import WeightsError
+from tagmask.encoders.weights import LITE0, NoWeights, find_weights
 from tagmask.methods import default_method
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, StagesConfig, stage_mapping
@@ -129,7 +128,7 @@ def _encoder(config: EncoderConfig, own: Mapping[str, Any], fast: bool) -> tuple
     for name in names:
         try:
             find_weights(config.model_copy(update={"name": name}))
-        except WeightsError:
+        except NoWeights:
             continue
         better = "the stronger one" if name != LITE0 else "trains several times as fast"
         other = "its weights are at hand" if name == names[0] else f"there are no weights of {names[0]}"
