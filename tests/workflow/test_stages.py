@@ -174,7 +174,7 @@ def test_run_goes_through_all_stages_and_shows_them_first(scenes: Path, tmp_path
     assert [row["stage"] for row in shown["stages"]] == ["classifier", "cams", "affinity", "masks", "segmenter"]
     assert shown["plan"]["stages.segmenter.method.head_options"] == {"dilation": 2} and not out.exists()
     result = json.loads(CliRunner().invoke(app, [*words, "-o", str(out)]).stdout)
-    steps = ["check", "train", "cams", "affinity", "masks", "segmenter", "evaluate", "predict", "report"]
+    steps = ["check", "suspects", "train", "cams", "affinity", "masks", "segmenter", "evaluate", "predict", "report"]
     assert list(result["minutes"]) == steps
     assert result["model"] == str(out / "segmenter" / "model") and Path(result["report"]).is_file()
 
