@@ -31,7 +31,7 @@ def run(
         Literal["quick", "standard", "best"] | None,
         typer.Option(
             help="quick: one training; standard: the recipe, in rounds; best: longer. "
-            "Default: standard, or quick where a method or stages are set"
+            "Default: standard, or quick where a method, stages or several devices are set"
         ),
     ] = None,
     json: common.Json = False,

@@ -65,8 +65,8 @@ class MiT(Encoder):
         weights = load_pretrained(self.model, config, from_published)
         uniform = any("encoder.patch_embeddings." in name for name in weights.state or ())
         self.register_buffer("uniform_eps", torch.tensor(uniform))
-        self.register_load_state_dict_post_hook(_set_eps)
-        _set_eps(self)
+        self.register_load_state_dict_post_hook(_follow_mark)
+        _set_eps(self.model, uniform)
         self.channels = list(channels)
         self.strides = list(accumulate(strides, mul))
         self.depth = sum(depths)
@@ -260,10 +260,14 @@ def from_published(state: State) -> State:
     return result
 
 
-def _set_eps(encoder: Any, _: Any = None) -> None:
+def _follow_mark(encoder: MiT, *others: Any) -> None:
+    _set_eps(encoder.model, bool(encoder.uniform_eps))
+
+
+def _set_eps(model: Any, uniform: bool) -> None:
     """Give the norms in blocks and behind stages the eps that the weights, found or loaded, were trained with."""
-    eps = UNIFORM_EPS if encoder.uniform_eps else BLOCK_EPS
-    for stage in encoder.model.stages:
+    eps = UNIFORM_EPS if uniform else BLOCK_EPS
+    for stage in model.stages:
         for norm in (stage.norm, *(n for block in stage.blocks for n in (block.norm1, block.norm2))):
             norm.eps = eps
 

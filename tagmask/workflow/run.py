@@ -60,7 +60,8 @@ def run(
 
     configs, values, overrides: as in ``load_config``; what they leave open is chosen from the data and the machine.
     Returns a JSON-able summary: plan, minutes of each step, scores, files. console: where progress is printed.
-    effort: how much the plan does; default: 'standard', or 'quick' where method or stages are named.
+    effort: how much the plan does; default: 'standard', or 'quick' where method or stages are named,
+        and for several devices.
     dry_run: build the networks with their weights, so that what is missing or does not fit is said, and stop there.
     """
     with nullcontext() if dry_run else alone(Path(out)):
@@ -259,7 +260,8 @@ def _planned(
             return base, []
         given = base.model_dump(mode="json", exclude={"stages"}) | {"stages": given["stages"]}
     chosen = "stages" in given or "name" in (given.get("method") or {})
-    effort = effort or ("quick" if chosen else "standard")
+    alone = base.train.devices == 1 and base.train.nodes == 1  # as stages run
+    effort = effort or ("quick" if chosen or not alone else "standard")
     choices = choose(run.fingerprint, default_device(base), given, base, effort)
     if not choices:
         return base, []
