@@ -64,8 +64,7 @@ def evaluate(
 
     Of a run by its path whose stage 'segmenter' is trained, that segmenter is scored where ``what`` names the segmenter
     alone or nothing, but on 'train'. Where nothing has a true mask, only the classifier's mean average precision is
-    entered, and the list is empty.
-    Raises DataError when there is nothing to compare with.
+    entered, and the list is empty. Raises DataError when there is nothing to compare with.
     """
     if not isinstance(run, Run):
         run = Run(run)
@@ -213,6 +212,6 @@ def print_classification(found: dict[str, Any] | None, console: Console) -> None
     """One line a split: mean average precision of the classifier against the tags."""
     for split, entry in (found or {}).items():
         if entry["map"] is not None:
-            line = f"classifier on {split}: {percent(entry['map'])} % mAP against the tags of {entry['images']} photos"
-            by_chance = entry.get("chance")  # which runs of earlier versions lack
-            console.print(f"{line}; chance: {percent(by_chance['mean'])} %" if by_chance else line, highlight=False)
+            found_by = f"{percent(entry['map'])} % mAP against the tags of {entry['images']} photos"
+            line = f"classifier on {split}: {found_by}; chance: {percent(entry['chance']['mean'])} %"
+            console.print(line, highlight=False)
