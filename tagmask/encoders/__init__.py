@@ -10,6 +10,7 @@ import torch
 from tagmask.config import EncoderConfig
 from tagmask.encoders.base import ENCODERS, Encoder, EncoderFactory, norm_parameters
 from tagmask.encoders.mit import MiT
+from tagmask.encoders.pretrained_classes import PretrainedClasses
 from tagmask.encoders.timm_cnn import TimmCNN
 from tagmask.encoders.timm_swin import TimmSwin
 from tagmask.encoders.timm_vit import TimmViT
@@ -51,16 +52,21 @@ FAMILIES: dict[str, EncoderFactory] = {
 """Adapters by timm's model file."""
 
 
-def build_encoder(config: EncoderConfig) -> Encoder:
+def build_encoder(config: EncoderConfig, classes: bool = False) -> Encoder:
     """The encoder that ``config`` describes, with its weights.
 
+    classes: the one map has the logits of the classes that the network was pretrained on (``PretrainedClasses``).
     Raises ConfigError for an unknown name and for a setting that the network does not have or support, WeightsError if
     pretrained weights are not found or do not fit.
     """
     own = config.name in ENCODERS.names()
     factory = ENCODERS.get(config.name) if own else _timm_factory(config.name)
+    if classes and factory is not TimmCNN:
+        raise ConfigError(f"Encoder '{config.name}': of CNNs alone the classes are read; set encoder.name to one.")
     if config.layout == "v1" and factory is not TimmCNN:
         raise ConfigError(f"encoder.layout=v1 is for ResNets, not for '{config.name}'; leave it at auto.")
+    if classes:
+        factory = PretrainedClasses
     trained = trained_encoder(config)
     if trained is None:
         encoder = factory(config)

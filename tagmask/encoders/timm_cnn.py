@@ -35,12 +35,12 @@ class TimmCNN(Encoder):
 
     def __init__(self, config: EncoderConfig) -> None:
         refuse(config, "blocks")
-        body = _create(config)
+        body = self.create(config)
         if config.layout == "v1" and not has_layouts(body):
             raise ConfigError(
                 f"encoder.layout=v1 is for ResNets with plain bottlenecks (resnet50), not for '{config.name}'."
             )
-        weights = load_pretrained(body, config, lambda state: _flat(state, body), config.name)
+        weights = load_pretrained(body, config, lambda state: self.renamed(state, body), config.name)
         v1 = "v1" in (config.layout, weights.layout)
         mean, std = (V1_MEAN, IMAGENET_STD) if v1 else (body.default_cfg["mean"], body.default_cfg["std"])
         super().__init__("cnn", weights.mean or mean, weights.std or std)
@@ -49,8 +49,7 @@ class TimmCNN(Encoder):
             self.register_buffer("v1", torch.tensor(v1))
             self.register_load_state_dict_post_hook(_follow_mark)
             set_layout(body, v1)
-        self.channels = list(body.feature_info.channels())
-        self.strides = list(body.feature_info.reduction())
+        self.channels, self.strides = self.describe(body)
         self.weights_origin = weights.origin
         self.norm_eval = config.norm_eval
         self.pads = timm.models.model_entrypoint(config.name).__module__.rpartition(".")[2] in PADDED
@@ -64,6 +63,35 @@ class TimmCNN(Encoder):
                 raise ConfigError(
                     f"Encoder '{config.name}' cannot recompute activations; set encoder.checkpointing=false."
                 ) from error
+
+    @staticmethod
+    def create(config: EncoderConfig) -> Any:
+        """The network, with random weights. Raises ConfigError for settings that it does not support."""
+        body = create(config, features_only=True)
+        found = max(body.feature_info.reduction())
+        if config.output_stride not in (None, found):
+            raise ConfigError(
+                f"Encoder '{config.name}' has output stride {found}; "
+                "set encoder.output_stride to that, or to null for the network's own."
+            )
+        return body
+
+    @staticmethod
+    def renamed(state: State, body: nn.Module) -> State:
+        """Weights under the names of ``body``: where timm flattens stages it makes 'stages_0' of 'stages.0'."""
+        result = {}
+        stages = dict(body.named_children())
+        for name, value in state.items():
+            first, _, rest = name.partition(".")
+            second, dot, last = rest.partition(".")
+            flat = f"{first}_{second}"
+            result[f"{flat}.{last}" if dot and flat in stages else name] = value
+        return result
+
+    @staticmethod
+    def describe(body: Any) -> tuple[list[int], list[int]]:
+        """Channels and strides of the maps."""
+        return list(body.feature_info.channels()), list(body.feature_info.reduction())
 
     def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
         height, width = x.shape[-2:]
@@ -80,7 +108,8 @@ def _follow_mark(encoder: TimmCNN, *others: Any) -> None:
     set_layout(encoder.body, bool(encoder.v1))
 
 
-def _create(config: EncoderConfig) -> Any:
+def create(config: EncoderConfig, **wanted: Any) -> Any:
+    """A timm network at the configured output stride. wanted: of it, such as its stages. Raises ConfigError."""
     options: dict[str, Any] = {}
     stride = output_stride(config, 32)
     if stride < 32:
@@ -88,29 +117,11 @@ def _create(config: EncoderConfig) -> Any:
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
     try:
-        body: Any = timm.create_model(config.name, pretrained=False, features_only=True, **options)
+        body: Any = timm.create_model(config.name, pretrained=False, **wanted, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
         given = ", ".join(f"{k}={v}" for k, v in options.items())
         raise ConfigError(
-            f"Encoder '{config.name}' cannot be built with {given or 'its stages returned'}: it does not support that. "
+            f"Encoder '{config.name}' cannot be built with {given or 'these settings'}: it does not support that. "
             "Set encoder.output_stride=32 and encoder.drop_path=0, or pick another encoder such as resnet50."
         ) from error
-    found = max(body.feature_info.reduction())
-    if config.output_stride not in (None, found):
-        raise ConfigError(
-            f"Encoder '{config.name}' has output stride {found}; "
-            "set encoder.output_stride to that, or to null for the network's own."
-        )
     return body
-
-
-def _flat(state: State, body: nn.Module) -> State:
-    """Weights under the names of timm's feature extractor, which makes 'stages_0' of 'stages.0' where it flattens."""
-    result = {}
-    stages = dict(body.named_children())
-    for name, value in state.items():
-        first, _, rest = name.partition(".")
-        second, dot, last = rest.partition(".")
-        flat = f"{first}_{second}"
-        result[f"{flat}.{last}" if dot and flat in stages else name] = value
-    return result

@@ -33,7 +33,9 @@ class Method(nn.Module):
     ``reads_masks``: whether training may see masks.
 
     Rarely it needs ``cams_of_scales``, ``param_groups``, ``set_views``, ``origin``, ``figures``, ``cam_threshold``;
-    ``default_for``: the stage ('classifier', 'affinity', 'segmenter') that has it where no method is named;
+    ``default_for``: the stage ('classifier', 'affinity', 'segmenter') that has it where no method is named; 'transfer'
+    is the classifier where the encoder's pretrained classes tell the tags;
+    ``reads_classes``: whether its encoder's map has the logits of the classes that the encoder was pretrained on;
     ``labels_from_tags``: whether the masks that it reads were made from tags, never true ones; ``used_encoder``: where
     in the state dict the encoder lies that a trained model sees with.
 
@@ -43,6 +45,7 @@ class Method(nn.Module):
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     reads_masks: ClassVar[bool] = False
     labels_from_tags: ClassVar[bool] = False
+    reads_classes: ClassVar[bool] = False
     wanted_views: frozenset[str] = frozenset()
     training_only: ClassVar[tuple[str, ...]] = ()
     default_for: ClassVar[str | None] = None
@@ -300,7 +303,7 @@ def build_method(config: RunConfig, classes: int) -> Method:
     """Encoder and method of a configuration for ``classes`` foreground classes. Raises ConfigError, WeightsError."""
     if classes < 1:
         raise ConfigError("There are no classes: no image has a tag. Check the tags file and its separator.")
-    encoder = build_encoder(config.encoder)
-    method: Method = METHODS.get(config.method.name)(config.method, encoder, classes)
+    kind = METHODS.get(config.method.name)
+    method: Method = kind(config.method, build_encoder(config.encoder, kind.reads_classes), classes)
     method.set_views(config.views)
     return method

@@ -15,6 +15,7 @@ from tagmask.encoders.weights import LITE0, NoWeights, find_weights
 from tagmask.methods import default_method
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, StagesConfig, stage_mapping
+from tagmask.workflow.matching import Match
 
 LABEL_THRESHOLDS = {"resnet50": (0.25, 0.15), "tf_efficientnet_lite0": (0.45, 0.3)}
 """Thresholds of CAM labels by encoder, found on held-out photos (docs/notes/baseline.md): some have broader CAMs."""
@@ -52,12 +53,14 @@ def choose(
     given: Mapping[str, Any] | None = None,
     user: RunConfig | None = None,
     effort: Effort | None = None,
+    match: Match | None = None,
 ) -> list[Choice]:
     """Settings that suit a data set (its fingerprint) and a device, but for those that the user sets.
 
     given: sections of what the user sets; user: the configuration that they make. effort: how much is done; None: only
-    the training is planned, not how masks are made. The choices fit the user's encoder, method and schedule. What suits
-    a method, its configuration class says (``short_schedule``). Nothing is chosen for ``plan: false``, as published
+    the training is planned, not how masks are made. match: a network whose pretrained classes tell the tags well; the
+    first masks then come from them. The choices fit the user's encoder, method and schedule. What suits a method, its
+    configuration class says (``short_schedule``). Nothing is chosen for ``plan: false``, as published
     configurations have it. Raises ConfigError for an unknown encoder or method.
     """
     given = dict(given or {})
@@ -66,8 +69,9 @@ def choose(
     user = user or load_config(given)
     if not user.plan:
         return []
-    kind = METHODS.get(user.method.name)
-    recipe = effort in ROUNDS and user.stages is None and kind.has_cams and not kind.reads_masks
+    name = user.method.name if match is None else default_method("transfer")
+    kind = METHODS.get(name)
+    recipe = (effort in ROUNDS or match is not None) and user.stages is None and kind.has_cams and not kind.reads_masks
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
     gpu = device.type == "cuda"
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
@@ -81,7 +85,11 @@ def choose(
     steps = user.train.steps if "steps" in own["train"] else max(fewest, min(most, round(epochs * images / batch)))
     machine = "a GPU" if gpu else "a CPU"
     limit = round(1.3 * fitting)
-    encoder, why_encoder = _encoder(user.encoder, own["encoder"], gpu or fast_bf16(device) or effort == "best")
+    learner, why_learner = _encoder(user.encoder, own["encoder"], gpu or fast_bf16(device) or effort == "best")
+    encoder, why_encoder = learner, why_learner
+    if match is not None:
+        encoder, why_encoder = match.encoder, f"its classes tell the tags, mean average precision {match.precision:.2f}"
+        own["method"] = {**own["method"], "name": name}
     own["encoder"] = {**own["encoder"], "name": encoder}
     thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
     schedule = ShortSchedule(steps, crop, *thresholds, classes=len(found["classes"]))
@@ -96,7 +104,7 @@ def choose(
         Choice("train.power", 0.9, "polynomial decay"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
         Choice("encoder.name", encoder, why_encoder),
-        Choice("method.name", user.method.name, "--method picks another"),
+        Choice("method.name", name, "--method picks another"),
     ]
     if short > limit:
         choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
@@ -104,15 +112,22 @@ def choose(
         choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
     if effort is not None:
         choices += _labels(kind.has_segmenter or recipe, effort)
-    planned = {choice.key: choice for choice in choices}
-    planned.update({choice.key: choice for choice in _method(own, schedule)})
+    general = {choice.key: choice for choice in choices}
+    planned = general | {choice.key: choice for choice in _method(own, schedule)}
     stages = user.stages
     if recipe and effort is not None:
         choices = _recipe(kind.has_segmenter, effort)
+        if kind.reads_classes:
+            stride = user.encoder.output_stride
+            choices.append(Choice("stages.segmenter.encoder.name", learner, why_learner))
+            choices.append(Choice("stages.segmenter.encoder.output_stride", stride, "finer maps than the classifier's"))
         stages = StagesConfig.model_validate({"segmenter": {}, **as_mapping(choices)["stages"]})
         planned.update({choice.key: choice for choice in choices})
     if stages is not None:
-        planned.update({choice.key: choice for choice in _stages(stages, own, schedule)})
+        planned |= {choice.key: choice for choice in _stages(stages, own, schedule, kind.reads_classes)}
+        # What the classifier's method plans for its own training is not the segmenter's.
+        for key in [key for key in general if stages.segmenter and planned[key] is not general[key]]:
+            planned[f"stages.segmenter.{key}"] = Choice(f"stages.segmenter.{key}", general[key].value, general[key].why)
     # A stage's method is named even where the user names it: settings go when another method's name comes over them.
     return [c for c in planned.values() if not _is_set(given, c.key) or _names_stage_method(c.key)]
 
@@ -151,10 +166,13 @@ def _labels(segments: bool, effort: Effort) -> list[Choice]:
 def _recipe(segments: bool, effort: Effort) -> list[Choice]:
     """Stages of the recipe. segments: whether the classifier's method has a segmenter, whose masks are the first."""
     source = "segmenter" if segments else "cams"
-    return [
-        Choice("stages.masks.source", source, "the first masks, limited to each photo's tags"),
-        Choice("stages.rounds.count", ROUNDS[effort], f"segmenters, each taught by the one before: effort {effort}"),
-    ]
+    choices = [Choice("stages.masks.source", source, "the first masks, limited to each photo's tags")]
+    if not segments:
+        choices.append(Choice("stages.masks.crf", "irn", "masks follow the photo's edges"))
+    if effort in ROUNDS:
+        why = f"segmenters, each taught by the one before: effort {effort}"
+        choices.append(Choice("stages.rounds.count", ROUNDS[effort], why))
+    return choices
 
 
 def _names_stage_method(key: str) -> bool:
@@ -181,8 +199,13 @@ def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> li
     return [Choice(key, value, why) for key, (value, why) in plan.items()]
 
 
-def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> list[Choice]:
-    """The same for stages that train, unless a configuration of its own is named for one."""
+def _stages(
+    stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule, frozen: bool
+) -> list[Choice]:
+    """The same for stages that train, unless a configuration of its own is named for one.
+
+    frozen: whether the classifier's encoder learns nothing, so that no segmenter starts from it.
+    """
     choices = []
     if stages.affinity is not None and not stages.affinity.configs:
         choices += [Choice(f"stages.{c.key}", c.value, c.why) for c in _affinity(stages, own, schedule)]
@@ -193,9 +216,10 @@ def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule
         choices.append(Choice("stages.segmenter.method.name", method["name"], "learns from the masks"))
         choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
         same = all(segmenter.encoder.get(key, own["encoder"].get(key)) == own["encoder"].get(key) for key in DESIGN)
-        if same and schedule.steps <= HUNDREDS:
-            why = "its encoder has learned the classes already, for which a segmenter's few steps hardly suffice"
-            choices.append(Choice("stages.segmenter.encoder.weights", CLASSIFIER, why))
+        if (same or frozen) and schedule.steps <= HUNDREDS:
+            if not frozen:
+                why = "its encoder has learned the classes already, for which a segmenter's few steps hardly suffice"
+                choices.append(Choice("stages.segmenter.encoder.weights", CLASSIFIER, why))
             stage = {"views": {**own["views"], **segmenter.views}, "train": {**own["train"], **segmenter.train}}
             learner = _learner({**stage, "encoder": segmenter.encoder or own["encoder"]})
             choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in learner]
@@ -203,7 +227,7 @@ def _stages(stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule
 
 
 def _learner(own: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
-    """How a segmenter of a CNN that goes on from a trained encoder learns (docs/notes/recipe.md).
+    """How a segmenter of a CNN learns in few steps (docs/notes/recipe.md).
 
     own: what the user sets of the run and of the stage. Rates are left out where the user sets one.
     """
@@ -216,7 +240,7 @@ def _learner(own: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     ]
     if not {"lr", "optimizer", "momentum"} & own["train"].keys():
         choices += [
-            Choice("train.lr", 0.005, "it starts from a trained encoder"),
+            Choice("train.lr", 0.005, "it starts from a pretrained encoder"),
             Choice("train.nesterov", True, "with SGD"),
             Choice("train.weight_decay", 1e-4, "with SGD"),
             Choice("train.clip", 5.0, "masks ask for larger steps than tags"),

@@ -28,6 +28,7 @@ from tagmask.registry import METHODS
 from tagmask.workflow.disk import disk_plan, print_disk_plan
 from tagmask.workflow.evaluate import evaluate, print_classification
 from tagmask.workflow.label import mask_writer
+from tagmask.workflow.matching import match
 from tagmask.workflow.opened import Run, default_device
 from tagmask.workflow.plan import Choice, Effort, as_mapping, choose
 from tagmask.workflow.predict import predict
@@ -89,7 +90,7 @@ def _run(
     else:
         opening.config = load_config(*configs, values, overrides=overrides)
     opening.begin(resume=going_on, save=not dry_run)
-    opening.config, choices = _planned(opening, going_on, configs, values, overrides, effort)
+    opening.config, choices = _planned(opening, going_on, configs, values, overrides, effort, console)
     if console is not None:
         _print_check(opening, console)
         _print_plan(opening.config, choices, console)
@@ -247,6 +248,7 @@ def _planned(
     values: Mapping[str, Any],
     overrides: Sequence[str],
     effort: Effort | None,
+    console: Console | None,
 ) -> tuple[RunConfig, list[Choice]]:
     """The configuration with what the plan chooses, and the choices. A run that is resumed stays as it is, but for
     stages that are new to it."""
@@ -262,7 +264,8 @@ def _planned(
     chosen = "stages" in given or "name" in (given.get("method") or {})
     alone = base.train.devices == 1 and base.train.nodes == 1  # as stages run
     effort = effort or ("quick" if chosen or not alone else "standard")
-    choices = choose(run.fingerprint, default_device(base), given, base, effort)
+    matched = match(base, run.collection, given.get("encoder") or {}, console) if alone and not chosen else None
+    choices = choose(run.fingerprint, default_device(base), given, base, effort, matched)
     if not choices:
         return base, []
     # The method's name first: settings of a method go when another one's name comes over them.

@@ -278,6 +278,11 @@ def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig
         kept = {"weights_dir": base["encoder"]["weights_dir"]}
         base["encoder"] = kept | ({"weights": "none"} if config.encoder.weights == "none" else {})
     own["method"] = {"name": default_method(name)} | (own.get("method") or {})
+    if encoder.get("weights") == CLASSIFIER and METHODS.get(config.method.name).reads_classes:
+        raise ConfigError(
+            f"stages.{name}.encoder.weights={CLASSIFIER}: method '{config.method.name}' leaves its encoder as it was "
+            f"pretrained; set stages.{name}.encoder.weights=auto."
+        )
     if encoder.get("weights") == CLASSIFIER:
         classifier = (config.encoder.name, config.encoder.layout)
         design = (encoder.get("name", classifier[0]), encoder.get("layout", classifier[1]))

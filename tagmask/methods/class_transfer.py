@@ -1,0 +1,89 @@
+"""``class_transfer``: CAMs of the classes that a network was pretrained on, matched to the tags. tagmask's own method.
+
+A network that was trained on ImageNet knows 1,000 classes of objects, and its CAMs of these show the objects, as no tag
+of the user's photos has taught it the ground that they stand on. The photos' tags say which of them a tag is made of.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tagmask import comm
+from tagmask.cam.class_association import association
+from tagmask.config import ShortSchedule
+from tagmask.encoders import Encoder
+from tagmask.heads import Classifier
+from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod, tag_loss
+from tagmask.registry import METHODS
+from tagmask.strict import Positive, Scales, Share
+from tagmask.tensors import full
+from tagmask.types import Batch, Losses
+
+
+class ClassTransferConfig(ClassifierConfig):
+    """Settings of ``class_transfer``."""
+
+    name: Literal["class_transfer"] = "class_transfer"
+    cam_scales: Scales = Field([1.0, 1.5], description=CAM_SCALES)
+    photo: Share = Field(0.5, description="power of the photo's own probabilities in the weights of its classes")
+    weight_cls: Positive = Field(1.0, description="of classification")
+
+    @classmethod
+    def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
+        """A sixth of the steps: nothing of the network is trained."""
+        steps = max(20, schedule.steps // 6)
+        return super().short_schedule(schedule) | {
+            "encoder.output_stride": (32, "as the network was pretrained"),
+            "train.steps": (steps, "about two passes over the photos: the network stays as it is"),
+            "train.warmup": (steps // 20, "a twentieth of the steps"),
+            "train.ema": (None, "so few steps are not averaged"),
+            "label.cam_scales": ([1.0, 1.5], "the network was pretrained on objects that fill the photo"),
+            "label.threshold": (0.25, "background score that suits these CAMs"),
+            "label.refine": ("none", "the CRF does that"),
+        }
+
+
+@METHODS.register("class_transfer")
+class ClassTransfer(ClassifierMethod):
+    """A frozen network with its pretrained classes; tags are sums of them.
+
+    Training counts which pretrained classes S the network sees in the photos of each tag C (``seen``, ``photos``), and
+    learns a linear classifier of tags on their logits, for class scores. CAMs come from the counts alone: a tag is made
+    of the classes that are more probable in photos with it than in photos without it (``association``).
+    """
+
+    config_class = ClassTransferConfig
+    config: ClassTransferConfig
+    default_for = "transfer"
+    reads_classes = True
+    seen: Tensor
+    photos: Tensor
+
+    def __init__(self, config: ClassTransferConfig, encoder: Encoder, classes: int) -> None:
+        super().__init__(config, encoder, classes)
+        encoder.freeze()
+        self.classifier = Classifier(encoder.channels[-1], classes, pooling="avg")
+        # The last row is of all photos, whatever their tags.
+        self.register_buffer("seen", torch.zeros(classes + 1, encoder.channels[-1]))
+        self.register_buffer("photos", torch.zeros(classes + 1))
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """cls: multi-label soft margin of the linear classifier."""
+        with torch.no_grad():
+            logits = full(self.encoder(batch.images).maps[-1])
+            rows = torch.cat([batch.tags, torch.ones_like(batch.tags[:, :1])], 1).T.to(logits)
+            self.seen += comm.all_sum(rows @ logits.mean((-2, -1)).softmax(1))
+            self.photos += comm.all_sum(rows.sum(1))
+        return self.weighted({"cls": tag_loss(self.classifier(logits), batch.tags)})
+
+    def cam_maps(self, images: Tensor) -> Tensor:
+        """(B,C,h,w): the classes' logits over their mean, weighted by ``association`` and what the photo shows."""
+        logits = full(self.encoder(images).maps[-1])
+        shown = logits.mean((-2, -1)).softmax(1).pow(self.config.photo)
+        weights = association(self.seen, self.photos) * shown[:, None]
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+        return torch.einsum("bcs,bshw->bchw", weights, logits - logits.mean(1, keepdim=True))

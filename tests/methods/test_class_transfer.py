@@ -1,0 +1,78 @@
+"""``class_transfer``: the contract, the association of classes and the CAMs against loops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tagmask.cam.class_association import association
+from tagmask.methods import build_method
+from tagmask.methods.class_transfer import ClassTransfer
+from tests.methods.contract import CLASSES, MethodContract, squares, tiny
+
+
+class TestClassTransfer(MethodContract):
+    settings = {"name": "class_transfer"}
+    terms = {"cls": {"classifier"}}
+    encoders = ("cnn",)
+    updates = 60
+
+
+def shares(probabilities: Tensor, tags: Tensor) -> list[list[float]]:
+    """The association in loops. probabilities (N,S), tags (N,C)."""
+    result = []
+    for k in range(tags.shape[1]):
+        row = []
+        for s in range(probabilities.shape[1]):
+            with_it = [float(p[s]) for p, t in zip(probabilities, tags) if t[k]]
+            without = [float(p[s]) for p, t in zip(probabilities, tags) if not t[k]]
+            mean = sum(with_it) / max(1, len(with_it)) - sum(without) / max(1, len(without))
+            row.append(max(0.0, mean))
+        result.append([value / max(sum(row), 1e-12) for value in row])
+    return result
+
+
+def test_the_association_follows_the_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(7, 5, generator=generator, dtype=torch.float64).softmax(1)
+    # The first tag is in every photo, the last in none.
+    tags = torch.tensor([[1, i % 2, i < 2, 0] for i in range(7)], dtype=torch.float64)
+    rows = torch.cat([tags, torch.ones(7, 1, dtype=torch.float64)], 1).T
+    found = association(rows @ probabilities, rows.sum(1))
+    torch.testing.assert_close(found, torch.tensor(shares(probabilities, tags), dtype=torch.float64))
+    assert found[3].sum() == 0 and torch.allclose(found[:3].sum(1), torch.ones(3, dtype=torch.float64))
+
+
+def test_cams_follow_the_loop_as_training_feeds_them() -> None:
+    torch.manual_seed(0)
+    method = build_method(tiny({"name": "class_transfer", "photo": 0.25}, "test_resnet"), CLASSES).train()
+    assert isinstance(method, ClassTransfer)
+    batches = [squares(seed) for seed in range(3)]
+    for step, batch in enumerate(batches):
+        method.losses(batch, step)
+    method.eval()
+    body, seen = method.encoder.body, []
+    with torch.no_grad():
+        images = torch.cat([batch.images for batch in batches])
+        for image in images:  # the network's own probabilities, by its own forward
+            seen.append(body((image[None] - method.encoder.mean) / method.encoder.std)[0].softmax(0))
+        weights = torch.tensor(shares(torch.stack(seen), torch.cat([batch.tags for batch in batches])))
+        found, logits = method.cam_maps(images[:2]), method.encoder(images[:2]).maps[-1]
+    for n in range(2):
+        for k in range(CLASSES):
+            own = [float(weights[k, s] * seen[n][s] ** 0.25) for s in range(len(seen[n]))]
+            expected = sum(w / sum(own) * (logits[n, s] - logits[n].mean(0)) for s, w in enumerate(own))
+            torch.testing.assert_close(found[n, k], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_an_object_of_a_known_class_is_found_on_ground_that_every_photo_of_the_tag_shows() -> None:
+    """A network whose first class is red and whose others are grounds: tag 0 is red things, always on green."""
+    method = build_method(tiny({"name": "class_transfer"}, "test_resnet"), 2)
+    assert isinstance(method, ClassTransfer)
+    method.seen = torch.tensor([[4.0, 1.0], [1.0, 1.0], [6.0, 4.0]])
+    method.photos = torch.tensor([5.0, 2.0, 10.0])
+    logits = torch.zeros(1, 2, 2, 2)
+    logits[0, 0, 0, 0], logits[0, 1, 1, 1] = 8.0, 6.0
+    method.encoder.forward = lambda images: type("F", (), {"maps": [logits]})()  # type: ignore[method-assign]
+    cams = method.cam_maps(torch.zeros(1, 3, 8, 8))
+    assert cams[0, 0].argmax() == 0 and cams[0, 0, 1, 1] < 0
