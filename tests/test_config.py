@@ -127,7 +127,7 @@ def test_the_plan_does_as_much_as_the_effort_says() -> None:
     assert standard.stages.rounds == RoundsStage(count=2) and best.stages.rounds == RoundsStage(count=3)
     assert best.train.steps > standard.train.steps == quick.train.steps
     staged = planned("standard", method={"name": "rcm_mam"})
-    assert staged.stages is not None and staged.stages.masks == MasksStage(), "it has CAMs alone"
+    assert staged.stages is not None and staged.stages.masks == MasksStage(crf="irn"), "it has CAMs alone"
     assert planned("standard", method={"name": "supervised"}).stages is None
     own = planned("standard", stages=["classifier", "masks"])
     assert own.stages is not None and own.stages.named() == ["classifier", "masks"]

@@ -85,8 +85,10 @@ def choose(
     steps = user.train.steps if "steps" in own["train"] else max(fewest, min(most, round(epochs * images / batch)))
     machine = "a GPU" if gpu else "a CPU"
     limit = round(1.3 * fitting)
-    learner, why_learner = _encoder(user.encoder, own["encoder"], gpu or fast_bf16(device) or effort == "best")
-    encoder, why_encoder = learner, why_learner
+    fast = gpu or fast_bf16(device) or effort == "best"
+    learner, why_learner = _encoder(user.encoder, own["encoder"], fast)
+    # Of a network that is only looked at, the classes matter: the packaged weights have them.
+    encoder, why_encoder = _encoder(user.encoder, own["encoder"], fast and not kind.reads_classes)
     if match is not None:
         encoder, why_encoder = match.encoder, f"its classes tell the tags, mean average precision {match.precision:.2f}"
         own["method"] = {**own["method"], "name": name}

@@ -1,13 +1,12 @@
-"""``class_transfer``: the contract, the association of classes and the CAMs against loops."""
+"""``class_transfer``: the contract, and its CAMs against loops."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from tagmask.cam.class_association import association
 from tagmask.methods import build_method
 from tagmask.methods.class_transfer import ClassTransfer
+from tests.methods.class_loops import shares
 from tests.methods.contract import CLASSES, MethodContract, squares, tiny
 
 
@@ -16,31 +15,6 @@ class TestClassTransfer(MethodContract):
     terms = {"cls": {"classifier"}}
     encoders = ("cnn",)
     updates = 60
-
-
-def shares(probabilities: Tensor, tags: Tensor) -> list[list[float]]:
-    """The association in loops. probabilities (N,S), tags (N,C)."""
-    result = []
-    for k in range(tags.shape[1]):
-        row = []
-        for s in range(probabilities.shape[1]):
-            with_it = [float(p[s]) for p, t in zip(probabilities, tags) if t[k]]
-            without = [float(p[s]) for p, t in zip(probabilities, tags) if not t[k]]
-            mean = sum(with_it) / max(1, len(with_it)) - sum(without) / max(1, len(without))
-            row.append(max(0.0, mean))
-        result.append([value / max(sum(row), 1e-12) for value in row])
-    return result
-
-
-def test_the_association_follows_the_loop() -> None:
-    generator = torch.Generator().manual_seed(0)
-    probabilities = torch.randn(7, 5, generator=generator, dtype=torch.float64).softmax(1)
-    # The first tag is in every photo, the last in none.
-    tags = torch.tensor([[1, i % 2, i < 2, 0] for i in range(7)], dtype=torch.float64)
-    rows = torch.cat([tags, torch.ones(7, 1, dtype=torch.float64)], 1).T
-    found = association(rows @ probabilities, rows.sum(1))
-    torch.testing.assert_close(found, torch.tensor(shares(probabilities, tags), dtype=torch.float64))
-    assert found[3].sum() == 0 and torch.allclose(found[:3].sum(1), torch.ones(3, dtype=torch.float64))
 
 
 def test_cams_follow_the_loop_as_training_feeds_them() -> None:
@@ -66,7 +40,7 @@ def test_cams_follow_the_loop_as_training_feeds_them() -> None:
 
 
 def test_an_object_of_a_known_class_is_found_on_ground_that_every_photo_of_the_tag_shows() -> None:
-    """A network whose first class is red and whose others are grounds: tag 0 is red things, always on green."""
+    """Class 0 of the network is the thing, class 1 its ground, which all photos show, those of the other tag, too."""
     method = build_method(tiny({"name": "class_transfer"}, "test_resnet"), 2)
     assert isinstance(method, ClassTransfer)
     method.seen = torch.tensor([[4.0, 1.0], [1.0, 1.0], [6.0, 4.0]])
