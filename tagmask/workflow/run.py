@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tagmask import comm
 from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
@@ -42,7 +44,7 @@ from tagmask.workflow.train import check_free, resumed, train
 from tagmask.workflow.verdict import verdict
 
 WORTH_TIMING = 40
-"""Steps of training from which on the minutes of a run are measured beforehand."""
+"""Steps of the longest training from which on the minutes of a run are measured beforehand."""
 Steps = dict[str, Callable[[], Any]]
 """What is done one after the other, by name."""
 
@@ -98,7 +100,8 @@ def _run(
     disk = disk_plan(opening, stages, stages.networks())
     if disk and console is not None:
         print_disk_plan(disk, console)
-    expected = expected_minutes(opening, stages) if opening.config.train.steps >= WORTH_TIMING else {}
+    longest = max(part.train.steps for part in (opening.config, *stages.configs.values()))
+    expected = expected_minutes(opening, stages) if longest >= WORTH_TIMING else {}
     if expected and console is not None:
         parts = ", ".join(f"{name} {minutes:.1f}" for name, minutes in expected.items() if minutes)
         total = f"About {sum(expected.values()):.0f} minutes on this machine, as it is now ({parts})."
@@ -370,10 +373,12 @@ def _print_check(run: Run, console: Console) -> None:
 def _print_plan(config: RunConfig, choices: list[Choice], console: Console) -> None:
     if not choices and config.plan:
         return
-    table = Table("setting", "value", "because", title="Plan", title_justify="left")
-    for choice in choices:
-        table.add_row(choice.key, str(choice.value), choice.why)
-    console.print(table if choices else "The configuration is complete (plan: false): nothing is planned.")
+    title = "Plan, as settings that you may set otherwise:" if choices else "Nothing is planned (plan: false)."
+    console.print(title, highlight=False)
+    settings = [f"{choice.key}={json.dumps(choice.value)}" for choice in choices]
+    column = max(map(len, settings), default=0)
+    for setting, choice in zip(settings, choices):
+        console.print(Text(f"  {setting:<{column}}  ").append(choice.why, "dim"), soft_wrap=True)
     console.print(
         f"{config.method.name} on {config.encoder.name}, {config.train.steps} steps of {config.train.batch_size} "
         f"photos at {config.views.crop} px, {config.train.precision}, seed {config.seed}.",

@@ -139,8 +139,11 @@ def summary(file: Path) -> dict[str, Any]:
 
 
 def print_suspects(found: Mapping[str, Any] | None, console: Console) -> None:
-    """One line on the suspects; nothing where there are none."""
-    if not found or not found["rows"]:
+    """One line on the suspects; nothing where nobody looked for them."""
+    if not found:
+        return
+    if not found["rows"]:
+        console.print(f"No tag looks wrong: {found['file']}", markup=False, highlight=False, soft_wrap=True)
         return
     named = ", ".join(f"{row['photo']}: {row['class']} {ASKED[row['tag']]}" for row in found["first"])
     more = ", …" if found["rows"] > SHOWN else ""
