@@ -34,14 +34,15 @@ class ClassTransferConfig(ClassifierConfig):
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
-        """A sixth of the steps: nothing of the network is trained."""
-        steps = max(20, schedule.steps // 6)
+        """A sixth of the steps, as the network is not trained, and photos at the size that it was pretrained on."""
+        steps = max(20, min(600, schedule.steps // 6))
+        scales = [round(side / schedule.crop, 2) for side in (224, 336)]
         return super().short_schedule(schedule) | {
             "encoder.output_stride": (32, "as the network was pretrained"),
             "train.steps": (steps, "about two passes over the photos: the network stays as it is"),
             "train.warmup": (steps // 20, "a twentieth of the steps"),
             "train.ema": (None, "so few steps are not averaged"),
-            "label.cam_scales": ([1.0, 1.5], "the network was pretrained on objects that fill the photo"),
+            "label.cam_scales": (scales, "about the size of the photos that the network was pretrained on"),
             "label.threshold": (0.25, "background score that suits these CAMs"),
             "label.refine": ("none", "the CRF does that"),
         }
