@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
@@ -126,10 +126,9 @@ def choose(
         stages = StagesConfig.model_validate({"segmenter": {}, **as_mapping(choices)["stages"]})
         planned.update({choice.key: choice for choice in choices})
     if stages is not None:
-        planned |= {choice.key: choice for choice in _stages(stages, own, schedule, kind.reads_classes)}
         # What the classifier's method plans for its own training is not the segmenter's.
-        for key in [key for key in general if stages.segmenter and planned[key] is not general[key]]:
-            planned[f"stages.segmenter.{key}"] = Choice(f"stages.segmenter.{key}", general[key].value, general[key].why)
+        instead = [general[key] for key in general if planned[key] is not general[key]]
+        planned |= {choice.key: choice for choice in _stages(stages, own, schedule, kind.reads_classes, instead)}
     # A stage's method is named even where the user names it: settings go when another method's name comes over them.
     return [c for c in planned.values() if not _is_set(given, c.key) or _names_stage_method(c.key)]
 
@@ -202,11 +201,16 @@ def _method(own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule) -> li
 
 
 def _stages(
-    stages: StagesConfig, own: Mapping[str, Mapping[str, Any]], schedule: ShortSchedule, frozen: bool
+    stages: StagesConfig,
+    own: Mapping[str, Mapping[str, Any]],
+    schedule: ShortSchedule,
+    frozen: bool,
+    instead: Sequence[Choice],
 ) -> list[Choice]:
     """The same for stages that train, unless a configuration of its own is named for one.
 
-    frozen: whether the classifier's encoder learns nothing, so that no segmenter starts from it.
+    frozen: whether the classifier's encoder learns nothing, so that no segmenter starts from it. instead: of the
+    segmenter, where the classifier's method has others.
     """
     choices = []
     if stages.affinity is not None and not stages.affinity.configs:
@@ -216,7 +220,7 @@ def _stages(
         method = {"name": default_method("segmenter"), **segmenter.method}
         planned = _method({**own, "method": method, "encoder": segmenter.encoder or own["encoder"]}, schedule)
         choices.append(Choice("stages.segmenter.method.name", method["name"], "learns from the masks"))
-        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in planned]
+        choices += [Choice(f"stages.segmenter.{c.key}", c.value, c.why) for c in [*instead, *planned]]
         same = all(segmenter.encoder.get(key, own["encoder"].get(key)) == own["encoder"].get(key) for key in DESIGN)
         if (same or frozen) and schedule.steps <= HUNDREDS:
             if not frozen:
