@@ -22,16 +22,15 @@ from tagmask.workflow.suspects import pooled_features
 
 PHOTOS = 200
 """Training photos that are looked at, drawn by the run's seed."""
-ENOUGH = 0.75
-"""Mean average precision from which on the classes are transferred (docs/notes/recipe.md)."""
+ENOUGH = 0.7
+"""Skill from which on the classes are transferred (docs/notes/recipe.md)."""
 
 
 class Match(NamedTuple):
-    """encoder: the network's name. precision: mean average precision in [0,1] with which its classes tell the tags of
-    photos that are left out, one after the other."""
+    """encoder: the network's name. skill: how well its classes tell the tags, 0 by chance, 1 without a fault."""
 
     encoder: str
-    precision: float
+    skill: float
 
 
 def match(
@@ -55,9 +54,19 @@ def match(
     if len(kept) < 2:
         return None
     tags = torch.stack([tag_vector(item.tags or (), len(collection.classes)) for item in kept])
-    found = average_precision(leave_one_out(logits.softmax(1), tags), tags)
-    precision = float(np.nanmean(found)) if np.isfinite(found).any() else 0.0
-    return Match(name, precision) if precision >= ENOUGH else None
+    found = skill(leave_one_out(logits.softmax(1), tags), tags)
+    return Match(name, found) if found >= ENOUGH else None
+
+
+def skill(scores: Tensor, tags: Tensor) -> float:
+    """Mean over the classes of (average precision − share of photos with the class) / (1 − that share).
+
+    scores, tags: (N,C). Classes that all photos have, or none, say nothing; 0 where there are no others.
+    """
+    shares = tags.float().mean(0).numpy()
+    told = (shares > 0) & (shares < 1)
+    found = average_precision(scores, tags)[told]
+    return float(((found - shares[told]) / (1 - shares[told])).mean()) if told.any() else 0.0
 
 
 def leave_one_out(probabilities: Tensor, tags: Tensor) -> Tensor:

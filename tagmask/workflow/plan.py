@@ -90,7 +90,10 @@ def choose(
     # Of a network that is only looked at, the classes matter: the packaged weights have them.
     encoder, why_encoder = _encoder(user.encoder, own["encoder"], fast and not kind.reads_classes)
     if match is not None:
-        encoder, why_encoder = match.encoder, f"its classes tell the tags, mean average precision {match.precision:.2f}"
+        encoder, why_encoder = (
+            match.encoder,
+            f"its own classes tell the tags ({match.skill:.2f}; chance: 0, perfect: 1)",
+        )
         own["method"] = {**own["method"], "name": name}
     own["encoder"] = {**own["encoder"], "name": encoder}
     thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])

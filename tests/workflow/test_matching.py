@@ -15,7 +15,7 @@ from tagmask.data import fingerprint, open_data
 from tagmask.errors import ConfigError
 from tagmask.files import read_record
 from tagmask.workflow import run
-from tagmask.workflow.matching import Match, leave_one_out, match
+from tagmask.workflow.matching import Match, leave_one_out, match, skill
 from tagmask.workflow.plan import as_mapping, choose
 from tests.methods.class_loops import shares
 from tests.workflow.drawn import draw
@@ -40,6 +40,15 @@ def test_each_photo_is_left_out_in_turn() -> None:
     torch.testing.assert_close(leave_one_out(probabilities, tags), torch.tensor(expected))
 
 
+def test_the_skill_is_0_by_chance_and_1_without_a_fault() -> None:
+    tags = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]], dtype=torch.float32)
+    assert skill(tags, tags) == 1 and skill(torch.zeros(4, 4), tags) == 0
+    assert skill(tags[:, 2:], tags[:, 2:]) == 0, "a class that all photos or none have"
+    # The first class is ranked second of four: average precision 1/2, share 1/4. The second is told.
+    scores = torch.tensor([[2.0, 9, 0, 0], [3, 8, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
+    assert skill(scores, tags) == pytest.approx(((0.5 - 0.25) / 0.75 + 1) / 2)
+
+
 @pytest.mark.parametrize("knows", [True, False])
 def test_classes_are_transferred_only_where_they_tell_the_tags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: bool
@@ -54,7 +63,7 @@ def test_classes_are_transferred_only_where_they_tell_the_tags(
     monkeypatch.setattr("tagmask.workflow.matching.pooled_features", logits)
     monkeypatch.setattr("tagmask.workflow.matching.build_encoder", lambda config, classes: torch.nn.Identity())
     found = match(config, collection, {"name": "test_resnet"})
-    assert found == (Match("test_resnet", 1.0) if knows else None)
+    assert found == (Match("test_resnet", pytest.approx(1)) if knows else None)
 
 
 def test_without_weights_or_with_random_ones_nothing_is_transferred(tmp_path: Path) -> None:
