@@ -155,7 +155,8 @@ class MethodContract:
         assert len(listed) == len(set(listed))
         assert set(listed) == {id(p) for p in method.parameters() if p.requires_grad}
         rates = {group["name"]: group["lr"] for group in groups}
-        assert rates.get("encoder", 1.0) == 1.0 and rates.get("heads", 10.0) == 10.0 and "norm" not in rates
+        assert rates.get("encoder") == (None if method.reads_classes else 1.0)
+        assert rates.get("heads", 10.0) == 10.0 and "norm" not in rates
         frozen = [m for m in method.encoder.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)]
         assert frozen and not any(p.requires_grad for m in frozen for p in m.parameters())
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -75,8 +77,10 @@ def test_what_a_killed_call_has_done_is_counted(
     records = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
     records = [record | {"seconds": 600.0} if "seconds" in record else record for record in records]
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # A machine may be too quick for minutes of two places: each look at this clock takes six seconds.
+    monkeypatch.setattr(job, "time", SimpleNamespace(perf_counter=count(step=6).__next__))
     (row, _) = reproduce(table, scenes, out, rows=["first"], seeds=1)["rows"]
-    assert 10 <= row["minutes"][0] < 15, "ten of the call before"
+    assert 10 < row["minutes"][0] < 15, "ten of the call before"
     assert json.loads((run / "result.json").read_text())["train_minutes"] == 10
 
 

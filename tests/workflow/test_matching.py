@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def test_a_run_by_transferred_classes(tmp_path: Path) -> None:
     assert note["stage"]["crf"] == "irn" and note["source"] == "cam"
     about = read_record(tmp_path / "run" / "model" / "classes.json")
     assert about["supervision"] == "tags"
-    assert all(math.isfinite(value) for value in result["minutes"].values())
+    assert {"round 1", "round 2", "final masks"} <= result["minutes"].keys()
 
 
 def test_no_segmenter_starts_from_an_encoder_that_learns_nothing(tmp_path: Path) -> None:
