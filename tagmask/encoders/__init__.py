@@ -14,7 +14,7 @@ from tagmask.encoders.pretrained_classes import PretrainedClasses
 from tagmask.encoders.timm_cnn import TimmCNN
 from tagmask.encoders.timm_swin import TimmSwin
 from tagmask.encoders.timm_vit import TimmViT
-from tagmask.encoders.weights import load_trained, trained_encoder
+from tagmask.encoders.weights import LITE0, load_trained, trained_encoder
 from tagmask.encoders.wide_resnet38 import WideResNet38
 from tagmask.errors import ConfigError, nearest
 
@@ -62,7 +62,7 @@ def build_encoder(config: EncoderConfig, classes: bool = False) -> Encoder:
     own = config.name in ENCODERS.names()
     factory = ENCODERS.get(config.name) if own else _timm_factory(config.name)
     if classes and factory is not TimmCNN:
-        raise ConfigError(f"Encoder '{config.name}': of CNNs alone the classes are read; set encoder.name to one.")
+        raise ConfigError(f"Encoder '{config.name}': its own classes have no CAMs; set encoder.name to {LITE0}.")
     if config.layout == "v1" and factory is not TimmCNN:
         raise ConfigError(f"encoder.layout=v1 is for ResNets, not for '{config.name}'; leave it at auto.")
     if classes:

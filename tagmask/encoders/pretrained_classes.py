@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.config import EncoderConfig
-from tagmask.encoders.timm_cnn import TimmCNN, create
+from tagmask.encoders.timm_cnn import TimmCNN, create, padded
 from tagmask.encoders.weights import CLASSIFIERS, LITE0, State
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.types import Features
@@ -18,24 +18,24 @@ from tagmask.types import Features
 class PretrainedClasses(TimmCNN):
     """A whole timm classifier whose linear layer is applied at each position of its last map (Zhou et al., 2016, CAM).
 
-    The one map is (B,S,h,w), logits of the network's own S classes, such as the 1,000 of ImageNet. Their mean over the
-    positions are the network's logits of the image. Raises ConfigError for a network of which that does not hold
+    The one map is (B,S,h,w): logits of the network's own S classes, such as the 1,000 of ImageNet. Their mean over the
+    positions is what the network says of the whole image. Raises ConfigError for a network of which that does not hold
     (ConvNeXt normalises in between), and WeightsError for weights without their classifier.
     """
 
     @staticmethod
     def create(config: EncoderConfig) -> Any:
         body = create(config).eval()
-        linear, image = body.get_classifier(), torch.rand(1, 3, 64, 64)
+        linear, image = body.get_classifier(), torch.linspace(0, 1, 3 * 64 * 64).view(1, 3, 64, 64)
         with torch.no_grad():
             maps = body.forward_features(image)
             fits = isinstance(linear, nn.Linear) and maps.dim() == 4 and maps.shape[1] == linear.in_features
             mean = at_positions(linear, maps).mean((-2, -1)) if fits else None
             fits = mean is not None and torch.allclose(body.forward_head(maps), mean, atol=1e-4)
-        if not fits:
+        if not fits or padded(config.name):
             raise ConfigError(
-                f"Encoder '{config.name}': its logits are no mean over the positions of its last map, so its classes "
-                f"have no CAMs. Set encoder.name to {LITE0}, or to a plain ResNet, RegNet or EfficientNet."
+                f"Encoder '{config.name}' has no CAMs of its own classes: its logits are not the mean of a linear "
+                f"layer over its last map. Set encoder.name to {LITE0}, or to a plain ResNet, RegNet or EfficientNet."
             )
         return body
 
@@ -50,9 +50,7 @@ class PretrainedClasses(TimmCNN):
 
     @staticmethod
     def describe(body: Any) -> tuple[list[int], list[int]]:
-        with torch.no_grad():
-            side = body.eval().forward_features(torch.zeros(1, 3, 64, 64)).shape[-1]
-        return [body.num_classes], [64 // side]
+        return [body.num_classes], [body.feature_info[-1]["reduction"]]
 
     def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
         body: Any = self.body

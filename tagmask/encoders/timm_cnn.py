@@ -52,7 +52,7 @@ class TimmCNN(Encoder):
         self.channels, self.strides = self.describe(body)
         self.weights_origin = weights.origin
         self.norm_eval = config.norm_eval
-        self.pads = timm.models.model_entrypoint(config.name).__module__.rpartition(".")[2] in PADDED
+        self.pads = padded(config.name)
         if config.checkpointing:
             for child in body.children():
                 if getattr(child, "inplace", False):
@@ -106,6 +106,11 @@ class TimmCNN(Encoder):
 
 def _follow_mark(encoder: TimmCNN, *others: Any) -> None:
     set_layout(encoder.body, bool(encoder.v1))
+
+
+def padded(name: str) -> bool:
+    """Whether a timm network is of a family in ``PADDED``."""
+    return timm.models.model_entrypoint(name).__module__.rpartition(".")[2] in PADDED
 
 
 def create(config: EncoderConfig, **wanted: Any) -> Any:

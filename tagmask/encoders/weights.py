@@ -108,12 +108,13 @@ class TrainedEncoder(NamedTuple):
 def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
     """The encoder of the trained model that ``config.weights`` names, itself or by its run; None if it names neither.
 
+    Of a run that has a segmenter in stages, it is the segmenter's.
     Raises WeightsError if the model's encoder is another network than the configured one.
     """
     if config.weights in ("auto", "none", "package"):
         return None
     folder = Path(config.weights).expanduser()
-    places = (folder, folder / "model")
+    places = (folder, folder / "segmenter" / "model", folder / "model")
     found = next((p for p in places if all(os.path.isfile(p / name) for name in TRAINED)), None)
     if found is None:
         return None

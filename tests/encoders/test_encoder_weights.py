@@ -399,6 +399,16 @@ def test_the_encoder_of_a_trained_model(trained, inner):
         assert torch.equal(state[key], value), key
 
 
+def test_of_a_run_with_stages_it_is_the_segmenters_encoder(trained):
+    run, source = trained
+    config = load_config({"encoder": {"name": TINY, "weights": "none"}, "method": {"name": "supervised"}})
+    segmenter = build_method(config, 2)
+    save_model(run / "segmenter" / "model", segmenter, config, ["cat", "dog"])
+    token = build(TINY, weights=str(run)).state_dict()["model.cls_token"]
+    assert torch.equal(token, segmenter.encoder.state_dict()["model.cls_token"])
+    assert torch.equal(build(TINY, weights=str(run / "model")).state_dict()["model.cls_token"], source.model.cls_token)
+
+
 def test_the_users_normalisation_goes_over_a_trained_encoders(trained):
     encoder = build(TINY, weights=str(trained[0]), mean=(0.5, 0.6, 0.7))
     assert torch.equal(encoder.mean.flatten(), torch.tensor([0.5, 0.6, 0.7]))

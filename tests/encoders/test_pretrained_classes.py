@@ -40,7 +40,7 @@ def test_the_mean_over_positions_is_the_networks_own_logits(tmp_path: Path, name
     assert "whole.safetensors" in encoder.weights_origin
 
 
-@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "mit_b0"])
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "mit_b0", "hrnet_w18_small", "vgg11"])
 def test_networks_whose_logits_are_no_such_mean_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         build_encoder(EncoderConfig(name=name, weights="none", output_stride=32), classes=True)
