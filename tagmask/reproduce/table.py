@@ -115,7 +115,7 @@ def packaged_tables() -> list[str]:
 
 def read_table(name: str) -> Table:
     """A table by the path of its YAML file or its packaged name. Raises ConfigError naming what is wrong."""
-    if os.path.exists(name) or name not in packaged_tables():
+    if os.path.isfile(name) or name not in packaged_tables():
         if not os.path.exists(name):
             raise ConfigError(f"'{name}' is neither a file nor a packaged table.{nearest(name, packaged_tables())}")
         values = read_yaml_file(Path(name))
