@@ -14,5 +14,9 @@ def association(seen: Tensor, photos: Tensor) -> Tensor:
     """
     inside = seen[:-1] / photos[:-1, None].clamp(min=1)
     outside = (seen[-1:] - seen[:-1]) / (photos[-1:] - photos[:-1])[:, None].clamp(min=1)
-    excess = (inside - outside).clamp(min=0)
-    return excess / excess.sum(1, keepdim=True).clamp(min=1e-12)
+    return row_shares((inside - outside).clamp(min=0))
+
+
+def row_shares(weights: Tensor) -> Tensor:
+    """Weights (...,S) >= 0, scaled so that they sum to 1 over S; rows of zeros stay."""
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)

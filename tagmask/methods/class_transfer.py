@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tagmask import comm
-from tagmask.cam.class_association import association
+from tagmask.cam.class_association import association, row_shares
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
@@ -39,12 +39,11 @@ class ClassTransferConfig(ClassifierConfig):
         scales = [min(4.0, round(side / schedule.crop, 2)) for side in (224, 336)]
         return super().short_schedule(schedule) | {
             "encoder.output_stride": (32, "as the network was pretrained"),
-            "train.steps": (steps, "about two passes over the photos: the network stays as it is"),
+            "train.steps": (steps, "to count what the network sees; it stays as it is"),
             "train.warmup": (steps // 20, "a twentieth of the steps"),
             "train.ema": (None, "so few steps are not averaged"),
             "label.cam_scales": (scales, "about the size of the photos that the network was pretrained on"),
             "label.threshold": (0.25, "background score that suits these CAMs"),
-            "label.refine": ("none", "the CRF does that"),
         }
 
 
@@ -76,15 +75,17 @@ class ClassTransfer(ClassifierMethod):
         """cls: multi-label soft margin of the linear classifier."""
         with torch.no_grad():
             logits = full(self.encoder(batch.images).maps[-1])
-            rows = torch.cat([batch.tags, torch.ones_like(batch.tags[:, :1])], 1).T.to(logits)
-            self.seen += comm.all_sum(rows @ logits.mean((-2, -1)).softmax(1))
-            self.photos += comm.all_sum(rows.sum(1))
+            rows = torch.cat([batch.tags, torch.ones_like(batch.tags[:, :1])], 1).to(logits)
+            shown = logits.mean((-2, -1)).softmax(1)
+            # Not a matrix product, which autocast would do in half precision.
+            self.seen += comm.all_sum((rows[:, :, None] * shown[:, None]).sum(0))
+            self.photos += comm.all_sum(rows.sum(0))
         return self.weighted({"cls": tag_loss(self.classifier(logits), batch.tags)})
 
     def cam_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w): the classes' logits over their mean, weighted by ``association`` and what the photo shows."""
         logits = full(self.encoder(images).maps[-1])
         shown = logits.mean((-2, -1)).softmax(1).pow(self.config.photo)
-        weights = association(self.seen, self.photos) * shown[:, None]
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
-        return torch.einsum("bcs,bshw->bchw", weights, logits - logits.mean(1, keepdim=True))
+        weights = row_shares(association(self.seen, self.photos) * shown[:, None])
+        with torch.autocast(logits.device.type, enabled=False):
+            return torch.einsum("bcs,bshw->bchw", weights, logits - logits.mean(1, keepdim=True))

@@ -21,50 +21,56 @@ from tagmask.workflow.opened import default_device
 from tagmask.workflow.suspects import pooled_features
 
 PHOTOS = 200
-"""Training photos that are looked at, drawn by the run's seed."""
+"""Training photos that are looked at, drawn by the run's seed; five a class where that is more."""
+FEWEST = 16
+"""Photos below which chance passes for skill."""
 ENOUGH = 0.7
 """Skill from which on the classes are transferred (docs/notes/recipe.md)."""
 
 
 class Match(NamedTuple):
-    """encoder: the network's name. skill: how well its classes tell the tags, 0 by chance, 1 without a fault."""
+    """How well the classes of a pretrained network tell the tags.
+
+    encoder: the network's name. tells: whether well enough for their CAMs to be the first masks. why: in words.
+    """
 
     encoder: str
-    skill: float
+    tells: bool
+    why: str
 
 
-def match(
-    config: RunConfig, collection: Collection, asked: Mapping[str, Any], console: Console | None = None
-) -> Match | None:
-    """The encoder that the user asks for, or else the packaged one, if its pretrained classes tell the tags.
+def match(config: RunConfig, collection: Collection, asked: Mapping[str, Any], console: Console | None = None) -> Match:
+    """Whether the classes tell the tags of the encoder that the user asks for, or else of the packaged one.
 
-    None where they do not, and where its weights or classes cannot be had. asked: what the user sets of the encoder.
+    asked: what the user sets of the encoder.
     """
-    if not config.plan or config.encoder.weights == "none":
-        return None
     name = config.encoder.name if asked.keys() & {"name", "weights", "layout"} else LITE0
     encoder_config = config.encoder.model_copy(update={"name": name, "output_stride": None})
     try:
         encoder = build_encoder(encoder_config, classes=True).to(default_device(config))
     except (ConfigError, WeightsError):
-        return None
+        return Match(name, False, f"pretrained classes of {name} cannot be read, so a classifier learns the tags")
     items = [item for item in collection.split("train") if item.tags is not None]
-    order = np.random.default_rng(config.seed).permutation(len(items))[:PHOTOS]
-    logits, kept = pooled_features(encoder, [items[i] for i in sorted(order)], console)
-    if len(kept) < 2:
-        return None
+    most = max(PHOTOS, 5 * len(collection.classes))
+    order = np.random.default_rng(config.seed).permutation(len(items))[:most]
+    logits, kept = pooled_features(encoder, [items[i] for i in sorted(order)], "classes", console)
+    if len(kept) < FEWEST:
+        return Match(name, False, f"{len(kept)} tagged photos are too few to see what pretrained classes tell")
     tags = torch.stack([tag_vector(item.tags or (), len(collection.classes)) for item in kept])
     found = skill(leave_one_out(logits.softmax(1), tags), tags)
-    return Match(name, found) if found >= ENOUGH else None
+    tell = "tell" if found >= ENOUGH else "do not tell"
+    return Match(
+        name, found >= ENOUGH, f"classes of pretrained {name} {tell} the tags: {found:.2f} of 1, enough is {ENOUGH}"
+    )
 
 
 def skill(scores: Tensor, tags: Tensor) -> float:
     """Mean over the classes of (average precision − share of photos with the class) / (1 − that share).
 
-    scores, tags: (N,C). Classes that all photos have, or none, say nothing; 0 where there are no others.
+    scores, tags: (N,C). Classes that all photos have, or fewer than two, say nothing; 0 where there are no others.
     """
-    shares = tags.float().mean(0).numpy()
-    told = (shares > 0) & (shares < 1)
+    shares, photos = tags.float().mean(0).numpy(), tags.sum(0).numpy()
+    told = (photos > 1) & (photos < len(tags))
     found = average_precision(scores, tags)[told]
     return float(((found - shares[told]) / (1 - shares[told])).mean()) if told.any() else 0.0
 

@@ -12,7 +12,7 @@ import torch
 from tagmask.config import EncoderConfig, MethodConfig, RunConfig, ShortSchedule, load_config
 from tagmask.encoders import build_encoder
 from tagmask.encoders.weights import LITE0, NoWeights, find_weights
-from tagmask.methods import default_method
+from tagmask.methods import Method, default_method
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, StagesConfig, stage_mapping
 from tagmask.workflow.matching import Match
@@ -58,8 +58,8 @@ def choose(
     """Settings that suit a data set (its fingerprint) and a device, but for those that the user sets.
 
     given: sections of what the user sets; user: the configuration that they make. effort: how much is done; None: only
-    the training is planned, not how masks are made. match: a network whose pretrained classes tell the tags well; the
-    first masks then come from them. The choices fit the user's encoder, method and schedule. What suits a method, its
+    the training is planned, not how masks are made. match: whether pretrained classes tell the tags; the first
+    masks then come from them. The choices fit the user's encoder, method and schedule. What suits a method, its
     configuration class says (``short_schedule``). Nothing is chosen for ``plan: false``, as published
     configurations have it. Raises ConfigError for an unknown encoder or method.
     """
@@ -69,9 +69,10 @@ def choose(
     user = user or load_config(given)
     if not user.plan:
         return []
-    name = user.method.name if match is None else default_method("transfer")
+    transfers = match is not None and match.tells
+    name = default_method("transfer") if transfers else user.method.name
     kind = METHODS.get(name)
-    recipe = (effort in ROUNDS or match is not None) and user.stages is None and kind.has_cams and not kind.reads_masks
+    recipe = effort in ROUNDS and user.stages is None and kind.has_cams and not kind.reads_masks
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
     gpu = device.type == "cuda"
     images = found["splits"].get("train", {}).get("labelled", found["counts"]["labelled"])
@@ -87,14 +88,12 @@ def choose(
     limit = round(1.3 * fitting)
     fast = gpu or fast_bf16(device) or effort == "best"
     learner, why_learner = _encoder(user.encoder, own["encoder"], fast)
-    # Of a network that is only looked at, the classes matter: the packaged weights have them.
-    encoder, why_encoder = _encoder(user.encoder, own["encoder"], fast and not kind.reads_classes)
-    if match is not None:
-        encoder, why_encoder = (
-            match.encoder,
-            f"its own classes tell the tags ({match.skill:.2f}; chance: 0, perfect: 1)",
-        )
-        own["method"] = {**own["method"], "name": name}
+    encoder, why_encoder = learner, why_learner
+    if match is not None and transfers:
+        encoder, why_encoder = match.encoder, "the one whose classes were looked at"
+    elif kind.reads_classes:  # the packaged weights have them
+        encoder, why_encoder = _encoder(user.encoder, own["encoder"], fast=False)
+    own["method"] = {**own["method"], "name": name}
     own["encoder"] = {**own["encoder"], "name": encoder}
     thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
     schedule = ShortSchedule(steps, crop, *thresholds, classes=len(found["classes"]))
@@ -109,7 +108,7 @@ def choose(
         Choice("train.power", 0.9, "polynomial decay"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
         Choice("encoder.name", encoder, why_encoder),
-        Choice("method.name", name, "--method picks another"),
+        Choice("method.name", name, "--method picks another" if match is None else match.why),
     ]
     if short > limit:
         choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
@@ -120,17 +119,20 @@ def choose(
     general = {choice.key: choice for choice in choices}
     planned = general | {choice.key: choice for choice in _method(own, schedule)}
     stages = user.stages
-    if recipe and effort is not None:
-        choices = _recipe(kind.has_segmenter, effort)
-        if kind.reads_classes:
-            stride = user.encoder.output_stride
-            choices.append(Choice("stages.segmenter.encoder.name", learner, why_learner))
-            choices.append(Choice("stages.segmenter.encoder.output_stride", stride, "finer maps than the classifier's"))
+    if recipe and effort in ROUNDS:
+        choices = _recipe(kind, ROUNDS[effort])
         stages = StagesConfig.model_validate({"segmenter": {}, **as_mapping(choices)["stages"]})
         planned.update({choice.key: choice for choice in choices})
     if stages is not None:
         # What the classifier's method plans for its own training is not the segmenter's.
-        instead = [general[key] for key in general if planned[key] is not general[key]]
+        instead = [c for key, c in general.items() if planned[key] is not c and not _is_set(given, key)]
+        if kind.reads_classes:
+            own["encoder"] = {
+                "output_stride": user.encoder.output_stride,
+                **(given.get("encoder") or {}),
+                "name": learner,
+            }
+            instead += [Choice(f"encoder.{key}", value, why_learner) for key, value in own["encoder"].items()]
         planned |= {choice.key: choice for choice in _stages(stages, own, schedule, kind.reads_classes, instead)}
     # A stage's method is named even where the user names it: settings go when another method's name comes over them.
     return [c for c in planned.values() if not _is_set(given, c.key) or _names_stage_method(c.key)]
@@ -167,16 +169,15 @@ def _labels(segments: bool, effort: Effort) -> list[Choice]:
     ]
 
 
-def _recipe(segments: bool, effort: Effort) -> list[Choice]:
-    """Stages of the recipe. segments: whether the classifier's method has a segmenter, whose masks are the first."""
-    source = "segmenter" if segments else "cams"
+def _recipe(kind: type[Method], rounds: int) -> list[Choice]:
+    """Stages of the recipe after a classifier of this kind."""
+    source = "segmenter" if kind.has_segmenter else "cams"
     choices = [Choice("stages.masks.source", source, "the first masks, limited to each photo's tags")]
-    if not segments:
+    if not kind.has_segmenter:
         choices.append(Choice("stages.masks.crf", "irn", "masks follow the photo's edges"))
-    if effort in ROUNDS:
-        why = f"segmenters, each taught by the one before: effort {effort}"
-        choices.append(Choice("stages.rounds.count", ROUNDS[effort], why))
-    return choices
+    if kind.reads_classes:
+        choices.append(Choice("label.refine", "none", "the CRF does that"))
+    return [*choices, Choice("stages.rounds.count", rounds, "segmenters, each taught by the one before")]
 
 
 def _names_stage_method(key: str) -> bool:

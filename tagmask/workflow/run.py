@@ -32,7 +32,7 @@ from tagmask.workflow.evaluate import evaluate, print_classification
 from tagmask.workflow.label import mask_writer
 from tagmask.workflow.matching import match
 from tagmask.workflow.opened import Run, default_device
-from tagmask.workflow.plan import Choice, Effort, as_mapping, choose
+from tagmask.workflow.plan import ROUNDS, Choice, Effort, as_mapping, choose
 from tagmask.workflow.predict import predict
 from tagmask.workflow.quality import print_estimates
 from tagmask.workflow.report import report
@@ -272,7 +272,10 @@ def _planned(
     chosen = "stages" in given or "name" in (given.get("method") or {})
     alone = base.train.devices == 1 and base.train.nodes == 1  # as stages run
     effort = effort or ("quick" if chosen or not alone else "standard")
-    matched = match(base, run.collection, given.get("encoder") or {}, console) if alone and not chosen else None
+    matched = None
+    free = base.plan and alone and not chosen and not given.get("method")
+    if free and effort in ROUNDS and base.encoder.weights != "none":
+        matched = match(base, run.collection, given.get("encoder") or {}, console)
     choices = choose(run.fingerprint, default_device(base), given, base, effort, matched)
     if not choices:
         return base, []

@@ -42,7 +42,7 @@ def suspects_of(run: Run, console: Console | None = None) -> dict[str, Any] | No
     file = run.folder.path / FILE
     naive = run.config.encoder.weights != "none" and trained_encoder(run.config.encoder) is None
     if naive and not run.trained and not file.is_file() and comm.rank() == 0:
-        encoder = run.untrained.encoder.to(default_device(run.config))
+        encoder = build_encoder(run.config.encoder).to(default_device(run.config))
         find_suspects(run.collection, encoder, run.config.seed, file, console)
     return summary(file) if file.is_file() else None
 
@@ -68,7 +68,7 @@ def find_suspects(
     over the photos and their mirror images. Returns suspects whose 'photo' is the place in ``collection.items``.
     """
     items = [item for item in collection.items if item.tags is not None]
-    features, kept = pooled_features(encoder, items, console)
+    features, kept = pooled_features(encoder, items, "tags", console)
     found: list[Suspect] = []
     if len(kept) > 1:
         tags = torch.stack([tag_vector(item.tags or (), len(collection.classes)) for item in kept])
@@ -80,11 +80,11 @@ def find_suspects(
 
 
 def pooled_features(
-    encoder: Encoder, items: Sequence[Item], console: Console | None = None
+    encoder: Encoder, items: Sequence[Item], title: str, console: Console | None = None
 ) -> tuple[Tensor, list[Item]]:
     """float32 (N,D) means of the encoder's last map over a photo and its mirror image, and the N photos.
 
-    Photos that cannot be read are left out.
+    Photos that cannot be read are left out. title: of the progress bar.
     """
     console = console or Console(stderr=True)
     device, trains = next(encoder.parameters()).device, encoder.training
@@ -92,7 +92,7 @@ def pooled_features(
     rows, kept = [], []
     with torch.inference_mode():
         for item, photo in track(
-            read_ahead(items), "tags", len(items), console=console, disable=not console.is_terminal
+            read_ahead(items), title, len(items), console=console, disable=not console.is_terminal
         ):
             if isinstance(photo, DataError):
                 continue

@@ -40,60 +40,99 @@ def test_each_photo_is_left_out_in_turn() -> None:
 
 
 def test_the_skill_is_0_by_chance_and_1_without_a_fault() -> None:
-    tags = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]], dtype=torch.float32)
+    tags = torch.tensor([[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]], dtype=torch.float32)
     assert skill(tags, tags) == 1 and skill(torch.zeros(4, 4), tags) == 0
-    assert skill(tags[:, 2:], tags[:, 2:]) == 0, "a class that all photos or none have"
-    # The first class is ranked second of four: average precision 1/2, share 1/4. The second is told.
-    scores = torch.tensor([[2.0, 9, 0, 0], [3, 8, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
-    assert skill(scores, tags) == pytest.approx(((0.5 - 0.25) / 0.75 + 1) / 2)
+    assert skill(tags[:, 2:], tags[:, 2:]) == 0, "a class of one photo, and one of all"
+    # The first class is ranked second and third of four: average precision 7/12, share 1/2. The second is told.
+    scores = torch.tensor([[2.0, 9, 0, 0], [1, 8, 9, 0], [3, 1, 9, 0], [0, 0, 0, 0]])
+    assert skill(scores, tags) == pytest.approx(((7 / 12 - 0.5) / 0.5 + 1) / 2)
 
 
-@pytest.mark.parametrize("knows", [True, False])
-def test_classes_are_transferred_only_where_they_tell_the_tags(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: bool
-) -> None:
-    """The network's logits are those of a class for each tag, or the same for all photos."""
-    config = load_config(merge(TINY, {"data": {"root": str(draw(tmp_path / "data", 3, 12))}}))
-    collection = open_data(config.data)
+def knowing(skill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits are those of a class for each tag ('all'), or the same for all photos ('none')."""
 
-    def logits(encoder: Any, items: Any, console: Any) -> tuple[Tensor, Any]:
-        return torch.stack([torch.eye(5)[item.tags[0] if knows else 0] * 9 for item in items]), items
+    def logits(encoder: Any, items: Any, *_: Any) -> tuple[Tensor, Any]:
+        return torch.stack([torch.eye(5)[item.tags[0] if skill == "all" else 0] * 9 for item in items]), items
 
     monkeypatch.setattr("tagmask.workflow.matching.pooled_features", logits)
     monkeypatch.setattr("tagmask.workflow.matching.build_encoder", lambda config, classes: torch.nn.Identity())
+
+
+@pytest.mark.parametrize(("photos", "skill", "why"), [(18, "all", "1.00"), (18, "none", "do not"), (12, "all", "few")])
+def test_classes_are_transferred_only_where_they_tell_the_tags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: int, skill: str, why: str
+) -> None:
+    config = load_config(merge(TINY, {"data": {"root": str(draw(tmp_path / "data", 3, photos))}}))
+    collection = open_data(config.data)
+    knowing(skill, monkeypatch)
     found = match(config, collection, {"name": "test_resnet"})
-    assert found == (Match("test_resnet", pytest.approx(1)) if knows else None)
+    assert found.tells == (why == "1.00") and why in found.why and found.encoder == "test_resnet"
 
 
-def test_without_weights_or_with_random_ones_nothing_is_transferred(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", [{"name": "resnet18", "weights": "nowhere.pth"}, {"name": "vit_tiny_patch16_224"}])
+def test_classes_that_cannot_be_read_are_not_transferred(tmp_path: Path, encoder: dict[str, str]) -> None:
     collection = open_data(load_config({"data": {"root": str(draw(tmp_path / "data", 2, 4))}}).data)
-    for encoder in (
-        {"weights": "none"},
-        {"name": "resnet18", "weights": "nowhere.pth"},
-        {"name": "vit_tiny_patch16_224"},
-    ):
-        config = load_config({"encoder": encoder})
-        assert match(config, collection, encoder) is None
+    found = match(load_config({"encoder": encoder}), collection, encoder)
+    assert not found.tells and "cannot be read" in found.why
+
+
+def planned(root: Path, effort: Any, tells: bool = True, **given: Any) -> Any:
+    """The configuration of a run of resnet18, whose classes tell the tags or not."""
+    found = fingerprint(open_data(load_config({"data": {"root": str(root)}}).data))
+    base = load_config(given)
+    choices = choose(found, torch.device("cpu"), given, base, effort, Match("resnet18", tells, "as seen"))
+    assert [choice.why for choice in choices if choice.key == "method.name"] == ["as seen"]
+    return load_config({"method": {"name": base.method.name}}, as_mapping(choices), given)
 
 
 def test_the_plan_of_a_match(tmp_path: Path) -> None:
-    found = fingerprint(open_data(load_config({"data": {"root": str(draw(tmp_path / "data", 3, 12))}}).data))
-
-    def planned(effort: Any, **given: Any) -> Any:
-        base = load_config(given)
-        choices = choose(found, torch.device("cpu"), given, base, effort, Match("resnet18", 0.9))
-        return load_config({"method": {"name": base.method.name}}, as_mapping(choices), given)
-
-    config = planned("standard")
+    root = draw(tmp_path / "data", 3, 12)
+    assert planned(root, "standard", tells=False).method.name == "baseline"
+    config = planned(root, "standard")
     assert (config.method.name, config.encoder.name, config.encoder.output_stride) == ("class_transfer", "resnet18", 32)
     assert config.stages.rounds.count == 2 and config.stages.masks.source == "cams" and config.stages.masks.crf == "irn"
+    assert config.label.refine == "none"
     learner = config.stages.segmenter
     assert learner.train["steps"] == 230 and config.train.steps < 50 and learner.train["ema"] > 0.9
     assert learner.encoder["output_stride"] == 16 and "weights" not in learner.encoder
-    assert planned("quick").stages.rounds is None
-    asked = planned("standard", train={"steps": 50}, encoder={"name": "resnet34", "output_stride": 8})
-    assert asked.train.steps == asked.stages.segmenter.train.get("steps", 50) == 50
-    assert asked.encoder.name == "resnet34" and asked.stages.segmenter.encoder["output_stride"] == 8
+
+
+def test_what_the_user_sets_holds_for_the_segmenters_of_a_match(tmp_path: Path) -> None:
+    encoder = {"name": "resnet34", "output_stride": 8, "norm_eval": False}
+    train = {"steps": 50, "ema": 0.5, "warmup": 7}
+    config = planned(draw(tmp_path / "data", 3, 12), "standard", train=train, encoder=encoder)
+    assert config.encoder.name == "resnet34" and config.train.steps == 50
+    segmenter = config.stages.segmenter
+    assert encoder.items() <= segmenter.encoder.items()
+    assert all(segmenter.train.get(key, value) == value for key, value in train.items())
+
+
+def test_the_segmenter_of_a_users_stages_has_finer_maps_than_the_classes(tmp_path: Path) -> None:
+    found = fingerprint(open_data(load_config({"data": {"root": str(draw(tmp_path / "data", 3, 12))}}).data))
+    given = {"method": {"name": "class_transfer"}, "stages": {"masks": {}, "segmenter": {}}}
+    config = load_config(as_mapping(choose(found, torch.device("cpu"), given, effort="quick")), given)
+    assert config.encoder.output_stride == 32 and config.stages is not None and config.stages.segmenter is not None
+    assert config.stages.segmenter.encoder["output_stride"] == 16 and config.label.refine == "par"
+
+
+@pytest.mark.parametrize(
+    ("effort", "words", "method"),
+    [
+        (None, [], "class_transfer"),
+        (None, ["train.ema=0.5"], "class_transfer"),
+        ("quick", [], "baseline"),
+        (None, ["method.gate=0.2"], "baseline"),
+    ],
+)
+def test_run_looks_at_pretrained_classes_where_nothing_else_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: Any, words: list[str], method: str
+) -> None:
+    knowing("all", monkeypatch)
+    monkeypatch.setattr("tagmask.workflow.stages.Stages.networks", lambda stages: [])  # there are no weights of it
+    given = merge(TINY, {"data": {"root": str(draw(tmp_path / "data", 3, 24))}})
+    result = run([given], {}, words, tmp_path / "run", dry_run=True, effort=effort)
+    assert result["config"]["method"]["name"] == method
+    assert (result["config"]["stages"] is None) == (effort == "quick")
 
 
 def test_a_run_by_transferred_classes(tmp_path: Path) -> None:
