@@ -30,8 +30,9 @@ def run(
     effort: Annotated[
         Literal["quick", "standard", "best"] | None,
         typer.Option(
-            help="quick: one training; standard: the recipe, in rounds; best: longer. "
-            "Default: standard, or quick where a method, stages or several devices are set"
+            help="quick: one training; standard: first masks, then two segmenters, each taught by the one before; "
+            "best: three, trained twice as long. Default: standard, or quick where a method, stages or several "
+            "devices are set"
         ),
     ] = None,
     json: common.Json = False,
