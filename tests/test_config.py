@@ -120,14 +120,14 @@ def test_the_plan_does_as_much_as_the_effort_says() -> None:
         return load_config(as_mapping(choose(found, torch.device("cpu"), settings, effort=effort)), settings)
 
     quick, standard, best = (planned(effort) for effort in ("quick", "standard", "best"))  # type: ignore[arg-type]
-    assert quick.stages is None and quick.label.scales == [1.0] and quick.label.crf == "irn"
+    assert quick.stages is None and quick.label.scales == [1.0] and quick.label.crf == "afa"
     assert standard.stages is not None and best.stages is not None
     assert standard.stages.named() == best.stages.named() == ["classifier", "masks", "segmenter", "rounds"]
     assert standard.stages.masks == MasksStage(source="segmenter") and len(standard.label.scales) > 1
     assert standard.stages.rounds == RoundsStage(count=2) and best.stages.rounds == RoundsStage(count=3)
     assert best.train.steps > standard.train.steps == quick.train.steps
     staged = planned("standard", method={"name": "rcm_mam"})
-    assert staged.stages is not None and staged.stages.masks == MasksStage(crf="irn"), "it has CAMs alone"
+    assert staged.stages is not None and staged.stages.masks == MasksStage(crf="afa"), "it has CAMs alone"
     assert planned("standard", method={"name": "supervised"}).stages is None
     own = planned("standard", stages=["classifier", "masks"])
     assert own.stages is not None and own.stages.named() == ["classifier", "masks"]

@@ -23,6 +23,11 @@ from tagmask.strict import Positive, Scales, Share
 from tagmask.tensors import full
 from tagmask.types import Batch, Losses
 
+IMAGENET = 1000
+"""Classes of ImageNet, as the competition has them."""
+PLACES = (970, 972, 973, 974, 975, 976, 977, 978, 979, 980)
+"""Of these the natural places, such as lakeside and seashore: what objects are photographed in front of."""
+
 
 class ClassTransferConfig(ClassifierConfig):
     """Settings of ``class_transfer``."""
@@ -30,6 +35,7 @@ class ClassTransferConfig(ClassifierConfig):
     name: Literal["class_transfer"] = "class_transfer"
     cam_scales: Scales = Field([1.0, 1.5], description=CAM_SCALES)
     photo: Share = Field(0.5, description="power of the photo's own probabilities in the weights of its classes")
+    places: bool = Field(False, description="whether objects may be made of ImageNet's natural places, too")
     weight_cls: Positive = Field(1.0, description="of classification")
 
     @classmethod
@@ -82,10 +88,19 @@ class ClassTransfer(ClassifierMethod):
             self.photos += comm.all_sum(rows.sum(0))
         return self.weighted({"cls": tag_loss(self.classifier(logits), batch.tags)})
 
+    def shares(self) -> Tensor:
+        """(C,S) ``association``, without natural places for tags that are not mostly made of them."""
+        weights = association(self.seen, self.photos)
+        if self.config.places or weights.shape[1] != IMAGENET:
+            return weights
+        objects = weights.clone()
+        objects[:, PLACES] = 0
+        return torch.where(weights[:, PLACES].sum(1, keepdim=True) > 0.5, weights, row_shares(objects))
+
     def cam_maps(self, images: Tensor) -> Tensor:
-        """(B,C,h,w): the classes' logits over their mean, weighted by ``association`` and what the photo shows."""
+        """(B,C,h,w): the classes' logits over their mean, weighted by ``shares`` and what the photo shows."""
         logits = full(self.encoder(images).maps[-1])
         shown = logits.mean((-2, -1)).softmax(1).pow(self.config.photo)
-        weights = row_shares(association(self.seen, self.photos) * shown[:, None])
+        weights = row_shares(self.shares() * shown[:, None])
         with torch.autocast(logits.device.type, enabled=False):
             return torch.einsum("bcs,bshw->bchw", weights, logits - logits.mean(1, keepdim=True))

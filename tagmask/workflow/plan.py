@@ -164,7 +164,7 @@ def _labels(segments: bool, effort: Effort) -> list[Choice]:
     return [
         Choice("label.scales", SCALES[effort], "of the photo, whose logits are averaged"),
         Choice("label.flip", True, "and with the mirror image"),
-        Choice("label.crf", "irn", "masks follow the photo's edges"),
+        Choice("label.crf", "afa", "masks follow the photo's edges"),
         Choice("label.refine_masks", "none", "the CRF does that"),
     ]
 
@@ -174,7 +174,7 @@ def _recipe(kind: type[Method], rounds: int) -> list[Choice]:
     source = "segmenter" if kind.has_segmenter else "cams"
     choices = [Choice("stages.masks.source", source, "the first masks, limited to each photo's tags")]
     if not kind.has_segmenter:
-        choices.append(Choice("stages.masks.crf", "irn", "masks follow the photo's edges"))
+        choices.append(Choice("stages.masks.crf", "afa", "masks follow the photo's edges"))
     if kind.reads_classes:
         choices.append(Choice("label.refine", "none", "the CRF does that"))
     return [*choices, Choice("stages.rounds.count", rounds, "segmenters, each taught by the one before")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tagmask.methods import build_method
@@ -19,7 +20,9 @@ class TestClassTransfer(MethodContract):
 
 def test_cams_follow_the_loop_as_training_feeds_them() -> None:
     torch.manual_seed(0)
-    method = build_method(tiny({"name": "class_transfer", "photo": 0.25}, "test_resnet"), CLASSES).train()
+    method = build_method(
+        tiny({"name": "class_transfer", "photo": 0.25, "places": True}, "test_resnet"), CLASSES
+    ).train()
     assert isinstance(method, ClassTransfer)
     batches = [squares(seed) for seed in range(3)]
     for step, batch in enumerate(batches):
@@ -37,6 +40,22 @@ def test_cams_follow_the_loop_as_training_feeds_them() -> None:
             own = [float(weights[k, s] * seen[n][s] ** 0.25) for s in range(len(seen[n]))]
             expected = sum(w / sum(own) * (logits[n, s] - logits[n].mean(0)) for s, w in enumerate(own))
             torch.testing.assert_close(found[n, k], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_objects_are_not_made_of_places_but_places_are() -> None:
+    """A boat seen as speedboat (814) and lakeside (975), and a lake as lakeside and seashore (978)."""
+    for places in (False, True):
+        method = build_method(tiny({"name": "class_transfer", "places": places}, "test_resnet"), 2)
+        assert isinstance(method, ClassTransfer)
+        method.seen = torch.zeros(3, 1000)
+        method.seen[:, 814] = torch.tensor([6.0, 0.0, 6.0])
+        method.seen[:, 975] = torch.tensor([4.0, 6.0, 10.0])
+        method.seen[:, 978] = torch.tensor([0.0, 3.0, 3.0])
+        method.photos = torch.tensor([10.0, 10.0, 30.0])
+        boat, lake = method.shares()
+        assert (boat[814] < 1, boat[975] > 0) == (places, places)
+        assert lake[975] > 0.5 and float(lake.sum()) == float(lake[[975, 978]].sum()) == pytest.approx(1)
+        assert float(boat.sum()) == pytest.approx(1)
 
 
 def test_an_object_of_a_known_class_is_found_on_ground_that_every_photo_of_the_tag_shows() -> None:

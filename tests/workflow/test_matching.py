@@ -90,7 +90,7 @@ def test_the_plan_of_a_match(tmp_path: Path) -> None:
     assert planned(root, "standard", tells=False).method.name == "baseline"
     config = planned(root, "standard")
     assert (config.method.name, config.encoder.name, config.encoder.output_stride) == ("class_transfer", "resnet18", 32)
-    assert config.stages.rounds.count == 2 and config.stages.masks.source == "cams" and config.stages.masks.crf == "irn"
+    assert config.stages.rounds.count == 2 and config.stages.masks.source == "cams" and config.stages.masks.crf == "afa"
     assert config.label.refine == "none"
     learner = config.stages.segmenter
     assert learner.train["steps"] == 230 and config.train.steps < 50 and learner.train["ema"] > 0.9
@@ -141,7 +141,7 @@ def test_a_run_by_transferred_classes(tmp_path: Path) -> None:
     result = run([given], {}, [], tmp_path / "run", effort="standard")
     assert result["masks"]["written"] == 12 and result["model"].endswith("segmenter/model")
     note = read_record(tmp_path / "run" / "round1" / "masks" / "classes.json")
-    assert note["stage"]["crf"] == "irn" and note["source"] == "cam"
+    assert note["stage"]["crf"] == "afa" and note["source"] == "cam"
     about = read_record(tmp_path / "run" / "model" / "classes.json")
     assert about["supervision"] == "tags"
     assert {"round 1", "round 2", "final masks"} <= result["minutes"].keys()
