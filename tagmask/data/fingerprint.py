@@ -269,7 +269,7 @@ def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndar
     warnings += [f"Class '{name}' is on every tagged image: tags cannot show where it is." for name in everywhere]
     if tagged and len({item.tags for item in collection.items if item.tags is not None}) == 1:
         warnings.append(
-            "All tagged images have the same tags: nothing can be learned from them. Add images without them, with an "
+            "All tagged images have the same tags, of which no classifier can learn. Add images without them, with an "
             "empty tag cell."
         )
     for (i, name), (j, other) in combinations(enumerate(collection.classes), 2):

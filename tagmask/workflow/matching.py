@@ -51,6 +51,8 @@ def match(config: RunConfig, collection: Collection, asked: Mapping[str, Any], c
     except (ConfigError, WeightsError):
         return Match(name, False, f"pretrained classes of {name} cannot be read, so a classifier learns the tags")
     items = [item for item in collection.split("train") if item.tags is not None]
+    if len({item.tags for item in items}) == 1 and items[0].tags:
+        return Match(name, True, "all photos have the same tags, of which no classifier can learn")
     most = max(PHOTOS, 5 * len(collection.classes))
     order = np.random.default_rng(config.seed).permutation(len(items))[:most]
     logits, kept = pooled_features(encoder, [items[i] for i in sorted(order)], "classes", console)

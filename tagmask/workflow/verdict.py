@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tagmask.evaluate.scores import percent
+from tagmask.registry import METHODS
 from tagmask.workflow.opened import Run
 
 FIRST_TENTH = 0.1
 """Share of the way from chance to a perfect ranking that a classifier has to be beyond."""
+WORTHLESS = "The masks are worth nothing"
+ADD = "Add photos without them, with an empty tag cell."
 TELLING = 0.75
 """Photos are too few to tell where one of a hundred rankings by chance is better than this."""
 
@@ -19,7 +22,8 @@ def verdict(run: Run) -> dict[str, Any] | None:
 
     The mean average precision of the class scores is compared with that of the same scores against shuffled tags
     (``chance_precision``). 'learned' is false where it is not above the 99th percentile of these, or not a tenth of
-    the way from their mean to 1, and where all training photos have the same tags. It goes by 'val'. Where val has too
+    the way from their mean to 1, and where all training photos have the same tags, unless the method has its classes
+    from the pretrained network ('learned' is then None, and the text says to look). It goes by 'val'. Where val has too
     few photos to tell, it goes by 'train', whose photos were seen in training: these can only show that nothing was
     learned. Where they do not, 'learned' is None. text: what is wrong and what to do; empty where nothing is known to
     be wrong. None for a method without class scores, and before 'val' or 'train' is scored.
@@ -29,8 +33,10 @@ def verdict(run: Run) -> dict[str, Any] | None:
         return None
     unknown = {"learned": None, "split": None, "map": None, "chance": None, "text": ""}
     if len({item.tags for item in run.collection.split("train")}) < 2:
-        why = "all training photos have the same tags. Add photos without them, with an empty tag cell"
-        return unknown | {"learned": False, "text": f"The masks are worth nothing: {why}."}
+        if METHODS.get(run.config.method.name).reads_classes:
+            text = "All training photos have the same tags, so nothing tells whether the masks show them: look at some."
+            return unknown | {"text": f"{text} {ADD}"}
+        return unknown | {"learned": False, "text": f"{WORTHLESS}: all training photos have the same tags. {ADD}"}
     for split in ("val", "train"):
         entry = scored.get(split)
         chance = (entry or {}).get("chance")
@@ -56,6 +62,6 @@ def _text(run: Run, entry: Mapping[str, Any]) -> str:
     else:
         advice.append(f"train longer (train.steps={2 * train.steps})")
     return (
-        f"The masks are worth nothing: the classifier has not learned the tags ({found}, where chance has "
+        f"{WORTHLESS}: the classifier has not learned the tags ({found}, where chance has "
         f"{percent(entry['chance']['mean'])} %). What to do: {'; '.join(advice)}."
     )

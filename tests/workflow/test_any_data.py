@@ -120,7 +120,7 @@ def test_a_run_that_learned_nothing_says_so_first(tmp_path: Path) -> None:
     assert page.index("worth nothing") < page.index("mAP")
 
 
-def judged(scores: Any, tags: np.ndarray, split: str = "val", **others: Any) -> Any:
+def judged(scores: Any, tags: np.ndarray, split: str = "val", method: str = "baseline", **others: Any) -> Any:
     """The verdict on class scores (N,C) of a split, whose tags the training photos have, too."""
     precision, chance = average_precision(scores, tags), chance_precision(scores, tags)
     entry = {
@@ -132,7 +132,8 @@ def judged(scores: Any, tags: np.ndarray, split: str = "val", **others: Any) -> 
     items = [SimpleNamespace(tags=tuple(np.flatnonzero(row))) for row in tags]
     folder = SimpleNamespace(metrics=lambda: {"classification": others | {split: entry}}, log=list)
     collection = SimpleNamespace(split=lambda name: items)
-    return verdict(SimpleNamespace(folder=folder, collection=collection, config=load_config({})))  # type: ignore[arg-type]
+    config = load_config({"method": {"name": method}})
+    return verdict(SimpleNamespace(folder=folder, collection=collection, config=config))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("classes,photos", [(2, 40), (3, 30), (14, 30), (14, 120), (60, 120)])
@@ -150,6 +151,8 @@ def test_the_verdict_tells_random_scores_from_learned_ones(classes: int, photos:
 def test_one_class_needs_photos_without_it(tmp_path: Path) -> None:
     tags, noise = np.ones((60, 1)), np.random.default_rng(0).normal(size=(60, 1))
     assert "empty tag cell" in judged(noise, tags)["text"]
+    transferred = judged(noise, tags, method="class_transfer")
+    assert transferred["learned"] is None and "look at some" in transferred["text"]
     tags[::2] = 0
     assert judged(tags, tags)["learned"] is True and judged(noise, tags)["learned"] is False
     alone, both = (fingerprint(open_data(load_config({"data": {"root": str(folder)}}).data))["warnings"] for folder in (

@@ -52,7 +52,8 @@ def knowing(skill: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits are those of a class for each tag ('all'), or the same for all photos ('none')."""
 
     def logits(encoder: Any, items: Any, *_: Any) -> tuple[Tensor, Any]:
-        return torch.stack([torch.eye(5)[item.tags[0] if skill == "all" else 0] * 9 for item in items]), items
+        shown = [item.tags[0] if skill == "all" and item.tags else 0 for item in items]
+        return torch.eye(5)[shown] * 9, items
 
     monkeypatch.setattr("tagmask.workflow.matching.pooled_features", logits)
     monkeypatch.setattr("tagmask.workflow.matching.build_encoder", lambda config, classes: torch.nn.Identity())
@@ -67,6 +68,17 @@ def test_classes_are_transferred_only_where_they_tell_the_tags(
     knowing(skill, monkeypatch)
     found = match(config, collection, {"name": "test_resnet"})
     assert found.tells == (why == "1.00") and why in found.why and found.encoder == "test_resnet"
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_only_tag_of_all_photos_is_transferred(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
+) -> None:
+    """Unless a photo has no object: then the others have to be told from it."""
+    collection = open_data(load_config({"data": {"root": str(draw(tmp_path / "data", 1, 6, empty=empty))}}).data)
+    knowing("all", monkeypatch)
+    found = match(load_config(TINY), collection, {"name": "test_resnet"})
+    assert found.tells != empty and ("same tags" in found.why) != empty
 
 
 @pytest.mark.parametrize("encoder", [{"name": "resnet18", "weights": "nowhere.pth"}, {"name": "vit_tiny_patch16_224"}])
