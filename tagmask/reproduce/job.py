@@ -19,9 +19,10 @@ from tagmask.reproduce.table import Column, Row
 from tagmask.stage_config import StagesConfig
 from tagmask.training import RunFolder
 from tagmask.workflow import Run, evaluate, label, resumed
-from tagmask.workflow.run import training_steps, work
+from tagmask.workflow.run import training_steps
 from tagmask.workflow.scorer import AT_VAL
 from tagmask.workflow.stages import Stages, learns_from, stage_configs
+from tagmask.workflow.steps import work
 
 Wanted = tuple[tuple[str, ...], str, str]
 """Settings of a column, split and score."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial, reduce
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +18,7 @@ from rich.text import Text
 from tagmask import comm
 from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data import print_fingerprint
-from tagmask.errors import ConfigError, Stopped, TagmaskError
+from tagmask.errors import ConfigError
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.files import read_record, write_json
@@ -38,6 +36,7 @@ from tagmask.workflow.quality import print_estimates
 from tagmask.workflow.report import report
 from tagmask.workflow.scoring import Scoring
 from tagmask.workflow.stages import Stages, written
+from tagmask.workflow.steps import Steps, work
 from tagmask.workflow.suspects import print_suspects, suspects_of
 from tagmask.workflow.timing import expected_minutes
 from tagmask.workflow.train import check_free, resumed, train
@@ -45,8 +44,6 @@ from tagmask.workflow.verdict import verdict
 
 WORTH_TIMING = 40
 """Steps of the longest training from which on the minutes of a run are measured beforehand."""
-Steps = dict[str, Callable[[], Any]]
-"""What is done one after the other, by name."""
 
 
 def run(
@@ -121,62 +118,6 @@ def _run(
     if console is not None:
         _print_summary(summary, console)
     return summary
-
-
-def work(
-    run: Run,
-    steps: Steps,
-    again: str,
-    expected: Mapping[str, float] = MappingProxyType({}),
-    console: Console | None = None,
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Do the steps one after the other. Returns what each gave, and its minutes, by name.
-
-    expected: minutes of the steps, as ``expected_minutes`` has them; each step then begins with a line on ``console``
-    that says how much is left, by how long the steps before took. An error says what is done and how to go on
-    (``again``): what earlier steps made is kept.
-    """
-    results: dict[str, Any] = {}
-    minutes: dict[str, float] = {}
-    for number, (name, step) in enumerate(steps.items(), start=1):
-        began = time.perf_counter()
-        if console is not None and expected:
-            left = _minutes_left(expected, minutes, list(steps)[number - 1 :])
-            console.print(f"[{number}/{len(steps)}] {name}: about {left:.0f} minutes left", markup=False)
-        try:
-            results[name] = step()
-        except Stopped as stop:
-            stop.again = again
-            if run.trained:
-                stop.kept = f"Done and kept: {', '.join(results) or 'the training'}. {stop.kept}"
-            raise
-        except Exception as error:
-            if not run.trained:
-                raise
-            way = (
-                f"'{name}' was not finished. Done and kept: {', '.join(results) or 'the training'}; the model is in "
-                f"{run.folder.model}. Once this is mended: {again}"
-            )
-            if isinstance(error, TagmaskError):
-                raise type(error)(f"{error}\n{way}") from error
-            print(way, file=sys.stderr)
-            raise
-        minutes[name] = round((time.perf_counter() - began) / 60, 3)
-        if comm.rank() > 0:
-            break
-    return results, minutes
-
-
-def _minutes_left(expected: Mapping[str, float], spent: Mapping[str, float], names: Sequence[str]) -> float:
-    """Expected minutes of the steps ``names``, times how much longer than expected those before took.
-
-    A fifth of the whole counts as having gone as expected, so that one short step does not decide.
-    """
-    known = sum(expected.values()) / 5
-    before = sum(expected.get(name, 0.0) for name in spent)
-    took = sum(spent[name] for name in spent if name in expected)
-    factor = (took + known) / (before + known) if known else 1.0
-    return factor * sum(expected.get(name, 0.0) for name in names)
 
 
 def training_steps(

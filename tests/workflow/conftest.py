@@ -15,8 +15,9 @@ from tagmask.config import RunConfig, load_config
 from tagmask.data import write_demo
 from tagmask.files import read_json
 from tagmask.workflow import Run, train
-from tagmask.workflow.run import training_steps, work
+from tagmask.workflow.run import training_steps
 from tagmask.workflow.stages import Stages
+from tagmask.workflow.steps import work
 
 STAGES = [
     "classifier",
