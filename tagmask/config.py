@@ -128,12 +128,13 @@ class EncoderConfig(Strict):
 class ShortSchedule(NamedTuple):
     """A training of hundreds of steps.
 
-    crop: side, pixels. high, low: thresholds that suit the encoder's CAMs. classes: of the foreground. asked: what the
-    user sets of the method.
+    crop: side, pixels. short: side of the photos that CAMs are made of at scale 1, pixels. high, low: thresholds that
+    suit the encoder's CAMs. classes: of the foreground. asked: what the user sets of the method.
     """
 
     steps: int
     crop: int
+    short: float
     high: float
     low: float
     classes: int

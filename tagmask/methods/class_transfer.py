@@ -42,7 +42,7 @@ class ClassTransferConfig(ClassifierConfig):
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """A sixth of the steps, as the network is not trained, and photos at the size that it was pretrained on."""
         steps = max(20, min(600, schedule.steps // 6))
-        scales = [min(4.0, round(side / schedule.crop, 2)) for side in (224, 336)]
+        scales = [min(4.0, round(side / schedule.short, 2)) for side in (224, 336)]
         return super().short_schedule(schedule) | {
             "encoder.output_stride": (32, "as the network was pretrained"),
             "train.steps": (steps, "to count what the network sees; it stays as it is"),

@@ -96,7 +96,9 @@ def choose(
     own["method"] = {**own["method"], "name": name}
     own["encoder"] = {**own["encoder"], "name": encoder}
     thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
-    schedule = ShortSchedule(steps, crop, *thresholds, classes=len(found["classes"]))
+    side = user.views.short_side if "short_side" in own["views"] else limit
+    seen = min(short, side or short)
+    schedule = ShortSchedule(steps, crop, seen, *thresholds, classes=len(found["classes"]))
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
         Choice("views.scale", [0.6, 1.6], "few steps: less variation than the papers' long schedules"),

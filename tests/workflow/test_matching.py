@@ -119,6 +119,15 @@ def test_what_the_user_sets_holds_for_the_segmenters_of_a_match(tmp_path: Path) 
     assert all(segmenter.train.get(key, value) == value for key, value in train.items())
 
 
+def test_cams_are_of_photos_as_large_as_the_network_knows_them(tmp_path: Path) -> None:
+    found = fingerprint(open_data(load_config({"data": {"root": str(draw(tmp_path / "data", 3, 12))}}).data))
+    for short, views, seen in ((112, {}, 112), (800, {}, 291), (800, {"crop": 64, "short_side": 448}, 448)):
+        found["sizes"] = {"width": {"median": 1200}, "height": {"median": short}}
+        given = {"method": {"name": "class_transfer"}, "views": views}
+        plan = {choice.key: choice.value for choice in choose(found, torch.device("cpu"), given)}
+        assert plan["label.cam_scales"] == [round(224 / seen, 2), round(336 / seen, 2)]
+
+
 def test_the_segmenter_of_a_users_stages_has_finer_maps_than_the_classes(tmp_path: Path) -> None:
     found = fingerprint(open_data(load_config({"data": {"root": str(draw(tmp_path / "data", 3, 12))}}).data))
     given = {"method": {"name": "class_transfer"}, "stages": {"masks": {}, "segmenter": {}}}
