@@ -174,3 +174,15 @@ def test_no_segmenter_starts_from_an_encoder_that_learns_nothing(tmp_path: Path)
     given = merge(TINY, {"data": data, "method": {"name": "class_transfer"}, "encoder": {"weights": "none"}})
     with pytest.raises(ConfigError, match=r"encoder\.weights=auto"):
         run([given, {"stages": stages}], {}, [], tmp_path / "run", dry_run=True)
+
+
+def test_a_segmenter_that_is_added_later_needs_steps_of_its_own(tmp_path: Path) -> None:
+    data = {"root": str(draw(tmp_path / "data", 3, 6))}
+    given = merge(TINY, {"data": data, "method": {"name": "class_transfer"}, "encoder": {"weights": "none"}})
+    run([given], {}, [], tmp_path / "run")
+    stages = {"stages": {"masks": {}, "segmenter": {}}}
+    with pytest.raises(ConfigError, match=r"stages\.segmenter\.train\.steps"):
+        run([stages], {}, [], tmp_path / "run", resume=True)
+    own = merge(stages, {"stages": {"segmenter": {"train": {"steps": 3}}}})
+    result = run([own], {}, [], tmp_path / "run", resume=True, dry_run=True)
+    assert result["config"]["stages"]["segmenter"]["train"]["steps"] == 3
