@@ -152,7 +152,10 @@ def _read_trained(folder: Path) -> TrainedEncoder:
 
 def load_trained(encoder: nn.Module, trained: TrainedEncoder) -> None:
     """Copy the encoder of a trained model, normalisation included, into ``encoder``. Raises WeightsError if it does not
-    fit."""
+    fit, and for one that was left as it was pretrained, with its classifier."""
+    extra = trained.state.keys() - encoder.state_dict().keys()
+    if any(key.removeprefix("body.").startswith(CLASSIFIERS) for key in extra):
+        raise WeightsError(f"{trained.path}: its encoder is as it was pretrained. Set encoder.weights=auto instead.")
     try:
         encoder.load_state_dict(trained.state)
     except RuntimeError as error:

@@ -23,11 +23,6 @@ from tagmask.strict import Positive, Scales, Share
 from tagmask.tensors import full
 from tagmask.types import Batch, Losses
 
-IMAGENET = 1000
-"""Classes of ImageNet, as the competition has them."""
-PLACES = (970, 972, 973, 974, 975, 976, 977, 978, 979, 980)
-"""Of these the natural places, such as lakeside and seashore: what objects are photographed in front of."""
-
 
 class ClassTransferConfig(ClassifierConfig):
     """Settings of ``class_transfer``."""
@@ -42,11 +37,11 @@ class ClassTransferConfig(ClassifierConfig):
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """A sixth of the steps, as the network is not trained, and photos at the size that it was pretrained on."""
         steps = max(20, min(600, schedule.steps // 6))
-        scales = [min(4.0, round(side / schedule.short, 2)) for side in (224, 336)]
+        scales = sorted({min(4.0, round(side / schedule.short, 2)) for side in (224, 336)})
         return super().short_schedule(schedule) | {
             "encoder.output_stride": (32, "as the network was pretrained"),
             "train.steps": (steps, "to count what the network sees; it stays as it is"),
-            "train.warmup": (steps // 20, "a twentieth of the steps"),
+            "train.warmup": (min(steps, schedule.steps) // 20, "a twentieth of the steps"),
             "train.ema": (None, "so few steps are not averaged"),
             "label.cam_scales": (scales, "about the size of the photos that the network was pretrained on"),
             "label.threshold": (0.25, "background score that suits these CAMs"),
@@ -83,24 +78,15 @@ class ClassTransfer(ClassifierMethod):
             logits = full(self.encoder(batch.images).maps[-1])
             rows = torch.cat([batch.tags, torch.ones_like(batch.tags[:, :1])], 1).to(logits)
             shown = logits.mean((-2, -1)).softmax(1)
-            # Not a matrix product, which autocast would do in half precision.
-            self.seen += comm.all_sum((rows[:, :, None] * shown[:, None]).sum(0))
+            with torch.autocast(logits.device.type, enabled=False):
+                self.seen += comm.all_sum(rows.T @ shown)
             self.photos += comm.all_sum(rows.sum(0))
         return self.weighted({"cls": tag_loss(self.classifier(logits), batch.tags)})
 
-    def shares(self) -> Tensor:
-        """(C,S) ``association``, without natural places for tags that are not mostly made of them."""
-        weights = association(self.seen, self.photos)
-        if self.config.places or weights.shape[1] != IMAGENET:
-            return weights
-        objects = weights.clone()
-        objects[:, PLACES] = 0
-        return torch.where(weights[:, PLACES].sum(1, keepdim=True) > 0.5, weights, row_shares(objects))
-
     def cam_maps(self, images: Tensor) -> Tensor:
-        """(B,C,h,w): the classes' logits over their mean, weighted by ``shares`` and what the photo shows."""
+        """(B,C,h,w): the classes' logits over their mean, weighted by ``association`` and what the photo shows."""
         logits = full(self.encoder(images).maps[-1])
         shown = logits.mean((-2, -1)).softmax(1).pow(self.config.photo)
-        weights = row_shares(self.shares() * shown[:, None])
+        weights = row_shares(association(self.seen, self.photos, self.config.places) * shown[:, None])
         with torch.autocast(logits.device.type, enabled=False):
             return torch.einsum("bcs,bshw->bchw", weights, logits - logits.mean(1, keepdim=True))

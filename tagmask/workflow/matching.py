@@ -46,13 +46,13 @@ def match(config: RunConfig, collection: Collection, asked: Mapping[str, Any], c
     """
     name = config.encoder.name if asked.keys() & {"name", "weights", "layout"} else LITE0
     encoder_config = config.encoder.model_copy(update={"name": name, "output_stride": None})
+    items = [item for item in collection.split("train") if item.tags is not None]
     try:
         encoder = build_encoder(encoder_config, classes=True).to(default_device(config))
     except (ConfigError, WeightsError):
-        return Match(name, False, f"pretrained classes of {name} cannot be read, so a classifier learns the tags")
-    items = [item for item in collection.split("train") if item.tags is not None]
-    if len({item.tags for item in items}) == 1 and items[0].tags:
-        return Match(name, True, "all photos have the same tags, of which no classifier can learn")
+        return Match(name, False, f"the classes of pretrained {name} cannot be read")
+    if len({item.tags for item in items}) == 1 and len(items[0].tags or ()) == 1:
+        return Match(name, True, "all photos have the same tag, of which no classifier can learn")
     most = max(PHOTOS, 5 * len(collection.classes))
     order = np.random.default_rng(config.seed).permutation(len(items))[:most]
     logits, kept = pooled_features(encoder, [items[i] for i in sorted(order)], "classes", console)
@@ -62,7 +62,7 @@ def match(config: RunConfig, collection: Collection, asked: Mapping[str, Any], c
     found = skill(leave_one_out(logits.softmax(1), tags), tags)
     tell = "tell" if found >= ENOUGH else "do not tell"
     return Match(
-        name, found >= ENOUGH, f"classes of pretrained {name} {tell} the tags: {found:.2f} of 1, enough is {ENOUGH}"
+        name, found >= ENOUGH, f"classes of pretrained {name} {tell} the tags: {found:.3f} of 1, enough is {ENOUGH}"
     )
 
 

@@ -134,7 +134,11 @@ def choose(
                 **(given.get("encoder") or {}),
                 "name": learner,
             }
-            instead += [Choice(f"encoder.{key}", value, why_learner) for key, value in own["encoder"].items()]
+            reasons = {"name": why_learner, "output_stride": "finer maps than those of the first masks"}
+            for stage in ("affinity", "segmenter"):
+                for key, value in own["encoder"].items() if getattr(stages, stage) is not None else ():
+                    choice = Choice(f"stages.{stage}.encoder.{key}", value, reasons.get(key, "as set"))
+                    planned[choice.key] = choice
         planned |= {choice.key: choice for choice in _stages(stages, own, schedule, kind.reads_classes, instead)}
     # A stage's method is named even where the user names it: settings go when another method's name comes over them.
     return [c for c in planned.values() if not _is_set(given, c.key) or _names_stage_method(c.key)]

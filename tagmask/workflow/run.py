@@ -210,11 +210,10 @@ def _planned(
         if base.stages is None or run.folder.config().stages is not None:
             return base, []
         given = base.model_dump(mode="json", exclude={"stages"}) | {"stages": given["stages"]}
-        learner = base.stages.segmenter
-        if METHODS.get(base.method.name).reads_classes and learner and "steps" not in learner.train:
+        if METHODS.get(base.method.name).reads_classes:
             raise ConfigError(
-                f"{run.folder.path}: method '{base.method.name}' trained for {base.train.steps} steps, which are "
-                "too few for a segmenter. Set stages.segmenter.train.steps, such as to 230."
+                f"{run.folder.path}: method '{base.method.name}' trained nothing that stages could go on from. Begin a "
+                "run with these stages in another folder (--out); its first masks take minutes."
             )
     chosen = "stages" in given or "name" in (given.get("method") or {})
     alone = base.train.devices == 1 and base.train.nodes == 1  # as stages run

@@ -71,7 +71,7 @@ Show = Callable[[str, str, Mapping[str, float], Sequence[str]], None]
 def _shown(expected: Mapping[str, float], console: Console | None) -> Iterator[Show]:
     if console is None or not expected:
         yield lambda *_: None
-    elif console.is_terminal:
+    elif console.is_terminal and not console.is_dumb_terminal:
         with Overall(expected, console) as bar:
             yield bar.begin
     else:
@@ -85,13 +85,15 @@ class Overall(Progress):
 
     def __init__(self, expected: Mapping[str, float], console: Console) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[left]}"))
-        self.expected, self.left, self.before, self.longest = expected, sum(expected.values()), 0.0, 0.0
+        self.expected, self.left, self.later = expected, sum(expected.values()), 0.0
+        self.before = self.longest = 0.0
         self.began = time.perf_counter()
-        super().__init__(*columns, console=console)
+        super().__init__(*columns, console=console, transient=True)
         self.whole = self.add_task("", total=self.left, left="")
 
     def begin(self, title: str, name: str, spent: Mapping[str, float], names: Sequence[str]) -> None:
         self.left = minutes_left(self.expected, spent, names)
+        self.later = minutes_left(self.expected, spent, names[1:])
         self.before = sum(self.expected.get(done, 0.0) for done in spent)
         self.longest, self.began = self.expected.get(name, 0.0), time.perf_counter()
         self.update(self.whole, description=title, refresh=True)
@@ -99,7 +101,7 @@ class Overall(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         gone = (time.perf_counter() - self.began) / 60
         for task in self.tasks:
-            left = f"about {max(0.0, self.left - gone):.0f} minutes left"
+            left = f"about {max(self.later, self.left - gone):.0f} minutes left"
             self.update(task.id, completed=self.before + min(gone, self.longest), left=left)
         return super().get_renderables()
 

@@ -22,8 +22,8 @@ def verdict(run: Run) -> dict[str, Any] | None:
 
     The mean average precision of the class scores is compared with that of the same scores against shuffled tags
     (``chance_precision``). 'learned' is false where it is not above the 99th percentile of these, or not a tenth of
-    the way from their mean to 1, and where all training photos have the same tags, unless the method has its classes
-    from the pretrained network ('learned' is then None, and the text says to look). It goes by 'val'. Where val has too
+    the way from their mean to 1, and where all training photos have the same tags. One tag may be right nevertheless if
+    the method has its classes from the pretrained network: 'learned' is then None. It goes by 'val'. Where val has too
     few photos to tell, it goes by 'train', whose photos were seen in training: these can only show that nothing was
     learned. Where they do not, 'learned' is None. text: what is wrong and what to do; empty where nothing is known to
     be wrong. None for a method without class scores, and before 'val' or 'train' is scored.
@@ -32,9 +32,10 @@ def verdict(run: Run) -> dict[str, Any] | None:
     if not {"val", "train"} & scored.keys():
         return None
     unknown = {"learned": None, "split": None, "map": None, "chance": None, "text": ""}
-    if len({item.tags for item in run.collection.split("train")}) < 2:
-        if METHODS.get(run.config.method.name).reads_classes:
-            text = "All training photos have the same tags, so nothing tells whether the masks show them: look at some."
+    tags = {item.tags for item in run.collection.split("train")}
+    if len(tags) < 2:
+        if METHODS.get(run.config.method.name).reads_classes and all(len(own or ()) == 1 for own in tags):
+            text = "All training photos have the same tag, so nothing tells whether the masks show it: look at some."
             return unknown | {"text": f"{text} {ADD}"}
         return unknown | {"learned": False, "text": f"{WORTHLESS}: all training photos have the same tags. {ADD}"}
     for split in ("val", "train"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tagmask.cam.class_association import association
 from tagmask.methods import build_method
 from tagmask.methods.class_transfer import ClassTransfer
 from tests.methods.class_loops import shares
@@ -44,15 +45,12 @@ def test_cams_follow_the_loop_as_training_feeds_them() -> None:
 
 def test_objects_are_not_made_of_places_but_places_are() -> None:
     """A boat seen as speedboat (814) and lakeside (975), and a lake as lakeside and seashore (978)."""
+    seen, photos = torch.zeros(3, 1000), torch.tensor([10.0, 10.0, 30.0])
+    seen[:, 814] = torch.tensor([6.0, 0.0, 6.0])
+    seen[:, 975] = torch.tensor([4.0, 6.0, 10.0])
+    seen[:, 978] = torch.tensor([0.0, 3.0, 3.0])
     for places in (False, True):
-        method = build_method(tiny({"name": "class_transfer", "places": places}, "test_resnet"), 2)
-        assert isinstance(method, ClassTransfer)
-        method.seen = torch.zeros(3, 1000)
-        method.seen[:, 814] = torch.tensor([6.0, 0.0, 6.0])
-        method.seen[:, 975] = torch.tensor([4.0, 6.0, 10.0])
-        method.seen[:, 978] = torch.tensor([0.0, 3.0, 3.0])
-        method.photos = torch.tensor([10.0, 10.0, 30.0])
-        boat, lake = method.shares()
+        boat, lake = association(seen, photos, places)
         assert (boat[814] < 1, boat[975] > 0) == (places, places)
         assert lake[975] > 0.5 and float(lake.sum()) == float(lake[[975, 978]].sum()) == pytest.approx(1)
         assert float(boat.sum()) == pytest.approx(1)

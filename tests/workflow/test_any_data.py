@@ -153,6 +153,7 @@ def test_one_class_needs_photos_without_it(tmp_path: Path) -> None:
     assert "empty tag cell" in judged(noise, tags)["text"]
     transferred = judged(noise, tags, method="class_transfer")
     assert transferred["learned"] is None and "look at some" in transferred["text"]
+    assert "worth nothing" in judged(np.ones((60, 2)), np.ones((60, 2)), method="class_transfer")["text"]
     tags[::2] = 0
     assert judged(tags, tags)["learned"] is True and judged(noise, tags)["learned"] is False
     alone, both = (fingerprint(open_data(load_config({"data": {"root": str(folder)}}).data))["warnings"] for folder in (
