@@ -129,16 +129,9 @@ def choose(
         # What the classifier's method plans for its own training is not the segmenter's.
         instead = [c for key, c in general.items() if planned[key] is not c and not _is_set(given, key)]
         if kind.reads_classes:
-            own["encoder"] = {
-                "output_stride": user.encoder.output_stride,
-                **(given.get("encoder") or {}),
-                "name": learner,
-            }
-            reasons = {"name": why_learner, "output_stride": "finer maps than those of the first masks"}
-            for stage in ("affinity", "segmenter"):
-                for key, value in own["encoder"].items() if getattr(stages, stage) is not None else ():
-                    choice = Choice(f"stages.{stage}.encoder.{key}", value, reasons.get(key, "as set"))
-                    planned[choice.key] = choice
+            stride = user.encoder.output_stride
+            own["encoder"] = {"output_stride": stride, **(given.get("encoder") or {}), "name": learner}
+            planned |= {choice.key: choice for choice in _encoders(stages, own["encoder"], why_learner)}
         planned |= {choice.key: choice for choice in _stages(stages, own, schedule, kind.reads_classes, instead)}
     # A stage's method is named even where the user names it: settings go when another method's name comes over them.
     return [c for c in planned.values() if not _is_set(given, c.key) or _names_stage_method(c.key)]
@@ -184,6 +177,18 @@ def _recipe(kind: type[Method], rounds: int) -> list[Choice]:
     if kind.reads_classes:
         choices.append(Choice("label.refine", "none", "the CRF does that"))
     return [*choices, Choice("stages.rounds.count", rounds, "segmenters, each taught by the one before")]
+
+
+def _encoders(stages: StagesConfig, encoder: Mapping[str, Any], why: str) -> list[Choice]:
+    """The encoder of stages that train, after a classifier on one of its own; not where a configuration is named."""
+    reasons = {"name": why, "output_stride": "finer maps than those of the first masks"}
+    parts = {"affinity": stages.affinity, "segmenter": stages.segmenter}
+    return [
+        Choice(f"stages.{name}.encoder.{key}", value, reasons.get(key, "as set"))
+        for name, part in parts.items()
+        if part is not None and not part.configs
+        for key, value in encoder.items()
+    ]
 
 
 def _names_stage_method(key: str) -> bool:

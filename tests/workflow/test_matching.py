@@ -135,12 +135,15 @@ def test_cams_are_of_photos_as_large_as_the_network_knows_them(tmp_path: Path) -
 
 def test_networks_of_a_users_stages_have_finer_maps_than_the_classes(tmp_path: Path) -> None:
     found = fingerprint(open_data(load_config({"data": {"root": str(draw(tmp_path / "data", 3, 12))}}).data))
-    stages = {"cams": {}, "affinity": {}, "masks": {}, "segmenter": {}}
+    stages: dict[str, Any] = {"cams": {}, "affinity": {}, "masks": {}, "segmenter": {}}
     given = {"method": {"name": "class_transfer"}, "stages": stages}
     config = load_config(as_mapping(choose(found, torch.device("cpu"), given, effort="quick")), given)
     assert config.encoder.output_stride == 32 and config.stages is not None and config.label.refine == "par"
     for stage in (config.stages.affinity, config.stages.segmenter):
         assert stage is not None and stage.encoder["output_stride"] == 16
+    stages["segmenter"] = {"configs": ["msrc14_learner"]}
+    keys = {choice.key for choice in choose(found, torch.device("cpu"), given, effort="quick")}
+    assert "stages.affinity.encoder.output_stride" in keys and "stages.segmenter.encoder.output_stride" not in keys
 
 
 @pytest.mark.parametrize(
