@@ -269,8 +269,8 @@ def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndar
     warnings += [f"Class '{name}' is on every tagged image: tags cannot show where it is." for name in everywhere]
     if tagged and len({item.tags for item in collection.items if item.tags is not None}) == 1:
         warnings.append(
-            "All tagged images have the same tags, of which no classifier can learn. Add images without them, with an "
-            "empty tag cell."
+            "All tagged images have the same tags: a classifier learns nothing from them. Add images without "
+            "them, with an empty tag cell."
         )
     for (i, name), (j, other) in combinations(enumerate(collection.classes), 2):
         if 5 <= together[i, j] == together[i, i] == together[j, j]:

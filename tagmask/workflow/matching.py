@@ -52,7 +52,7 @@ def match(config: RunConfig, collection: Collection, asked: Mapping[str, Any], c
     except (ConfigError, WeightsError):
         return Match(name, False, f"the classes of pretrained {name} cannot be read")
     if len({item.tags for item in items}) == 1 and len(items[0].tags or ()) == 1:
-        return Match(name, True, "all photos have the same tag, of which no classifier can learn")
+        return Match(name, True, "all photos have the same tag, from which a classifier learns nothing")
     most = max(PHOTOS, 5 * len(collection.classes))
     order = np.random.default_rng(config.seed).permutation(len(items))[:most]
     logits, kept = pooled_features(encoder, [items[i] for i in sorted(order)], "classes", console)

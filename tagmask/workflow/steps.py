@@ -92,6 +92,7 @@ class Overall(Progress):
         self.whole = self.add_task("", total=self.left, left="")
 
     def begin(self, title: str, name: str, spent: Mapping[str, float], names: Sequence[str]) -> None:
+        """A step begins: what ``Show`` takes."""
         self.left = minutes_left(self.expected, spent, names)
         self.later = minutes_left(self.expected, spent, names[1:])
         self.before = sum(self.expected.get(done, 0.0) for done in spent)

@@ -11,10 +11,10 @@ from tagmask.workflow.opened import Run
 
 FIRST_TENTH = 0.1
 """Share of the way from chance to a perfect ranking that a classifier has to be beyond."""
-WORTHLESS = "The masks are worth nothing"
-ADD = "Add photos without them, with an empty tag cell."
 TELLING = 0.75
 """Photos are too few to tell where one of a hundred rankings by chance is better than this."""
+WORTHLESS = "The masks are worth nothing"
+ADD = "Add photos without them, with an empty tag cell."
 
 
 def verdict(run: Run) -> dict[str, Any] | None:

@@ -399,6 +399,13 @@ def test_the_encoder_of_a_trained_model(trained, inner):
         assert torch.equal(state[key], value), key
 
 
+def test_an_encoder_that_was_left_as_pretrained_is_no_start(tmp_path):
+    config = load_config({"encoder": {"name": "test_resnet", "weights": "none"}, "method": {"name": "class_transfer"}})
+    save_model(tmp_path, build_method(config, 2), config, ["cat", "dog"])
+    with pytest.raises(WeightsError, match=r"as it was pretrained.*encoder\.weights=auto"):
+        build("test_resnet", weights=str(tmp_path))
+
+
 def test_of_a_run_with_stages_it_is_the_segmenters_encoder(trained):
     run, source = trained
     config = load_config({"encoder": {"name": TINY, "weights": "none"}, "method": {"name": "supervised"}})
