@@ -20,7 +20,6 @@ from tagmask.strict import (
     COMPUTED,
     LEARNED_AND_USED,
     PLACE,
-    USED,
     Block,
     Count,
     Factor,
@@ -30,15 +29,13 @@ from tagmask.strict import (
     Pixels,
     Place,
     Positive,
-    Role,
     Scale,
-    Scales,
     Seed,
     Share,
     Strict,
     explain,
-    used_for,
 )
+from tagmask.use_config import EvaluateConfig, GuidesConfig, LabelConfig
 from tagmask.yaml_text import parse_yaml, plain_value, read_yaml_file, to_yaml
 
 Jitter = Annotated[float, Field(ge=0, le=10)]
@@ -241,80 +238,6 @@ class TrainConfig(Strict):
         return devices
 
 
-class LabelConfig(Strict):
-    """How masks are made for tagged images (``label``) and without tags (``predict``).
-
-    The outputs that settings decide: 'cams'; 'background', CAMs cut at the background score; 'refined', the same after
-    refinement; 'crf'; 'soft', soft maps; 'segmentation', the segmenter's probabilities; 'masks', what ``label`` makes
-    of these.
-    """
-
-    role: ClassVar[Role] = USED
-    source: Annotated[Literal["auto", "cam", "segmenter"], used_for("masks")] = Field(
-        "auto", description="what masks are made of; auto: of the segmenter where there is one"
-    )
-    cam_scales: Annotated[Scales, used_for("cams")] = [1.0, 0.5, 1.5, 2.0]
-    cam_flip: Annotated[bool, used_for("cams")] = True
-    threshold: Annotated[Share, used_for("background")] = Field(0.3, description="background score of a CAM")
-    threshold_from: Annotated[Literal["fixed", "training"], used_for("background")] = Field(
-        "fixed", description="training: the background score that the method found in training, instead"
-    )
-    high: Annotated[Share | None, used_for("masks")] = Field(
-        None, description="with low: pixels between the two become 255"
-    )
-    low: Annotated[Share | None, used_for("masks")] = None
-    refine: Annotated[str, used_for("refined")] = Field("par", description="none, par, pamr or varm, on CAMs")
-    refine_masks: Annotated[str, used_for("masks")] = Field(
-        "par", description="the same on the segmenter's probabilities, where tags are given"
-    )
-    complete: Annotated[bool, used_for("masks")] = Field(
-        True, description="a tag's class that the segmenter finds nowhere is taken from its CAM"
-    )
-    crf: Annotated[str, used_for("crf")] = Field(
-        "none", description="dense CRF preset for the segmenter, but in tiles: afa, toco, cosa, psa, irn, deeplab"
-    )
-    scales: Annotated[Scales, used_for("segmentation")] = Field([1.0], description="of the segmenter's test")
-    flip: Annotated[bool, used_for("segmentation")] = False
-    merge: Annotated[Literal["mean", "max"], used_for("segmentation")] = Field(
-        "mean", description="of the segmenter's logits over scales and flip"
-    )
-    unsure: Annotated[Momentum, used_for("segmentation")] = Field(
-        0.0, description="segmenter: 255 where the probability is lower"
-    )
-    soft: Annotated[bool, used_for("soft")] = Field(False, description="save half-precision probabilities, too")
-    tile: Annotated[int | None, used_for("segmentation")] = Field(
-        None, ge=8, le=2**16, description="predict: side of a tile for large images; default: whole image"
-    )
-    max_side: Annotated[int, used_for("cams", "segmentation")] = Field(
-        2048, ge=32, le=2**16, description="larger images are tiled (segmenter) or reduced to it (CAMs)"
-    )
-
-    @model_validator(mode="after")
-    def _check_order(self) -> LabelConfig:
-        if (self.high is None) != (self.low is None):
-            raise ValueError("high and low go together: set both, or neither")
-        if self.high is not None and self.low is not None and self.high < self.low:
-            raise ValueError(f"high={self.high} is below low={self.low}")
-        return self
-
-
-class EvaluateConfig(Strict):
-    """How scores are made. Settings decide these parts: 'curve', 'rims', 'without', 'only' and 'intervals'."""
-
-    role: ClassVar[Role] = USED
-    bootstrap: Annotated[int, used_for("intervals")] = Field(
-        1000, ge=0, le=10**6, description="resamples of the interval over images; 0: none"
-    )
-    bins: Annotated[int, used_for("curve")] = Field(100, ge=2, le=10**4, description="thresholds on the CAM curve")
-    boundary: Annotated[Share, used_for("rims")] = Field(
-        0.02, description="rim of the boundary IoU, as a share of the diagonal; 0: not counted"
-    )
-    without: Annotated[list[str], used_for("without")] = Field([], description="classes left out of a second mean")
-    only: Annotated[list[str], used_for("only")] = Field(
-        [], description="classes of a further mean, C-mIoU, such as those that occur together"
-    )
-
-
 class RunConfig(Strict):
     """Everything that decides a run. Saved, resolved, as ``config.yaml`` in its folder."""
 
@@ -328,6 +251,7 @@ class RunConfig(Strict):
     method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: method_config({}))
     train: TrainConfig = TrainConfig()
     label: LabelConfig = LabelConfig()
+    guides: GuidesConfig = GuidesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     stages: Annotated[StagesConfig | None, APART] = Field(
         None, description="what 'tagmask run' does after training; default: masks"

@@ -33,6 +33,7 @@ def pseudo_labels(
     refine: Refine | None = None,
     images: Tensor | None = None,
     boxes: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> Tensor:
     """Labels to train a segmenter on: confident foreground, confident background, and 255 for the rest.
 
@@ -43,6 +44,7 @@ def pseudo_labels(
 
     cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1. images: (B,3,H,W) RGB in [0,1], needed by ``refine``.
     boxes: long (B,4), (x0,y0,x1,y1), half-open, in pixels of the result; pixels outside are 255.
+    factor: (B,1,H',W') >= 0 that both background scores are multiplied by, resized to the maps' grid; default: 1.
     Returns long (B,H,W) of the images' size, or of the CAMs' without images. Raises TagmaskError when shapes do not
     fit, if high < low, and for ``refine`` without images.
     """
@@ -52,11 +54,12 @@ def pseudo_labels(
     if refine is None:
         check_shapes("pseudo_labels", "CAMs (B,C,h,w), tags (B,C) and images (B,3,H,W)", cams, tags, images)
         best, label = resize(cams.masked_fill(tags[:, :, None, None] <= 0, -1), size).max(1)
-        sure, background = best > high, best <= low
+        grid = 1 if factor is None else resize(factor, size)[:, 0]
+        sure, background = best > high * grid, best <= low * grid
         label = label + 1
     else:
         thresholds = (high,) if high == low else (high, low)
-        scores, classes = _refined_stacks(cams, tags, thresholds, refine, images, half=True)
+        scores, classes = _refined_stacks(cams, tags, thresholds, refine, images, True, factor)
         # max finds the same index as argmax, the first of equals, about ten times faster over strided channels.
         found = [resize(scores[:, t], size).max(1).indices for t in range(len(thresholds))]
         sure, background = found[0] > 0, found[-1] == 0
@@ -68,17 +71,24 @@ def pseudo_labels(
 
 @torch.no_grad()
 def refined_scores(
-    cams: Tensor, tags: Tensor, threshold: float, refine: Refine, images: Tensor, half: bool = True
+    cams: Tensor,
+    tags: Tensor,
+    threshold: float,
+    refine: Refine,
+    images: Tensor,
+    half: bool = True,
+    factor: Tensor | None = None,
 ) -> Tensor:
     """Scores of the background and the tagged classes, refined by the images.
 
-    The CAMs are resized to the images' size, halved if ``half`` (rounded down, at least 1). A constant background
-    channel of value ``threshold`` is prepended, and the softmax over it and the tagged classes is refined.
+    The CAMs are resized to the images' size, halved if ``half`` (rounded down, at least 1). A background
+    channel of value ``threshold``, times ``factor``, is prepended, and the softmax over it and the tagged classes is
+    refined.
 
     Shapes as in ``pseudo_labels``. Returns (B,C+1,H',W') on that grid, background first; absent classes are 0. Over
     channels the scores sum to what the refinement's weights do (PAR: 1.10 after ten iterations), not to 1.
     """
-    stacks, classes = _refined_stacks(cams, tags, (threshold,), refine, images, half)
+    stacks, classes = _refined_stacks(cams, tags, (threshold,), refine, images, half, factor)
     scores = stacks.new_zeros(len(cams), cams.shape[1] + 1, *stacks.shape[-2:])
     index = classes[:, :, None, None].expand_as(stacks[:, 0])
     # In images with fewer tags than others the channels to spare hold 0 and point at absent classes.
@@ -86,7 +96,13 @@ def refined_scores(
 
 
 def _refined_stacks(
-    cams: Tensor, tags: Tensor, thresholds: Sequence[float], refine: Refine, images: Tensor | None, half: bool
+    cams: Tensor,
+    tags: Tensor,
+    thresholds: Sequence[float],
+    refine: Refine,
+    images: Tensor | None,
+    half: bool,
+    factor: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Refined scores (B,T,P+1,h,w) for T background scores, and the label of each channel, long (B,P+1).
 
@@ -104,6 +120,8 @@ def _refined_stacks(
     chosen = cams.gather(1, classes[:, :, None, None].expand(-1, -1, *cams.shape[-2:]))
     chosen = resize(chosen.float(), size).masked_fill(absent[:, :, None, None], float("-inf"))
     background = chosen.new_tensor(thresholds).view(1, -1, 1, 1, 1).expand(len(cams), -1, 1, *size)
+    if factor is not None:
+        background = background * resize(factor, size)[:, None]
     stacks = torch.cat([background, chosen[:, None].expand(-1, len(thresholds), -1, -1, -1)], 2).softmax(2)
     scores = refine(resize(images, size), stacks.flatten(1, 2)).unflatten(1, stacks.shape[1:3])
     return scores, torch.cat([torch.zeros_like(classes[:, :1]), classes + 1], 1)

@@ -53,7 +53,8 @@ def headline(name: str, stamp: Stamp) -> str:
 
 
 def _tags(stamp: Stamp) -> str:
-    return "tags given" if stamp["tags"] else "no tags"
+    given = "tags and saliency" if stamp["settings"].get("guides.saliency") else "tags"
+    return f"{given} given" if stamp["tags"] else "no tags"
 
 
 def _threshold(stamp: Stamp) -> str:

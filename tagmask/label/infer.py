@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from tagmask.cam import refined_scores
 from tagmask.cam.maps import resize
 from tagmask.config import LabelConfig, RunConfig
 from tagmask.data.views import reduction
+from tagmask.encoders.saliency import Saliency, background_factor, open_saliency
 from tagmask.errors import ConfigError
 from tagmask.methods import Method
 from tagmask.methods.base import build_refiner
@@ -32,6 +34,7 @@ class Inference:
     def __init__(self, method: Method, config: RunConfig) -> None:
         self.method = method.eval()
         self.config = _settled(config.label, method)
+        self.guides, self.weights_dir = config.guides, config.encoder.weights_dir
         self.short_side = config.views.short_side
         self.precision = config.train.precision
         self.device = next(method.parameters()).device
@@ -46,6 +49,15 @@ class Inference:
         if self.source == "cam" and not method.has_cams:
             raise ConfigError(f"Method '{method.config.name}' has no CAMs; use label.source=segmenter.")
         self.completes = self.config.complete and self.source == "segmenter" and method.has_cams
+
+    @cached_property
+    def saliency(self) -> Saliency | None:
+        """The network of ``guides.saliency``. Raises ConfigError and WeightsError where it cannot be had."""
+        return None if self.guides.saliency is None else open_saliency(self.guides.saliency, self.weights_dir)
+
+    def background_factor(self, photo: Tensor) -> Tensor | None:
+        """(1,1,s,s) that the background's scores in a tagged photo are multiplied by; None without ``guides``."""
+        return None if self.saliency is None else background_factor(self.saliency(photo)).to(self.device)
 
     def _autocast(self) -> AbstractContextManager:
         if self.precision == "fp32":
@@ -84,14 +96,17 @@ class Inference:
         return cams[0].float()
 
     @torch.inference_mode()
-    def refine(self, photo: Tensor, cams: Tensor, tags: Tensor) -> Tensor:
-        """(C+1,h,w) scores of background (at ``label.threshold``) and the tagged classes after refinement."""
+    def refine(self, photo: Tensor, cams: Tensor, tags: Tensor, factor: Tensor | None = None) -> Tensor:
+        """(C+1,h,w) scores of background (at ``label.threshold``) and the tagged classes after refinement.
+
+        factor: of the background's score, see ``background_factor``.
+        """
         given = tags.to(self.device)
         if self.refiner is None:
             background = torch.full_like(cams[:1], self.config.threshold)
-            return torch.cat([background, cams * given[:, None, None]])
-        images = self.batch(photo, self.config.max_side)
-        return refined_scores(cams[None], given[None], self.config.threshold, self.refiner, images, half=False)[0]
+            return torch.cat([times(background, factor), cams * given[:, None, None]])
+        images, threshold = self.batch(photo, self.config.max_side), self.config.threshold
+        return refined_scores(cams[None], given[None], threshold, self.refiner, images, half=False, factor=factor)[0]
 
     def need_segmenter(self) -> None:
         """Raises ConfigError for a method without a segmenter."""
@@ -110,15 +125,21 @@ class Inference:
         return self._logits(images) if side is None else self._tiled(images, side)
 
     @torch.inference_mode()
-    def probabilities(self, photo: Tensor, logits: Tensor, tags: Tensor | None = None) -> Tensor:
+    def probabilities(
+        self, photo: Tensor, logits: Tensor, tags: Tensor | None = None, factor: Tensor | None = None
+    ) -> Tensor:
         """(C+1,h,w) softmax of the segmenter's logits over the background and the tagged classes, or all without tags.
 
-        A dense CRF follows where ``label.crf`` names one, but not for a photo that is segmented in tiles.
+        factor: of the background's probability, see ``background_factor``. A dense CRF follows where ``label.crf``
+        names one, but not for a photo that is segmented in tiles.
         """
         if tags is not None:
             allowed = torch.cat([torch.ones(1), tags.cpu().float()]).to(logits.device)
             logits = logits.masked_fill(allowed[:, None, None] == 0, float("-inf"))
         scores = logits.softmax(dim=0)
+        if factor is not None:
+            scores = torch.cat([times(scores[:1], factor), scores[1:]])
+            scores = scores / scores.sum(0).clamp(min=1e-8)
         if self.crf is None:
             return scores
         images = self.batch(photo)
@@ -172,6 +193,11 @@ class Inference:
                 total[:, y0:y1, x0:x1] += self._logits(images[..., y0:y1, x0:x1]) * ramp
                 weight[y0:y1, x0:x1] += ramp
         return total / weight
+
+
+def times(background: Tensor, factor: Tensor | None) -> Tensor:
+    """A background's scores (1,h,w), times a factor (1,1,s,s) on another grid."""
+    return background if factor is None else background * resize(factor, background.shape[-2:])[0]
 
 
 def random_field(crf: DenseCRF, images: Tensor, scores: Tensor) -> Tensor:

@@ -40,9 +40,14 @@ class Look:
         return self.inference.cams(self.photo, self.tags)
 
     @cached_property
+    def background_factor(self) -> Tensor | None:
+        """(1,1,s,s) that ``guides`` multiply the background's score by. Needs tags."""
+        return self.inference.background_factor(self.photo) if len(self._given.nonzero()) else None
+
+    @cached_property
     def refined(self) -> Tensor:
         """(C+1,h,w) scores of the background and the tagged classes after refinement. Needs tags."""
-        return self.inference.refine(self.photo, self.cams, self._given)
+        return self.inference.refine(self.photo, self.cams, self._given, self.background_factor)
 
     @cached_property
     def refined_labels(self) -> Tensor:
@@ -57,7 +62,7 @@ class Look:
     @cached_property
     def limited(self) -> Tensor:
         """(C+1,h,w) probabilities of the segmenter, limited to the tagged classes. Needs tags."""
-        return self.inference.probabilities(self.photo, self.logits, self._given)
+        return self.inference.probabilities(self.photo, self.logits, self._given, self.background_factor)
 
     @cached_property
     def prediction(self) -> tuple[Tensor, Tensor]:
@@ -82,7 +87,15 @@ class Look:
             return self.refined_labels, self.refined
         given, images = self._given.to(self.inference.device), self.inference.batch(self.photo, cfg.max_side)
         with torch.inference_mode():
-            labels = pseudo_labels(self.cams[None], given[None], cfg.high, cfg.low, self.inference.refiner, images)
+            labels = pseudo_labels(
+                self.cams[None],
+                given[None],
+                cfg.high,
+                cfg.low,
+                self.inference.refiner,
+                images,
+                factor=self.background_factor,
+            )
         labels = F.interpolate(labels[None].byte(), size=self.photo.shape[-2:], mode="nearest-exact")[0, 0]
         return labels, self.refined
 

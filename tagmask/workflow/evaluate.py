@@ -36,7 +36,7 @@ OUTPUTS = {
     "cam+crf": {"cams", "crf"},
     "seeds": set(),
     "masks": set(),
-    "segmenter+tags": {"segmentation", "crf"},
+    "segmenter+tags": {"segmentation", "crf", "guided"},
     "segmenter": {"segmentation", "crf"},
 }
 """What each score is of, by the names of ``LabelConfig``. That of label files is in their note."""

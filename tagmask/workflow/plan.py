@@ -11,7 +11,9 @@ import torch
 
 from tagmask.config import EncoderConfig, MethodConfig, RunConfig, ShortSchedule, load_config
 from tagmask.encoders import build_encoder
+from tagmask.encoders.saliency import open_saliency
 from tagmask.encoders.weights import LITE0, NoWeights, find_weights
+from tagmask.errors import ConfigError, WeightsError
 from tagmask.methods import Method, default_method
 from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, StagesConfig, stage_mapping
@@ -118,6 +120,8 @@ def choose(
         choices.append(Choice("train.precision", "bf16", f"{machine} with fast bfloat16"))
     if effort is not None:
         choices += _labels(kind.has_segmenter or recipe, effort)
+    if effort == "best" and recipe:
+        choices += _guides(user)
     general = {choice.key: choice for choice in choices}
     planned = general | {choice.key: choice for choice in _method(own, schedule)}
     stages = user.stages
@@ -166,6 +170,18 @@ def _labels(segments: bool, effort: Effort) -> list[Choice]:
         Choice("label.crf", "afa", "masks follow the photo's edges"),
         Choice("label.refine_masks", "none", "the CRF does that"),
     ]
+
+
+def _guides(user: RunConfig) -> list[Choice]:
+    """The saliency network, where it and onnxruntime are at hand."""
+    for name in ("u2netp", "u2net"):
+        try:
+            open_saliency(name, user.encoder.weights_dir)
+        except (ConfigError, WeightsError):
+            continue
+        why = "it is at hand; it learned from masks of other photos: null for tags alone"
+        return [Choice("guides.saliency", name, why)]
+    return []
 
 
 def _recipe(kind: type[Method], rounds: int) -> list[Choice]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tagmask.data import Item, read_mask
 from tagmask.label import Inference, Look
-from tagmask.label.infer import best_labels, values_in
+from tagmask.label.infer import best_labels, times, values_in
 from tagmask.label.writer import Make
 from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF, label_probabilities
@@ -42,6 +42,7 @@ class ConfidentLabels:
             much, little = rest.pow(stage.power_high), rest.pow(stage.power_low)
         else:
             much, little = torch.full_like(rest, stage.high), torch.full_like(rest, stage.low)
+        much, little = (times(score, look.background_factor).clamp(max=1) for score in (much, little))
         strict, lenient = self._labelling(images, cams, much), self._labelling(images, cams, little)
         labels = torch.full_like(strict, IGNORE)
         labels = torch.where((strict > 0) & (lenient > 0), strict, labels)
@@ -78,6 +79,7 @@ class WalkedMasks:
             cams, images = present_cams(look, present)
             with self.inference._autocast():
                 scores = self.walker.propagate(images, cams).float()
+            scores = torch.cat([times(scores[:1], look.background_factor), scores[1:]])
         if self.crf is not None:
             probs = scores.clamp(min=0) / scores.clamp(min=0).sum(0).clamp(min=1e-8)
             scores = self.crf((images * 255).round().byte(), probs[None])[0]

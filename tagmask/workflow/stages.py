@@ -18,6 +18,7 @@ from rich.console import Console
 
 from tagmask.config import LabelConfig, RunConfig, load_config, merge, read_yaml
 from tagmask.data import Item
+from tagmask.encoders.saliency import open_saliency
 from tagmask.errors import ConfigError
 from tagmask.files import read_record, write_json
 from tagmask.label import Inference, Labelled, LabelWriter, go_over
@@ -53,10 +54,12 @@ def learns_from(config: RunConfig) -> dict[str, str]:
 
 
 class Stages:
-    """The stages of a run besides its classifier. Raises ConfigError for what would fail only hours later."""
+    """The stages of a run besides its classifier. Raises ConfigError and WeightsError for what would fail later."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        if run.config.guides.saliency is not None:
+            open_saliency(run.config.guides.saliency, run.config.encoder.weights_dir)
         self._open()
 
     def _open(self) -> None:
@@ -112,7 +115,7 @@ class Stages:
         """Stage 'cams': confident labels of the training photos, in seeds/."""
         run, stages = self.run, self.run.config.stages
         assert stages is not None and stages.cams is not None
-        note = self._note("cams", {"cams"}, stages.cams.model_dump(mode="json"))
+        note = self._note("cams", {"cams", "guided"}, stages.cams.model_dump(mode="json"))
         labels = of_tagged(ConfidentLabels(stages.cams), run.collection.classes)
         folder, soft = run.folder.path / "seeds", stages.cams.soft
         writer = LabelWriter(folder, self._items(), run.collection.classes, note, labels, soft=soft)
@@ -127,7 +130,7 @@ class Stages:
         if stages.masks.source == "segmenter":
             return mask_writer(run, self._items(), folder)
         settings = stages.masks.model_dump(mode="json", exclude={"threshold", "source"})
-        outputs = {"cams"}
+        outputs = {"cams", "guided"}
         walker = None
         if "affinity" in self.configs:
             affinity = self.part("affinity")

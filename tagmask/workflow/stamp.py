@@ -20,14 +20,18 @@ from tagmask.workflow.opened import Run
 
 MASKS_NOTE = "train_masks.json"
 """In a run folder: how the masks were made that the run learned from."""
+GUIDE = "guides.saliency"
+"""A setting that makes masks of more than tags."""
 IN_EVERY_SCORE = frozenset({"rims", "without", "only"})
 """Parts of every score of label maps, by the names of ``EvaluateConfig``."""
 
 
 def in_force(config: RunConfig, outputs: Iterable[str]) -> dict[str, Any]:
-    """The settings, by dotted key, that decide these outputs of a trained run."""
+    """The settings, by dotted key, that decide these outputs of a trained run. Where files lie is left out."""
     wanted = frozenset(outputs)
-    return settings_of(config, lambda role: role.decides(wanted))
+    found = settings_of(config, lambda role: role.decides(wanted))
+    guide = found.pop(GUIDE, None)
+    return found | ({GUIDE: Path(guide).stem} if guide else {})
 
 
 def settled(run: Run) -> RunConfig:
@@ -53,7 +57,7 @@ def _outputs_of_masks(inference: Inference, source: str, with_tags: bool) -> set
         return of_cams | {"masks", "soft"}
     made = {"segmentation", "crf", "soft"}
     if with_tags:
-        made |= {"masks"} | (of_cams if inference.completes else set())
+        made |= {"masks", "guided"} | (of_cams if inference.completes else set())
     return made
 
 
@@ -112,14 +116,16 @@ def make_stamp(
 def _trained(run: Run) -> dict[str, Any]:
     """What was trained, and from what."""
     config, note = run.config, run.folder.path / MASKS_NOTE
+    masks = read_record(note) if note.is_file() else None
+    guided = bool(masks and masks.get("settings", {}).get(GUIDE))
     learned = settings_of(config, lambda role: role.learned and not role.used)
     return {
         "method": config.method.name,
         "encoder": config.encoder.name,
         "weights": run.model_note["weights_origin"],
         "digest": run.model_note["digest"],
-        "supervision": run.model_note["supervision"],
-        "masks": read_record(note) if note.is_file() else None,
+        "supervision": run.model_note["supervision"] + (" of tags + saliency" if guided else ""),
+        "masks": masks,
         "seed": config.seed,
         # What the data is, the photos' ids and the truth say; where data and weights lie is nobody else's.
         "settings": {

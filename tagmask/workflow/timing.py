@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tagmask.config import EncoderConfig, RunConfig
 from tagmask.data import Collection, TrainLoader, TrainViews, read_image, tag_vector
+from tagmask.encoders.saliency import open_saliency
 from tagmask.label import Inference, Look
 from tagmask.methods import Method, build_method
 from tagmask.registry import METHODS
@@ -91,6 +92,9 @@ def expected_minutes(run: Run, stages: Stages) -> dict[str, float]:
     named = [] if config.stages is None else config.stages.named()
     looked = photo_by(config, lambda look: (compares and look.refined, look.mask))
     seconds["masks"] = looked * (len(tagged["train"]) if "masks" in named else delivered)
+    if config.guides.saliency is not None:
+        saliency = open_saliency(config.guides.saliency, config.encoder.weights_dir)
+        seconds["masks"] += second(lambda: saliency.compute(photo), torch.device("cpu")) * delivered
     if "affinity" in named:
         seconds["affinity"] = steps_of(stages.part("affinity"))
     if "cams" in named:

@@ -155,7 +155,7 @@ def _anchored(config: RunConfig) -> RunConfig:
 def check_use(method: Method, config: RunConfig, classes: Sequence[str]) -> None:
     """Raise ConfigError for settings of labelling and scoring that would fail only after training."""
     if method.has_cams or method.has_segmenter:
-        Inference(method, config)
+        Inference(method, config).saliency  # noqa: B018 (says that it cannot be had)
     for key in ("without", "only"):
         for name in getattr(config.evaluate, key):
             if name not in classes:

@@ -19,8 +19,11 @@ def cams(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(3, 4, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def by_hand(maps: torch.Tensor, tags: torch.Tensor, high: float, low: float) -> torch.Tensor:
+def by_hand(
+    maps: torch.Tensor, tags: torch.Tensor, high: float, low: float, factor: torch.Tensor | None = None
+) -> torch.Tensor:
     """Plain thresholds, pixel by pixel."""
+    factor = torch.ones(len(maps), 1, *maps.shape[-2:]) if factor is None else factor
     count, classes, height, width = maps.shape
     labels = torch.zeros(count, height, width, dtype=torch.long)
     for b in range(count):
@@ -30,7 +33,9 @@ def by_hand(maps: torch.Tensor, tags: torch.Tensor, high: float, low: float) -> 
                 for c in range(classes):
                     if tags[b, c] and maps[b, c, i, j] > best:
                         best, label = float(maps[b, c, i, j]), c + 1
-                labels[b, i, j] = label if best > high else 0 if best <= low else 255
+                labels[b, i, j] = (
+                    label if best > high * factor[b, 0, i, j] else 0 if best <= low * factor[b, 0, i, j] else 255
+                )
     return labels
 
 
@@ -95,6 +100,24 @@ def test_plain_takes_the_images_size() -> None:
     resized = F.interpolate(maps, size=(20, 13), mode="bilinear", align_corners=False)
     labels = pseudo_labels(maps, TAGS, HIGH, LOW, images=images)
     assert torch.equal(labels, by_hand(resized, TAGS, HIGH, LOW))
+
+
+@pytest.mark.parametrize("refine", [None, lambda images, scores: scores])
+def test_the_background_is_scored_by_pixel_where_a_factor_is_given(refine) -> None:
+    maps = cams(8, 6)
+    factor = torch.rand(3, 1, 8, 6, generator=torch.Generator().manual_seed(1)) * 2
+    labels = pseudo_labels(maps, TAGS, HIGH, LOW, refine, factor=factor, images=torch.rand(3, 3, 16, 12))
+    if refine is None:  # on the images' grid
+        maps, factor = (F.interpolate(x, size=(16, 12), mode="bilinear") for x in (maps, factor))
+        assert torch.equal(labels, by_hand(maps, TAGS, HIGH, LOW, factor))
+        return
+    # Scores that nothing refines lose to the same background; found on their own grid, resized to the images'.
+    scores = [refined_scores(maps, TAGS, t, refine, torch.rand(3, 3, 16, 12), factor=factor) for t in (HIGH, LOW)]
+    for t, found in zip((HIGH, LOW), scores, strict=True):
+        assert torch.equal(found.argmax(1), by_hand(maps, TAGS, t, t, factor))
+    sure, lenient = (F.interpolate(s, size=(16, 12), mode="bilinear").argmax(1) for s in scores)
+    expected = torch.where(sure > 0, sure, torch.where(lenient == 0, 0, 255))
+    assert torch.equal(labels, expected) and set(labels.unique().tolist()) > {0, 255}
 
 
 def refined_by_hand(

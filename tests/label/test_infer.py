@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tagmask.label.infer import Inference, best_labels, tile_starts
 from tagmask.methods import Method, build_method
 from tagmask.refine import PAR, DenseCRF
 from tests.methods.contract import tiny
+from tests.small_onnx import write_saliency
 
 CLASSES = 3
 
@@ -177,3 +179,29 @@ def test_labels_from_cams_use_the_threshold_and_the_tags() -> None:
             red, blue = values[0, y, x], values[2, y, x]
             expected = 0 if max(red, blue) <= 0.5 else 1 if red >= blue else 3
             assert labels[y, x] == expected
+
+
+def test_saliency_scores_the_background_of_tagged_photos_alone(tmp_path: Path) -> None:
+    network = str(write_saliency(tmp_path / "net.onnx"))
+    image, tags = photo(24, 40), torch.tensor([1, 0, 1])
+    plain, guided = (Inference(Pointwise(), with_guide(guide)) for guide in (None, network))
+    factor = F.interpolate(guided.background_factor(image), size=(24, 40), mode="bilinear")[0, 0]  # type: ignore[arg-type]
+    assert 0.1 < factor.min() < factor.max() < 2
+    one, other = Look(guided, image, tags), Look(plain, image, tags)
+    assert torch.equal(one.cams, other.cams) and torch.equal(one.prediction[1], other.prediction[1])
+    for y in range(0, 24, 5):
+        for x in range(0, 40, 7):
+            expected = [float(value) for value in other.limited[:, y, x]]
+            expected[0] *= float(factor[y, x])
+            assert one.limited[:, y, x].tolist() == pytest.approx(
+                [value / sum(expected) for value in expected], abs=1e-5
+            )
+            assert float(one.refined[0, y, x]) == pytest.approx(0.3 * float(factor[y, x]), abs=1e-5)
+            assert torch.equal(one.refined[1:, y, x], other.refined[1:, y, x])
+    assert Look(guided, image, torch.zeros(3)).limited[0].min() == 1, "nothing is in it, whatever is salient"
+
+
+def with_guide(network: str | None) -> RunConfig:
+    return load_config(
+        {"label": {"refine": "none", "refine_masks": "none", "threshold": 0.3}, "guides": {"saliency": network}}
+    )

@@ -22,13 +22,14 @@ from tagmask.stage_config import CamsStage, MasksStage
 from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, of_tagged
 
 
-def fake_inference(cams: torch.Tensor) -> Any:
+def fake_inference(cams: torch.Tensor, factor: torch.Tensor | None = None) -> Any:
     """An Inference whose CAMs are given; images of their size, without a working grid of their own."""
     return SimpleNamespace(
         device=torch.device("cpu"),
         config=SimpleNamespace(max_side=99),
         method=SimpleNamespace(classes=len(cams)),
         cams=lambda photo, tags: cams * tags[:, None, None],
+        background_factor=lambda photo: factor,
         batch=lambda photo, longest: photo[None].float() / 255,
     )
 
@@ -49,13 +50,16 @@ def write(folder: Path, items: Any, classes: Any, make: Any, note: Any, **option
 @pytest.mark.parametrize("rule", ["constant", "power"])
 @pytest.mark.parametrize("crf", ["none", "psa"])
 @pytest.mark.parametrize("confidence", [0.7, None])
-def test_confident_labels_equal_the_rule(rule: str, crf: str, confidence: float | None) -> None:
+@pytest.mark.parametrize("guided", [False, True])
+def test_confident_labels_equal_the_rule(rule: str, crf: str, confidence: float | None, guided: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     cams = torch.rand(4, 9, 11, generator=generator)
     photo = torch.randint(0, 256, (3, 9, 11), generator=generator, dtype=torch.uint8)
     stage = CamsStage(rule=rule, high=0.8, low=0.5, power_high=0.5, power_low=2, crf=crf, confidence=confidence)  # type: ignore[arg-type]
     present = torch.tensor([1, 3])
-    labels, soft = ConfidentLabels(stage)(look(fake_inference(cams), photo, present), present)
+    factor = torch.rand(9, 11, generator=generator) * 2 if guided else torch.ones(9, 11)
+    inference = fake_inference(cams, factor[None, None] if guided else None)
+    labels, soft = ConfidentLabels(stage)(look(inference, photo, present), present)
     assert torch.equal(soft, cams[[1, 3]])
 
     def labelling(constant: float, power: float) -> torch.Tensor:
@@ -64,7 +68,9 @@ def test_confident_labels_equal_the_rule(rule: str, crf: str, confidence: float 
         for y in range(9):
             for x in range(11):
                 best = max(float(cams[1, y, x]), float(cams[3, y, x]))
-                scores[0, y, x] = constant if rule == "constant" else (1 - best) ** power
+                scores[0, y, x] = min(
+                    1, (constant if rule == "constant" else (1 - best) ** power) * float(factor[y, x])
+                )
                 scores[1, y, x], scores[2, y, x] = cams[1, y, x], cams[3, y, x]
                 found[y, x] = max(range(3), key=lambda k: float(scores[k, y, x]))
         if crf == "none":
