@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tagmask.config import load_config, merge
 from tagmask.data import fingerprint, open_data
 from tagmask.errors import ConfigError
 from tagmask.files import read_record
-from tagmask.workflow import run
+from tagmask.workflow import Run, run
 from tagmask.workflow.matching import Match, leave_one_out, match, skill
 from tagmask.workflow.plan import as_mapping, choose
+from tagmask.workflow.suspects import suspects_of
 from tests.methods.class_loops import shares
 from tests.workflow.drawn import draw
 
@@ -192,3 +195,21 @@ def test_stages_that_come_later_are_refused(tmp_path: Path) -> None:
     run([given], {}, [], tmp_path / "run")
     with pytest.raises(ConfigError, match="--out"):
         run([{"stages": {"masks": {}, "segmenter": {}}}], {}, [], tmp_path / "run", resume=True)
+
+
+def test_wrong_tags_of_such_a_run_are_found_by_features_not_by_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = timm.create_model("test_resnet")
+    save_file(network.state_dict(), tmp_path / "net.safetensors")
+    data, encoder = {"root": str(draw(tmp_path / "data", 3, 6))}, {"weights": str(tmp_path / "net.safetensors")}
+    config = load_config(TINY, {"data": data, "encoder": encoder, "method": {"name": "class_transfer"}})
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "tagmask.workflow.suspects.find_suspects", lambda data, encoder, *_: seen.append(encoder.channels[-1])
+    )
+    opened = Run(tmp_path / "run", config)
+    opened.begin()
+    assert opened.untrained.encoder.channels[-1] == 1000
+    suspects_of(opened)
+    assert seen == [network.num_features]
