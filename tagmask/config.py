@@ -55,6 +55,9 @@ class DataConfig(Strict):
         None, description="folder that image names are relative to; default: found"
     )
     masks: Annotated[Place | None, PLACE] = Field(None, description="folder of true masks, read for evaluation only")
+    reviewed: Annotated[Place | None, PLACE] = Field(
+        None, description="folder with the review of a run (review.jsonl): its tags and masks are in force"
+    )
     train_masks: Place | None = Field(
         None, description="masks to train on instead of true ones, such as another run's masks/"
     )

@@ -24,6 +24,10 @@ def run(
     out: common.Out = Path("runs/latest"),
     resume: Resume = False,
     labels_of: common.LabelsOf = None,
+    reviewed: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="this run again, with the tags and masks of its review, and what that gained"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the plan, see that weights and parts fit, and stop")
     ] = False,
@@ -43,6 +47,12 @@ def run(
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
     console = None if json else common.screen()
     taught = [workflow.labels_of(labels_of, not dry_run, console)] if labels_of else []
+    if reviewed is not None:
+        taught.append(workflow.reviewed_settings(reviewed, out, resume, keep=not dry_run))
     result = workflow.run([*taught, *(configs or [])], values, overrides, out, resume, dry_run, console, effort)
+    if reviewed is not None and not dry_run:
+        result["gain"] = workflow.gain(reviewed, out)
+        if console is not None:
+            workflow.print_gain(result["gain"], reviewed, console)
     if json:
         common.print_json(result)

@@ -28,7 +28,8 @@ class Item:
     id: the image's name without extension, unique in its collection (the path relative to the image folder where
     two names collide). tags: indices into the collection's classes, 0..C-1, ascending; ``()`` says that none of the
     classes is there; None says that nobody looked (unlabelled). mask: the file of true labels, or None. boxes: true
-    boxes (x0,y0,x1,y1) in pixels of the photo, half-open; for localisation, empty where the source has none.
+    boxes (x0,y0,x1,y1) in pixels of the photo, half-open; for localisation, empty where the source has none. corrected:
+    a label file that a person drew in a review; it stands in the place of a mask that would be made.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Item:
     tags: tuple[int, ...] | None
     mask: Path | None = None
     boxes: tuple[Box, ...] = ()
+    corrected: Path | None = None
 
 
 @dataclass(frozen=True)

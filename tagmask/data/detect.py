@@ -9,6 +9,7 @@ from tagmask.config import DataConfig
 from tagmask.data.collection import Collection
 from tagmask.data.find import data_root, image_folder, mask_folder
 from tagmask.data.layout import role, subfolders
+from tagmask.data.review import Journal, reviewed
 from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
 from tagmask.data.source_folders import class_folders
@@ -24,12 +25,19 @@ def open_data(config: DataConfig, seed: int = 0) -> Collection:
     """Read the data set that a configuration names and fix its train, val and test lists.
 
     ``source='auto'`` takes the layouts of VOC, COCO and CUB, then a table of tags, then class folders, whichever is
-    there first. ``seed`` decides which share is held out where there is no val list. Raises DataError.
+    there first. ``seed`` decides which share is held out where there is no val list. The decisions of a review come
+    last (``data.reviewed``). Raises DataError.
     """
     source = detect(config, data_root(config)) if config.source == "auto" else config.source
     collection = SOURCES.get(source)(config)
     bases = [image_folder(config, collection.root), collection.root]
-    return assign_splits(collection, config, seed, bases)
+    collection = assign_splits(collection, config, seed, bases)
+    if config.reviewed is None:
+        return collection
+    journal = Journal(config.reviewed)
+    if not journal.path.is_file():
+        raise DataError(f"{journal.path} (data.reviewed): there is no review; 'tagmask view RUN' makes one.")
+    return reviewed(collection, journal.decisions(), journal.path)
 
 
 def detect(config: DataConfig, root: Path) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from tagmask.data import Item, read_mask, write_mask
+from tagmask.data.pixels import check_size
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import csv_text, read_csv, read_record, sweep, write_json, write_text, written
 from tagmask.label.infer import values_in
@@ -136,7 +137,7 @@ class LabelWriter:
         if isinstance(look, DataError):
             self.done.failed.append((str(item.image), str(look)))
             return
-        labels, scores, names = self.make(item, look)
+        labels, scores, names = self._corrected(item, look) or self.make(item, look)
         path = self.paths[item.id]
         if self.soft and scores is not None:
             half = scores.half().cpu().numpy()
@@ -148,6 +149,14 @@ class LabelWriter:
         self.unsure += int((labels == IGNORE).sum())
         if item.tags is not None:
             self.lacking[item.id] = _lacking(item, labels, self.classes)
+
+    def _corrected(self, item: Item, look: Look) -> tuple[Tensor, None, Sequence[str]] | None:
+        """The label map that a person drew of the photo, if there is one. Raises DataError for one of another size."""
+        if item.corrected is None:
+            return None
+        labels = read_mask(item.corrected, len(self.classes))
+        check_size(item.corrected, labels, item.image, look.photo)
+        return labels, None, ()
 
     def finish(self) -> Labelled:
         """Counts of the whole run. Where items have tags, missing.csv says which masks lack a class of theirs.

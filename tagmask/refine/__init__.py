@@ -9,6 +9,7 @@ from tagmask.refine.neighbours import LocalRefiner
 from tagmask.refine.pamr import PAMR
 from tagmask.refine.par import PAR
 from tagmask.refine.random_walk import random_walk
+from tagmask.refine.seeded_walk import seeded_walk
 from tagmask.refine.varm import VARM
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "pixel_affinity",
     "radius_edges",
     "random_walk",
+    "seeded_walk",
 ]

@@ -8,6 +8,7 @@ from tagmask.workflow.label import label, labels_of
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.predict import predict
 from tagmask.workflow.report import report
+from tagmask.workflow.reviewed import gain, print_gain, reviewed_settings
 from tagmask.workflow.run import demo, run
 from tagmask.workflow.train import resumed, train
 
@@ -21,13 +22,16 @@ __all__ = [
     "Run",
     "demo",
     "evaluate",
+    "gain",
     "label",
     "labels_of",
     "list_methods",
     "opened",
     "predict",
+    "print_gain",
     "report",
     "resumed",
+    "reviewed_settings",
     "run",
     "train",
 ]

@@ -146,7 +146,7 @@ def check_schedule(config: RunConfig) -> None:
 
 def _anchored(config: RunConfig) -> RunConfig:
     """The configuration with the data's places made absolute: a run is used from other folders than it was made in."""
-    names = ("root", "tags", "images", "masks", "train_masks", "classes", "colour_map")
+    names = ("root", "tags", "images", "masks", "train_masks", "classes", "colour_map", "reviewed")
     places = {name: getattr(config.data, name) for name in names}
     found = {name: place.resolve() for name, place in places.items() if isinstance(place, Path) and place.exists()}
     return config.model_copy(update={"data": config.data.model_copy(update=found)})

@@ -1,0 +1,98 @@
+"""``tagmask run --reviewed``: a run again, with what people decided about its photos, and what that gained."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tagmask.data.review import JOURNAL, MASKS, Journal
+from tagmask.errors import ConfigError, DataError
+from tagmask.evaluate.scores import percent
+from tagmask.evaluate.stamp import difference
+from tagmask.files import read_text, write_text
+from tagmask.training import RunFolder
+from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.train import check_free
+
+SNAPSHOT = "reviewed"
+"""In a run folder: the review that it learned from, with its corrected masks. Later decisions do not change it."""
+DELIVERED = ("masks", "segmenter")
+"""Scores that the gain is said for: of the masks of tagged photos, and of new photos."""
+ALIKE = ("ids", "images", "truth", "tags", "settings")
+"""What two scores share that are compared, by the keys of their stamps."""
+
+
+def reviewed_settings(
+    first: Run | str | Path, out: str | Path, resume: bool = False, keep: bool = True
+) -> dict[str, Any]:
+    """The settings of a run with its review in force, to be merged under what the user sets.
+
+    The review, and the one that the run itself learned from, are copied into ``out``: later decisions do not change
+    what a run learned. keep: whether to copy. Raises DataError where nobody has reviewed the run, and ConfigError for a
+    folder that holds a run, also where that is resumed: it has its review.
+    """
+    first = opened(first)
+    if resume:
+        raise ConfigError(f"{out}: goes on with the review that it began with; leave --reviewed away.")
+    check_free(RunFolder(out), resume)
+    journals = [Journal(folder) for folder in (first.config.data.reviewed, first.folder.path) if folder is not None]
+    journals = [journal for journal in journals if journal.path.is_file()]
+    if not journals or journals[-1].folder != first.folder.path:
+        raise DataError(
+            f"{first.folder.path / JOURNAL}: nobody has reviewed this run; 'tagmask view {first.folder.path}' does."
+        )
+    place = Path(out) / SNAPSHOT
+    if keep:
+        write_text(place / JOURNAL, "".join(f"{read_text(journal.path).rstrip()}\n" for journal in journals))
+        for journal in journals:
+            if (journal.folder / MASKS).is_dir():
+                shutil.copytree(journal.folder / MASKS, place / MASKS, dirs_exist_ok=True)
+    config = first.config.model_dump(mode="json")
+    config["data"]["reviewed"] = str(place if keep else first.folder.path)
+    if config["data"]["seed"] is None:  # another seed of the new run must not hold out other photos
+        config["data"]["seed"] = config["seed"]
+    return config | {"plan": False}
+
+
+def gain(first: Run | str | Path, second: Run | str | Path) -> list[dict[str, Any]]:
+    """What a reviewed run scores beside the run that was reviewed, on the same photos: name, split, before, after.
+
+    A score of photos of which some are others, or have another true mask, is left out.
+    """
+    before, after = (_scores(opened(run)) for run in (first, second))
+    return [
+        {"name": key[0], "split": key[1], "before": before[key]["miou"], "after": score["miou"]}
+        for key, score in after.items()
+        if key in before and not difference(*({k: s["stamp"][k] for k in ALIKE} for s in (before[key], score)))
+    ]
+
+
+def _scores(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
+    """Scores of the delivered masks and of the last segmenter, by name and split."""
+    found = {}
+    for folder in (run.folder, run.last.folder):
+        for score in folder.metrics()["scores"]:
+            if score["name"] in DELIVERED:
+                found[score["name"], score["stamp"]["split"]] = score
+    return found
+
+
+def print_gain(rows: Sequence[Mapping[str, Any]], before: str | Path, console: Console) -> None:
+    """A table of ``gain``; one line where there is nothing to compare."""
+    if not rows:
+        text = f"No score of {before} is of the same photos, with the same true masks: the gain is unknown."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(
+        "score", "split", os.path.basename(os.fspath(before)), "reviewed", "gain", title="What the review gained"
+    )
+    for row in rows:
+        more = f"{100 * (row['after'] - row['before']):+.1f}"
+        table.add_row(row["name"], row["split"], percent(row["before"]), percent(row["after"]), more)
+    console.print(table)

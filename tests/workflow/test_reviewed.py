@@ -1,0 +1,86 @@
+"""``run --reviewed``: a run again, with what people decided about its photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tagmask.cli import app
+from tagmask.data import read_mask
+from tagmask.data.review import Journal
+from tagmask.errors import ConfigError, DataError
+from tagmask.files import read_record
+from tagmask.workflow import Run, gain, reviewed_settings, run
+from tests.workflow.conftest import BASE
+
+
+@pytest.fixture(scope="module")
+def first(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in two rounds; its review has a drawn mask, other tags and a rejected photo."""
+    out = tmp_path_factory.mktemp("reviewed") / "first"
+    data = {"root": str(scenes), "train": "train.txt", "test": "test.txt", "masks": "masks"}
+    stages = {"masks": {"source": "segmenter"}, "segmenter": {}, "rounds": {"count": 2}}
+    run([BASE, {"data": data, "stages": stages, "seed": 5}], {}, [], out)
+    train = [item.id for item in Run(out).collection.split("train")]
+    journal = Journal(out)
+    journal.add(train[0], "mask", labels=np.full((64, 80), 2, dtype=np.uint8))
+    journal.add(train[1], "tags", Run(out).collection.classes[:1])
+    journal.add(train[2], "reject")
+    return out
+
+
+def test_a_run_learns_what_people_decided(first: Path, tmp_path: Path) -> None:
+    out = tmp_path / "second"
+    words = ["run", "--reviewed", str(first), "-o", str(out), "--json", "train.log_every=1"]
+    result = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
+    before, after = Run(first), Run(out)
+    drawn, retagged, rejected, *_ = [item.id for item in before.collection.split("train")]
+    assert after.collection.item(retagged).tags == (0,) != before.collection.item(retagged).tags
+    for name in ("round1/masks", "round2/masks", "masks"):
+        assert (read_mask(out / name / f"{drawn}.png", 99) == 2).all(), name
+        assert not (out / name / f"{rejected}.png").exists() and (out / name / f"{retagged}.png").is_file(), name
+        assert set(read_mask(out / name / f"{retagged}.png", 99).unique().tolist()) <= {0, 1}, name
+    # All else is as it was: the settings, and what is held out.
+    assert after.config.stages == before.config.stages and after.config.seed == before.config.seed == 5
+    assert {k: v for k, v in after.collection.splits.items() if k != "train"} == {
+        k: v for k, v in before.collection.splits.items() if k != "train"
+    }
+    found = {(row["name"], row["split"]) for row in result["gain"]}
+    assert found == {("segmenter", "val"), ("segmenter", "test"), ("masks", "val")}
+    scores = {s["stamp"]["split"]: s["miou"] for s in read_record(out / "segmenter" / "metrics.json")["scores"]}
+    row = next(row for row in result["gain"] if (row["name"], row["split"]) == ("segmenter", "test"))
+    assert row["after"] == scores["test"]
+    # Later decisions change nothing of what it learned.
+    Journal(first).add(drawn, "reject")
+    assert Run(out).collection.split("train") == after.collection.split("train")
+    # Its own review goes on from there.
+    Journal(out).add(retagged, "reject")
+    config = reviewed_settings(out, tmp_path / "third")
+    decisions = Journal(config["data"]["reviewed"]).decisions()
+    assert (
+        decisions[drawn].mask is not None
+        and decisions[drawn].mask.is_file()
+        and decisions[retagged].verdict == "reject"
+    )
+
+
+def test_what_cannot_be_reviewed_again_is_said(first: Path, tmp_path: Path, scenes: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a run already"):
+        reviewed_settings(first, first)
+    with pytest.raises(ConfigError, match="leave --reviewed away"):
+        reviewed_settings(first, tmp_path / "other", resume=True)
+    plain = tmp_path / "plain"
+    run([BASE, {"data": {"root": str(scenes)}}], {}, [], plain)
+    with pytest.raises(DataError, match="nobody has reviewed this run; 'tagmask view"):
+        reviewed_settings(plain, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_scores_of_other_photos_are_not_compared(first: Path, scenes: Path, tmp_path: Path) -> None:
+    data = {"root": str(scenes), "train": "train.txt", "val": "test.txt", "test": "val.txt", "masks": "masks"}
+    run([BASE, {"data": data}], {}, [], tmp_path / "other")
+    assert gain(first, tmp_path / "other") == []
