@@ -36,7 +36,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.55) -> np.nd
 
 
 def heat(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
-    """The photo in grey with an activation on top, from blue (0) to red (1).
+    """The photo in grey with an activation on top, from purple (0) over green to yellow (1): equal steps look equal.
 
     image: uint8 (H,W,3). cam: (H,W), in [0,1] (values outside are cut). Returns uint8 (H,W,3). Raises DataError
     where the sizes differ.
@@ -44,7 +44,7 @@ def heat(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     _same_size(image, cam)
     cam = np.nan_to_num(cam.astype(np.float32)).clip(0, 1)[..., None]
     grey = (image @ np.array([0.299, 0.587, 0.114]))[..., None]
-    colours = colormaps["turbo"](cam[..., 0])[..., :3] * 255
+    colours = colormaps["viridis"](cam[..., 0])[..., :3] * 255
     # Weak activations leave the photo readable, strong ones are plain to see.
     strength = 0.25 + 0.45 * cam
     return (grey * (1 - strength) + colours * strength).round().clip(0, 255).astype(np.uint8)

@@ -15,6 +15,7 @@ from tagmask.data.pixels import palette
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import describe, flat
 from tagmask.files import write_text
+from tagmask.report.first_screen import first_screen
 from tagmask.report.overlay import data_uri, fitted, heat, overlay, resized
 from tagmask.report.plots import line, threshold_curve
 from tagmask.types import IGNORE
@@ -67,13 +68,17 @@ def write_report(
     further: Sequence[Panel] = (),
     doubtful: Sequence[Panel] = (),
     verdict: str = "",
+    taught: Sequence[str] = (),
+    lacking: int = 0,
+    suspects: int = 0,
 ) -> Path:
     """Write ``run/report.html`` and return its path.
 
     panels: photos to choose from. metrics: 'scores', results of ``ScoreStream``, 'classification', as in metrics.json
     but of one split, or None, and 'quality' by split, where it was estimated. log: rows of log.jsonl. fingerprint: of
     the data, as ``tagmask check`` saves it. further: photos that are shown if their masks lack a class. doubtful:
-    photos with their masks, the most doubtful first. verdict: the page's first line, where there is one.
+    photos with their masks, the most doubtful first. verdict: the page's first line, where there is one. taught,
+    lacking, suspects: see ``first_screen``.
     """
     groups = [(name, [(panel, _pictures(panel)) for panel in chosen]) for name, chosen in choose(panels, further)]
     shown = [panel for _, members in groups for panel in members]
@@ -90,6 +95,7 @@ def write_report(
     page = pages.get_template("report.html").render(
         title=title,
         verdict=verdict,
+        first=first_screen(scores, metrics.get("quality", {}), fingerprint, taught, lacking, suspects, str(run)),
         scores=scores,
         classification=metrics["classification"],
         quality=metrics.get("quality", {}),

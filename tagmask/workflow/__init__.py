@@ -10,6 +10,7 @@ from tagmask.workflow.predict import predict
 from tagmask.workflow.report import report
 from tagmask.workflow.reviewed import gain, print_gain, reviewed_settings
 from tagmask.workflow.run import demo, run
+from tagmask.workflow.suggest import suggest
 from tagmask.workflow.train import resumed, train
 
 
@@ -33,5 +34,6 @@ __all__ = [
     "resumed",
     "reviewed_settings",
     "run",
+    "suggest",
     "train",
 ]

@@ -10,12 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from tagmask.data import Item, read_image, read_mask, tag_vector
-from tagmask.files import read_record, read_text
+from tagmask.files import read_csv, read_record, read_text
 from tagmask.label import Look, read_missing
 from tagmask.report import Panel, write_report
 from tagmask.report.page import SHOWN
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.quality import doubtful
+from tagmask.workflow.suspects import FILE as SUSPECTS
 from tagmask.workflow.verdict import verdict
 
 PICTURE = 640
@@ -94,6 +95,7 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
     there = {item.id for item in shown}
     further = [item for item in run.collection.split("all") if item.id in lacking and item.id not in there][:SHOWN]
     drawn = gallery.panels if gallery is not None else {}
+    suspects = folder.path / SUSPECTS
 
     def panel(item: Item) -> Panel:
         tags = None if item.tags is None else tag_vector(item.tags, len(run.collection.classes))
@@ -110,11 +112,27 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
         read_text(folder.config_file),
         read_record(folder.environment_file),
         run.fingerprint,
-        title=f"{run.config.method.name} on {run.config.encoder.name}: {folder.path.name}",
+        title=f"{folder.path.resolve().name}: {run.config.method.name} on {run.config.encoder.name}",
         further=[panel(item) for item in further],
         doubtful=doubtful(run),
         verdict=(verdict(run) or {}).get("text", ""),
+        taught=_taught(run),
+        lacking=len(lacking),
+        suspects=len({row[0] for row in read_csv(suspects)[1:]}) if suspects.is_file() else 0,
     )
+
+
+def _taught(run: Run) -> list[str]:
+    """What was trained, a sentence each network."""
+    config, last = run.config, run.last.config
+    first = f"{config.method.name} on {config.encoder.name}, {config.train.steps} steps."
+    if run.last is run:
+        return [first]
+    stages = config.stages
+    rounds = stages.rounds.count if stages is not None and stages.rounds is not None else 1
+    many = "a segmenter" if rounds == 1 else f"{rounds} segmenters, each taught by the masks of the one before"
+    guide = f", with saliency ({config.guides.saliency})" if config.guides.saliency else ""
+    return [f"First masks{guide}: {first}", f"Then {many}: {last.encoder.name}, {last.train.steps} steps."]
 
 
 def worth_showing(run: Run, split: str) -> list[Item]:

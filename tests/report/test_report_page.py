@@ -62,10 +62,11 @@ LOG = [
     for s in range(100)
 ] + [{"step": 100, "miou": 0.5}]
 FINGERPRINT = {
+    "classes": CLASSES,
     "unreadable": [],
     "bad_masks": [],
     "masks": {"warnings": ["Masks hold only 255."]},
-    "counts": {"images": 9, "empty": 0},
+    "counts": {"images": 9, "labelled": 9, "empty": 0},
     "splits": {"train": {"images": 6}},
     "tags": {"cat": 4, "dog $x$": 2, "<b>boat</b>": 3},
     "cooccurrence": [[4, 1, 0], [1, 2, 0], [0, 0, 3]],
@@ -228,10 +229,11 @@ def test_overlay_tints_outlines_and_hatches():
         overlay(image, labels[1:])
 
 
-def test_heat_grows_redder_with_the_activation():
+def test_heat_grows_lighter_with_the_activation():
     image = np.full((1, 5, 3), 128, dtype=np.uint8)
     result = heat(image, np.array([[0.0, 0.25, 0.5, 0.75, 1.0]])).astype(int)
-    assert result.dtype == int and result[0, 0, 2] > result[0, 0, 0] and result[0, 3, 0] > result[0, 3, 2]
+    light = result[0] @ np.array([0.299, 0.587, 0.114])
+    assert (np.diff(light) > 0).all() and result[0, 0, 2] > result[0, 0, 1] and result[0, 4, 1] > result[0, 4, 2]
     np.testing.assert_array_equal(heat(image, np.full((1, 5), 7.0)), heat(image, np.ones((1, 5))))
     with pytest.raises(DataError):
         heat(image, np.zeros((2, 5)))

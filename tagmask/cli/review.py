@@ -1,0 +1,40 @@
+"""``tagmask review``: what was decided about a run's photos, and which ones to look at next."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tagmask.cli import common
+
+
+@common.app.command(epilog="Example: `tagmask review runs/first --suggest 20`")
+def review(
+    run: common.RunPath,
+    suggest: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="name the N photos whose review is worth most: doubtful, and unlike others"
+        ),
+    ] = 0,
+    json: common.Json = False,
+) -> None:
+    """Count the decisions in a run's review.jsonl, and suggest photos to review ('tagmask view' shows them)."""
+    from tagmask import workflow
+    from tagmask.data.review import Journal
+    from tagmask.workflow.suggest import describe
+
+    opened = workflow.Run(run)
+    decisions = Journal(opened.folder.path).decisions().values()
+    counts = {verdict: sum(d.verdict == verdict for d in decisions) for verdict in ("accept", "reject")}
+    counts |= {"tags": sum(d.tags is not None for d in decisions), "mask": sum(d.mask is not None for d in decisions)}
+    found = workflow.suggest(opened, suggest, None if json else common.screen()) if suggest else []
+    if json:
+        common.print_json({"decisions": counts, "suggested": [{**s._asdict(), "worth": s.worth} for s in found]})
+        return
+    words = {"accept": "accepted", "reject": "rejected", "tags": "with other tags", "mask": "with a drawn mask"}
+    said = ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
+    common.say(f"{len(opened.collection.items)} photos, {len(decisions)} reviewed" + (f": {said}." if said else "."))
+    if found:
+        common.say(describe(found))
