@@ -8,7 +8,22 @@ import sys
 
 from rich.console import Console
 
-from tagmask.cli import check, convert, demo, doctor, evaluate, label, methods, predict, report, reproduce, run, train  # noqa: F401
+from tagmask.cli import (  # noqa: F401
+    check,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    label,
+    methods,
+    predict,
+    report,
+    reproduce,
+    review,
+    run,
+    train,
+    view,
+)
 from tagmask.cli.common import app
 from tagmask.errors import Stopped, TagmaskError, plain
 from tagmask.files import of_system

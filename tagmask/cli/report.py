@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,12 +16,20 @@ def report(
     overrides: common.Overrides = None,
     split: Annotated[str | None, typer.Option(help="whose photos to show; default: train")] = None,
     photos: Annotated[int, typer.Option(help="how many photos to show, and some whose masks lack a class")] = 16,
+    site: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="write the viewer as files into a folder, instead of the page")
+    ] = None,
     json: common.Json = False,
 ) -> None:
     """Write RUN/report.html: pictures, curves, scores, configuration; one file that needs nothing else."""
     from tagmask import workflow
 
-    path = workflow.report(run, split, photos, overrides or ())
+    if site is not None:
+        from tagmask.view.site import write_site
+
+        path = write_site(workflow.opened(run, overrides or ()), site, None if json else common.screen())
+    else:
+        path = workflow.report(run, split, photos, overrides or ())
     if json:
         common.print_json({"report": str(path)})
     else:

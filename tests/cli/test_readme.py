@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tagmask.config import named_configs
+from tagmask.data.review import Journal
 from tagmask.registry import HEADS, METHODS
 from tests.cli.calls import TINY, call
 
@@ -41,9 +42,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_examples_run_as_typed(place: Path) -> None:
     lines = [shlex.split(line, comments=True)[1:] for line in README.splitlines() if line.startswith("tagmask ")]
-    assert [words[0] for words in lines] == ["demo", "check", "run", "predict"]
-    for words in lines[1:]:  # the demo has a test of its own
+    assert [words[0] for words in lines] == ["demo", "check", "run", "predict", "view", "run"]
+    for words in lines[1:4]:  # demo and view have tests of their own
         call(*words, *(TINY if words[0] == "run" else []))
+    Journal("runs/first").add("beach", "accept")
+    call(*lines[5])
     folder = re.findall(r"^\| `([\w./]+)` \|", README, flags=re.M)
     files = {"report.html", "metrics.json", "quality.csv", "suspects.csv"}
     assert {"masks/", "predictions/", "segmenter/model/", *files} == set(folder)

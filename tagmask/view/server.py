@@ -1,0 +1,217 @@
+"""The server of ``tagmask view``: pages, pictures and decisions of one run, or of two side by side."""
+
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
+
+from tagmask.errors import DataError, Stopped, TagmaskError
+from tagmask.view.index import Index
+from tagmask.view.pictures import Pictures, decode, describe, encode, jpeg
+from tagmask.view.spread import spread
+from tagmask.workflow.opened import Run
+
+STATIC = Path(__file__).parent / "static"
+COOKIE = "tagmask"
+LARGEST_BODY = 32 * 2**20
+"""Bytes of a request: a mask of the largest size as PNG is smaller."""
+PAGE = 500
+"""Photos in one answer, at most."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+Label = Annotated[int, Field(ge=0, le=255)]
+
+
+class Review(BaseModel):
+    """A decision about a photo."""
+
+    action: Literal["accept", "reject", "tags", "undo"]
+    tags: list[Label] | None = None
+    of: str | None = None
+
+
+class Click(BaseModel):
+    """Seeds (x, y, label) and the label map that they change, as a data address of a PNG."""
+
+    seeds: list[tuple[int, int, Label]] = Field(max_length=500)
+    mask: str
+
+
+def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")) -> FastAPI:
+    """The application. runs: the one that is reviewed, and at most another to compare with it.
+
+    token: what the first request has to bring (?token=...); a cookie stands for it afterwards. hosts: names under which
+    the server may be asked. Raises DataError for runs of other photos.
+    """
+    indices = [Index(run) for run in runs]
+    if any(set(index.place) != set(indices[0].place) for index in indices[1:]):
+        raise DataError(f"{runs[1].folder.path}: its photos are not those of {runs[0].folder.path}.")
+    pictures = [Pictures(index) for index in indices]
+    index = indices[0]
+    app = FastAPI(title="tagmask view", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        refused = _refused(request, token, hosts)
+        response = refused if refused is not None else await go_on(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.exception_handler(TagmaskError)
+    async def say(request: Request, error: TagmaskError) -> Response:
+        return JSONResponse({"detail": str(error)}, 400)
+
+    def photo_number(n: int) -> int:
+        if not 0 <= n < len(index.items):
+            raise HTTPException(404, f"There is no photo {n}.")
+        index.refresh()
+        return n
+
+    def of_run(n: int, run: int = 0) -> tuple[Pictures, int]:
+        """The pictures of a run, and the place of photo n of the first one there."""
+        if not 0 <= run < len(runs):
+            raise HTTPException(404, f"There is no run {run}.")
+        return pictures[run], indices[run].place[index.items[photo_number(n)].id]
+
+    Photo = Annotated[int, Depends(photo_number)]  # noqa: N806
+    Shown = Annotated[tuple[Pictures, int], Depends(of_run)]  # noqa: N806
+
+    @app.get("/api/run")
+    def about() -> dict[str, Any]:
+        return describe(pictures, editable=True)
+
+    @app.get("/api/photos")
+    def photos(request: Request, offset: int = 0, limit: int = 100) -> dict[str, Any]:
+        index.refresh()
+        found = index.find(request.query_params)
+        chosen = found[max(0, offset) : max(0, offset) + min(max(limit, 0), PAGE)]
+        return {"total": len(found), "rows": [index.row(int(n)) for n in chosen]}
+
+    @app.get("/api/photo/{n}")
+    def photo(shown: Shown, n: Photo) -> dict[str, Any]:
+        own, place = shown
+        height, width = own.photo(place).shape[:2]
+        return {
+            **index.row(n),
+            "width": width,
+            "height": height,
+            "kinds": own.kinds(place),
+            "journal": index.entries(n),
+        }
+
+    @app.get("/api/state")
+    def state() -> dict[str, int]:
+        return {"version": index.refresh()}
+
+    @app.get("/thumb/{n}")
+    def thumb(shown: Shown) -> Response:
+        return _file(shown[0].thumb(shown[1]), "jpeg")
+
+    @app.get("/photo/{n}")
+    def large(shown: Shown) -> Response:
+        return _file(jpeg(shown[0].photo(shown[1])), "jpeg")
+
+    @app.get("/layer/{n}/{kind}")
+    def layer(shown: Shown, kind: Literal["mask", "prediction", "refined", "truth"]) -> Response:
+        return _file(encode(shown[0].layer(shown[1], kind)), "png")
+
+    @app.get("/sure/{n}")
+    def sure(shown: Shown) -> Response:
+        return _file(encode(shown[0].sure(shown[1])), "png")
+
+    @app.get("/cam/{n}/{label}")
+    def cam(shown: Shown, label: Label) -> Response:
+        return _file(encode(shown[0].cam(shown[1], label)), "png")
+
+    def decided(n: int) -> dict[str, Any]:
+        index.refresh()
+        return {"row": index.row(n), "journal": index.entries(n)}
+
+    @app.post("/api/review/{n}")
+    def review(n: Photo, wanted: Review) -> dict[str, Any]:
+        names = None
+        if wanted.action == "tags":
+            labels = sorted(set(wanted.tags or ()))
+            if labels and not 1 <= labels[0] <= labels[-1] <= len(index.classes):
+                raise DataError(f"Tags are labels from 1 to {len(index.classes)}, got {labels}.")
+            names = [index.classes[label - 1] for label in labels]
+        index.journal.add(index.items[n].id, wanted.action, names, of=wanted.of)
+        return decided(n)
+
+    @app.post("/api/mask/{n}")
+    def mask(n: Photo, data: Annotated[bytes, Body(media_type="image/png")]) -> dict[str, Any]:
+        index.journal.add(index.items[n].id, "mask", labels=pictures[0].corrected(n, data))
+        return decided(n)
+
+    @app.post("/api/click/{n}")
+    def click(n: Photo, wanted: Click) -> Response:
+        labels, seen = decode(wanted.mask), pictures[0].photo(n)
+        if labels.shape != seen.shape[:2]:
+            raise DataError(f"A mask of {labels.shape[1]}x{labels.shape[0]} pixels does not fit the photo.")
+        if any(len(index.classes) < label for *_, label in wanted.seeds):
+            raise DataError(f"A seed's label is at most {len(index.classes)}.")
+        return _file(encode(spread(seen, labels, wanted.seeds)), "png")
+
+    app.mount("/", StaticFiles(directory=STATIC, html=True))
+    return app
+
+
+def _file(data: bytes, kind: str) -> Response:
+    # The address has the photo's version, but the photo itself may be another one tomorrow.
+    return Response(data, media_type=f"image/{kind}", headers={"Cache-Control": "private, max-age=300"})
+
+
+def _refused(request: Request, token: str, hosts: Sequence[str]) -> Response | None:
+    """Why a request is not answered; None where it is. A page of somebody else's cannot ask for the user."""
+    host = request.headers.get("host", "")
+    if (urlsplit(f"//{host}").hostname or "").strip("[]") not in {name.strip("[]") for name in hosts}:
+        return JSONResponse({"detail": "Asked under another name than those that it serves (--host)."}, 400)
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return JSONResponse({"detail": "Asked by the page of another site."}, 403)
+    if int(request.headers.get("content-length", 0) or 0) > LARGEST_BODY:
+        return JSONResponse({"detail": "The request is too large."}, 413)
+    if secrets.compare_digest(request.cookies.get(COOKIE, "").encode(), token.encode()):
+        return None
+    if request.url.path == "/" and secrets.compare_digest(
+        request.query_params.get("token", "").encode(), token.encode()
+    ):
+        response = RedirectResponse(".", 303)
+        response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        return response
+    return JSONResponse({"detail": "Open the address that 'tagmask view' printed: it has the token."}, 403)
+
+
+def serve(runs: Sequence[Run], host: str = "127.0.0.1", port: int = 0, say: Callable[[str], None] = print) -> None:
+    """Serve until Ctrl-C. port: 0 for a free one. say: is given the address to open."""
+    import uvicorn
+
+    token = secrets.token_urlsafe(24)
+    names = {host, "127.0.0.1", "localhost", "::1"} | (
+        {socket.gethostname(), socket.getfqdn()} if host in ("0.0.0.0", "::") else set()
+    )
+    app = make_app(runs, token, sorted(names))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen(128)  # whoever asks before the server is up waits
+        except OSError as error:
+            raise DataError(f"{host}:{port}: {error.strerror}. Choose another --port or --host.") from error
+        port = listening.getsockname()[1]
+        shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        say(f"http://{shown}:{port}/?token={token}")
+        with suppress(Stopped):
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listening])
