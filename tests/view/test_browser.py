@@ -10,8 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from tagmask.workflow import Run, report, run
 from tests.workflow.conftest import BASE
 
 pytest.importorskip("fastapi")
+from tagmask.view.index import Index  # noqa: E402
+from tagmask.view.site import write_site  # noqa: E402
 from tagmask.view.spread import spread  # noqa: E402
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -267,6 +272,34 @@ def test_the_page_works_on_a_phone(browser: Any, address: str) -> None:
     at(shown, "accept").tap()
     until(shown, "document.querySelector('[data-testid=status]').innerText !== ''")
     context.close()
+
+
+def test_the_site_shows_the_same_from_any_web_server(first: Path, browser: Any, tmp_path: Path) -> None:
+    write_site(first, tmp_path / "site")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shown = browser.new_page()
+        shown.set_default_timeout(FOUND)
+        faults: list[str] = []
+        shown.on("pageerror", lambda error: faults.append(str(error)))
+        shown.goto(f"http://127.0.0.1:{server.server_port}/")
+        at(shown, "cell-0").wait_for()
+        photo, label = lacking(Run(first))
+        n = Index(Run(first)).place[photo]
+        open_photo(shown, n)
+        truth = read_mask(Run(first).collection.items[n].mask or "", 99).numpy()
+        x, y = inside(truth == label)
+        at(shown, "kind-truth").click()
+        until(shown, f"window.tagmaskView.labelAt({x}, {y}) === {label}")
+        at(shown, "kind-mask").click()
+        until(shown, f"window.tagmaskView.labelAt({x}, {y}) === 0")
+        at(shown, "side").click()
+        until(shown, "document.querySelectorAll('canvas').length > 3")
+        assert at(shown, "accept").count() == at(shown, "tool-brush").count() == 0, "it is for looking"
+        shown.close()
+        server.shutdown()
+    assert not faults
 
 
 def test_the_report_says_first_what_matters(first: Path, browser: Any) -> None:
