@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,9 @@ def review(
             min=0, metavar="N", help="name the N photos whose review is worth most: doubtful, and unlike others"
         ),
     ] = 0,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="write the run's masks, with the drawn ones among them, there")
+    ] = None,
     json: common.Json = False,
 ) -> None:
     """Count the decisions in a run's review.jsonl, and suggest photos to review ('tagmask view' shows them)."""
@@ -30,11 +34,18 @@ def review(
     counts = {verdict: sum(d.verdict == verdict for d in decisions) for verdict in ("accept", "reject")}
     counts |= {"tags": sum(d.tags is not None for d in decisions), "mask": sum(d.mask is not None for d in decisions)}
     found = workflow.suggest(opened, suggest, None if json else common.screen()) if suggest else []
+    copied = None if masks is None else workflow.corrected_masks(opened, masks)
     if json:
-        common.print_json({"decisions": counts, "suggested": [{**s._asdict(), "worth": s.worth} for s in found]})
+        suggested = [{**s._asdict(), "worth": s.worth} for s in found]
+        common.print_json({"decisions": counts, "suggested": suggested, "masks": copied})
         return
     words = {"accept": "accepted", "reject": "rejected", "tags": "with other tags", "mask": "with a drawn mask"}
     said = ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
     common.say(f"{len(opened.collection.items)} photos, {len(decisions)} reviewed" + (f": {said}." if said else "."))
     if found:
         common.say(describe(found))
+    if copied is not None:
+        common.say(
+            f"{masks}: {copied['written']} masks, {copied['drawn']} of them drawn. Left out: {copied['rejected']} "
+            f"rejected photos, {copied['retagged']} with other tags ('tagmask run --reviewed' makes their masks)."
+        )

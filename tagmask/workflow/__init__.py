@@ -8,7 +8,7 @@ from tagmask.workflow.label import label, labels_of
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.predict import predict
 from tagmask.workflow.report import report
-from tagmask.workflow.reviewed import gain, print_gain, reviewed_settings
+from tagmask.workflow.reviewed import corrected_masks, gain, print_gain, reviewed_settings
 from tagmask.workflow.run import demo, run
 from tagmask.workflow.suggest import suggest
 from tagmask.workflow.train import resumed, train
@@ -21,6 +21,7 @@ def list_methods(pattern: str = "*") -> list[str]:
 
 __all__ = [
     "Run",
+    "corrected_masks",
     "demo",
     "evaluate",
     "gain",

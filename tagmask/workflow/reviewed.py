@@ -11,12 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tagmask.data.review import JOURNAL, MASKS, Journal
+from tagmask.data import read_mask, write_mask
+from tagmask.data.review import JOURNAL, MASKS, Decision, Journal
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import difference
-from tagmask.files import read_text, write_text
+from tagmask.files import read_text, write_json, write_text
 from tagmask.training import RunFolder
+from tagmask.types import IGNORE
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.train import check_free
 
@@ -58,6 +60,35 @@ def reviewed_settings(
     if config["data"]["seed"] is None:  # another seed of the new run must not hold out other photos
         config["data"]["seed"] = config["seed"]
     return config | {"plan": False}
+
+
+def corrected_masks(run: Run | str | Path, out: str | Path) -> dict[str, int]:
+    """The masks of a run as the review leaves them, as copies in the folder ``out``; nothing is trained or made anew.
+
+    Drawn masks stand in the place of made ones, rejected photos are left out, and of photos whose tags were changed the
+    made mask is left out, too, as it shows the old ones. Returns the numbers: written, drawn, rejected, retagged.
+    Raises DataError for a folder that is not empty.
+    """
+    run, out = opened(run), Path(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"{out}: is not empty; name a new folder.")
+    decisions = Journal(run.folder.path).decisions()
+    counts = dict.fromkeys(("written", "drawn", "rejected", "retagged"), 0)
+    for item in run.collection.items:
+        decision = decisions.get(item.id, Decision())
+        made = run.folder.masks / f"{item.id}.png"
+        source = decision.mask or item.corrected or (made if made.is_file() else None)
+        if decision.verdict == "reject":
+            counts["rejected"] += 1
+        elif decision.tags is not None and decision.mask is None:
+            counts["retagged"] += 1
+        elif source is not None:
+            write_mask(out / f"{item.id}.png", read_mask(source, len(run.collection.classes)))
+            counts["written"] += 1
+            counts["drawn"] += decision.mask is not None
+    note = {"classes": ["background", *run.collection.classes], "ignore": IGNORE, "review": counts}
+    write_json(out / "classes.json", note)
+    return counts
 
 
 def gain(first: Run | str | Path, second: Run | str | Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from tagmask.data import read_mask
 from tagmask.data.review import Journal
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_record
-from tagmask.workflow import Run, gain, reviewed_settings, run
+from tagmask.workflow import Run, corrected_masks, gain, reviewed_settings, run
 from tests.workflow.conftest import BASE
 
 
@@ -78,6 +78,21 @@ def test_what_cannot_be_reviewed_again_is_said(first: Path, tmp_path: Path, scen
     with pytest.raises(DataError, match="nobody has reviewed this run; 'tagmask view"):
         reviewed_settings(plain, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_masks_are_taken_away_as_the_review_leaves_them(first: Path, tmp_path: Path) -> None:
+    run_, out = Run(first), tmp_path / "masks"
+    drawn, retagged, rejected, *rest = [item.id for item in run_.collection.split("train")]
+    made = {path.relative_to(first / "masks").as_posix() for path in (first / "masks").rglob("*.png")}
+    shown = CliRunner().invoke(app, ["review", str(first), "--masks", str(out)], catch_exceptions=False).stdout
+    decisions = Journal(first).decisions()
+    left = {f"{id}.png" for id in (retagged, *(id for id, d in decisions.items() if d.verdict == "reject"))}
+    assert {path.name for path in out.glob("*.png")} == made - left and f"{out}: {len(made - left)} masks" in shown
+    for id in rest:
+        assert (read_mask(out / f"{id}.png", 99) == read_mask(first / "masks" / f"{id}.png", 99)).all()
+    assert read_record(out / "classes.json")["classes"][1:] == run_.collection.classes
+    with pytest.raises(DataError, match="not empty"):
+        corrected_masks(first, out)
 
 
 def test_scores_of_other_photos_are_not_compared(first: Path, scenes: Path, tmp_path: Path) -> None:
