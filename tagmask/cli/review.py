@@ -26,11 +26,11 @@ def review(
 ) -> None:
     """Count the decisions in a run's review.jsonl, and suggest photos to review ('tagmask view' shows them)."""
     from tagmask import workflow
-    from tagmask.data.review import Journal
+    from tagmask.data.review import decisions_of
     from tagmask.workflow.suggest import describe
 
     opened = workflow.Run(run)
-    decisions = Journal(opened.folder.path).decisions().values()
+    decisions = decisions_of(opened.folder.path, opened.learned_review).values()
     counts = {verdict: sum(d.verdict == verdict for d in decisions) for verdict in ("accept", "reject")}
     counts |= {"tags": sum(d.tags is not None for d in decisions), "mask": sum(d.mask is not None for d in decisions)}
     found = workflow.suggest(opened, suggest, None if json else common.screen()) if suggest else []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from tagmask.data.collection import Collection, Problem
 from tagmask.data.names import check_name
@@ -25,6 +26,8 @@ from tagmask.lock import held
 JOURNAL = "review.jsonl"
 MASKS = "review"
 """Folder of the corrected masks, beside the journal."""
+SNAPSHOT = "reviewed"
+"""In a run folder: the review that it learned from, with its corrected masks. Later decisions do not change it."""
 Action = Literal["accept", "reject", "tags", "mask", "undo"]
 
 
@@ -44,6 +47,9 @@ class Entry:
     tags: tuple[str, ...] | None = None
     mask: str | None = None
     of: str | None = None
+
+
+ENTRY = TypeAdapter(Entry)
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,9 @@ class Journal:
                 continue
             try:
                 found.append(_entry(json.loads(line)))
-            except (ValueError, TypeError, RecursionError, DataError) as error:
-                warnings.warn(f"{self.path}, line {number}: left out, not an entry ({error}).", stacklevel=2)
+            except (ValueError, RecursionError, DataError) as error:
+                why = " ".join(str(error).split())[:200]
+                warnings.warn(f"{self.path}, line {number}: left out, not an entry ({why}).", stacklevel=2)
         return found
 
     def add(
@@ -146,6 +153,16 @@ class Journal:
         return decided(self.entries(), self.folder)
 
 
+def decisions_of(folder: Path, learned: Path | None) -> dict[str, Decision]:
+    """What holds for the photos of a run: its own review in ``folder`` over the one that it learned from, if any."""
+    found = {} if learned is None else Journal(learned).decisions()
+    for photo, new in Journal(folder).decisions().items():
+        old = found.get(photo, Decision())
+        tags = old.tags if new.tags is None else new.tags
+        found[photo] = Decision(new.verdict or old.verdict, tags, new.mask or old.mask)
+    return found
+
+
 def standing(entries: Iterable[Entry]) -> list[Entry]:
     """The entries but those that were undone, and the undoing ones."""
     entries = list(entries)
@@ -168,14 +185,14 @@ def decided(entries: Iterable[Entry], folder: Path) -> dict[str, Decision]:
 
 
 def _entry(values: Any) -> Entry:
-    if not isinstance(values, dict) or not all(isinstance(values.get(k), str) for k in ("id", "photo", "action")):
-        raise DataError("an entry has id, photo and action")
-    if values["action"] not in ("accept", "reject", "tags", "mask", "undo"):
-        raise DataError(f"unknown action '{values['action']}'")
-    entry = Entry(**values | ({"tags": tuple(map(str, values["tags"]))} if values.get("tags") is not None else {}))
+    """An entry of JSON. Raises ValueError and DataError."""
+    entry = ENTRY.validate_python(values)
     check_name(entry.photo, "photo")
+    needs = {"tags": entry.tags, "mask": entry.mask, "undo": entry.of}
+    if needs.get(entry.action, "") is None:
+        raise DataError(f"action '{entry.action}' says not which")
     if entry.mask is not None:
-        check_name(str(entry.mask), "mask")
+        check_name(entry.mask, "mask")
     return entry
 
 

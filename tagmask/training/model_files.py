@@ -36,7 +36,7 @@ def save_model(folder: Path, method: Method, config: RunConfig, classes: list[st
         "classes": classes,
         "weights_origin": origin or method.origin(),
         "digest": digest(tensors),
-        "supervision": supervision(method, config),
+        "supervision": supervision(method, config) + (" + review" if config.data.reviewed else ""),
         "encoder": method.used_encoder,
     }
     write_json(folder / "classes.json", card)
@@ -110,7 +110,7 @@ def supervision(method: Method, config: RunConfig) -> str:
 def _card(config: RunConfig, classes: list[str], method: Method, origin: str) -> str:
     parameters = sum(p.numel() for name, p in method.named_parameters() if _in_use(method, name)) / 1e6
     kinds = {"tags": "image tags only", "masks": "masks that were made for it", "true masks": "true masks"}
-    taught = kinds[supervision(method, config)]
+    taught = kinds[supervision(method, config)] + (", and from people's review of them" if config.data.reviewed else "")
     return f"""# {config.method.name} on {config.encoder.name}
 
 A tagmask model, trained on {taught}, {config.train.steps} steps of {config.train.batch_size} images at \

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tagmask.data import Item
-from tagmask.data.review import Decision, Entry, Journal, decided, standing
+from tagmask.data.review import Decision, Entry, Journal, decisions_of, standing
 from tagmask.errors import DataError
 from tagmask.files import read_csv
 from tagmask.label import read_missing
@@ -60,7 +61,7 @@ class Index:
             if n is None:
                 continue
             for name in ("doubt", "iou"):
-                self.figures[name][n] = float(row[column[name]] or "nan")
+                self.figures[name][n] = _number_in(run.folder.path / QUALITY, row[column[name]])
             lacks, more = (
                 {label[p] for p in row[column[key]].split(";") if p in label} for key in ("missing", "unexpected")
             )
@@ -68,15 +69,15 @@ class Index:
             self.further[n] = more
         self.suspects: dict[int, list[dict[str, Any]]] = defaultdict(list)
         suspects = run.folder.path / SUSPECTS
-        for row in read_csv(suspects)[1:] if suspects.is_file() else []:
-            n = self.place.get(row[0])
-            if n is not None and row[1] in label:
-                self.suspects[n].append({"label": label[row[1]], "tag": row[2]})
-                self.figures["suspicion"][n] = np.fmax(self.figures["suspicion"][n], float(row[4]))
+        for photo, name, tag, _, odds, *_ in _rows(suspects, 6):
+            n = self.place.get(photo)
+            if n is not None and name in label:
+                self.suspects[n].append({"label": label[name], "tag": tag})
+                self.figures["suspicion"][n] = np.fmax(self.figures["suspicion"][n], _number_in(suspects, odds))
         suggested = run.folder.path / SUGGESTED
-        for row in read_csv(suggested)[1:] if suggested.is_file() else []:
-            if row[0] in self.place:
-                self.figures["worth"][self.place[row[0]]] = float(row[1])
+        for photo, worth, *_ in _rows(suggested, 4):
+            if photo in self.place:
+                self.figures["worth"][self.place[photo]] = _number_in(suggested, worth)
         self.journal = Journal(run.folder.path)
         self._read = -1
         self._lock = threading.Lock()
@@ -97,7 +98,7 @@ class Index:
                 for entry in entries:
                     if entry.photo in self.place:
                         found[self.place[entry.photo]].append(entry)
-                decisions = decided(entries, self.journal.folder)
+                decisions = decisions_of(self.journal.folder, self.run.learned_review)
                 self._entries = dict(found)
                 self._decisions = {self.place[id]: d for id, d in decisions.items() if id in self.place}
                 self._read = size
@@ -180,6 +181,23 @@ class Index:
             raise DataError(f"sort={name}: there are {', '.join(SORTS)}.")
         found = np.flatnonzero(kept)
         return found[np.argsort(SORTS[name] * self.figures[name][found], kind="stable")]
+
+
+def _rows(path: Path, columns: int) -> list[list[str]]:
+    """The rows of a table that a run wrote, without its header; none where there is no file. Raises DataError."""
+    rows = read_csv(path)[1:] if path.is_file() else []
+    for line, row in enumerate(rows, 2):
+        if len(row) != columns:
+            raise DataError(f"{path}, row {line}: {len(row)} columns, not {columns}. Delete the file to get it anew.")
+    return rows
+
+
+def _number_in(path: Path, text: str) -> float:
+    """A number of a table, NaN for an empty cell. Raises DataError."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        raise DataError(f"{path}: '{text[:50]}' is no number. Delete the file to get it anew.") from None
 
 
 def _number(text: str, key: str) -> int:

@@ -20,8 +20,10 @@ from tagmask.data.review import whoami
 from tagmask.errors import DataError
 from tagmask.files import written
 from tagmask.label import Inference, Look
+from tagmask.label.infer import values_in
 from tagmask.registry import METHODS
 from tagmask.report.overlay import fitted, overlay, resized
+from tagmask.types import IGNORE
 from tagmask.view.index import Index
 from tagmask.workflow.opened import Run
 
@@ -55,6 +57,14 @@ class Pictures:
         folders = (self.run.folder.masks, self.run.folder.path / "predictions")
         made = (folder / f"{item.id}.png" for folder in folders)
         return next((path for path in (corrected, *made) if path is not None and path.is_file()), None)
+
+    def row(self, n: int) -> dict[str, Any]:
+        """The photo's row of the index, but 'found' says what its mask holds now."""
+        path = self.mask_file(n)
+        if path is None:
+            return self.index.row(n)
+        there = values_in(read_mask(path, len(self.index.classes)))
+        return self.index.row(n) | {"found": sorted(there - {0, IGNORE})}
 
     def kinds(self, n: int) -> list[str]:
         """The label maps that there are of a photo."""
@@ -151,6 +161,7 @@ class Pictures:
     def corrected(self, n: int, data: bytes) -> np.ndarray:
         """The label map uint8 (H,W) of a PNG that the page sent, at the photo's own size.
 
+        Of a photo that is shown smaller, pixels stay as they are in the mask's file where the page changed nothing.
         Raises DataError for what is no such map: labels that there are not, another size.
         """
         labels = decode(data)
@@ -160,7 +171,13 @@ class Pictures:
         wrong = labels[(labels > len(self.index.classes)) & (labels != 255)]
         if wrong.size:
             raise DataError(f"The mask holds {int(wrong[0])}, which is no class.")
-        return resized(labels, (image.shape[-2], image.shape[-1]), labels=True)
+        size = (image.shape[-2], image.shape[-1])
+        path = self.mask_file(n)
+        if path is None or labels.shape == size:
+            return resized(labels, size, labels=True)
+        before = read_mask(path, len(self.index.classes)).numpy()
+        changed = resized((labels != _shown(before, labels=True)).astype(np.uint8), size, labels=True)
+        return np.where(changed, resized(labels, size, labels=True), before)
 
 
 def describe(pictures: Sequence[Pictures], editable: bool) -> dict[str, Any]:

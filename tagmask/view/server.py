@@ -1,5 +1,7 @@
 """The server of ``tagmask view``: pages, pictures and decisions of one run, or of two side by side."""
 
+import hashlib
+import ipaddress
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,6 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
@@ -38,7 +41,6 @@ class Review(BaseModel):
 
     action: Literal["accept", "reject", "tags", "undo"]
     tags: list[Label] | None = None
-    of: str | None = None
 
 
 class Click(BaseModel):
@@ -48,15 +50,16 @@ class Click(BaseModel):
     mask: str
 
 
-def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")) -> FastAPI:
+def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("localhost",)) -> FastAPI:
     """The application. runs: the one that is reviewed, and at most another to compare with it.
 
     token: what the first request has to bring (?token=...); a cookie stands for it afterwards. hosts: names under which
-    the server may be asked. Raises DataError for runs of other photos.
+    the server may be asked, besides addresses in numbers. Raises DataError for runs of other photos.
     """
     indices = [Index(run) for run in runs]
-    if any(set(index.place) != set(indices[0].place) for index in indices[1:]):
-        raise DataError(f"{runs[1].folder.path}: its photos are not those of {runs[0].folder.path}.")
+    for run, other in zip(runs[1:], indices[1:]):
+        if set(other.place) != set(indices[0].place) or other.classes != indices[0].classes:
+            raise DataError(f"{run.folder.path}: its photos or classes are not those of {runs[0].folder.path}.")
     pictures = [Pictures(index) for index in indices]
     index = indices[0]
     app = FastAPI(title="tagmask view", docs_url=None, redoc_url=None, openapi_url=None)
@@ -71,6 +74,11 @@ def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("127.0.0.1
     @app.exception_handler(TagmaskError)
     async def say(request: Request, error: TagmaskError) -> Response:
         return JSONResponse({"detail": str(error)}, 400)
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)
 
     def photo_number(n: int) -> int:
         if not 0 <= n < len(index.items):
@@ -103,7 +111,7 @@ def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("127.0.0.1
         own, place = shown
         height, width = own.photo(place).shape[:2]
         return {
-            **index.row(n),
+            **pictures[0].row(n),
             "width": width,
             "height": height,
             "kinds": own.kinds(place),
@@ -136,7 +144,7 @@ def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("127.0.0.1
 
     def decided(n: int) -> dict[str, Any]:
         index.refresh()
-        return {"row": index.row(n), "journal": index.entries(n)}
+        return {"row": pictures[0].row(n), "journal": index.entries(n)}
 
     @app.post("/api/review/{n}")
     def review(n: Photo, wanted: Review) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("127.0.0.1
             if labels and not 1 <= labels[0] <= labels[-1] <= len(index.classes):
                 raise DataError(f"Tags are labels from 1 to {len(index.classes)}, got {labels}.")
             names = [index.classes[label - 1] for label in labels]
-        index.journal.add(index.items[n].id, wanted.action, names, of=wanted.of)
+        index.journal.add(index.items[n].id, wanted.action, names)
         return decided(n)
 
     @app.post("/api/mask/{n}")
@@ -174,23 +182,41 @@ def _file(data: bytes, kind: str) -> Response:
 
 def _refused(request: Request, token: str, hosts: Sequence[str]) -> Response | None:
     """Why a request is not answered; None where it is. A page of somebody else's cannot ask for the user."""
-    host = request.headers.get("host", "")
-    if (urlsplit(f"//{host}").hostname or "").strip("[]") not in {name.strip("[]") for name in hosts}:
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    try:
+        name, asking = urlsplit(f"//{host}").hostname or "", None if origin is None else urlsplit(origin).netloc
+    except ValueError:
+        return JSONResponse({"detail": "The request names no host."}, 400)
+    if not (_is_address(name) or name in hosts):
         return JSONResponse({"detail": "Asked under another name than those that it serves (--host)."}, 400)
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if asking is not None and asking != host:
         return JSONResponse({"detail": "Asked by the page of another site."}, 403)
     if int(request.headers.get("content-length", 0) or 0) > LARGEST_BODY:
         return JSONResponse({"detail": "The request is too large."}, 413)
-    if secrets.compare_digest(request.cookies.get(COOKIE, "").encode(), token.encode()):
+    cookie = _cookie(token)
+    if secrets.compare_digest(request.cookies.get(cookie, "").encode(), token.encode()):
         return None
     if request.url.path == "/" and secrets.compare_digest(
         request.query_params.get("token", "").encode(), token.encode()
     ):
         response = RedirectResponse(".", 303)
-        response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        response.set_cookie(cookie, token, httponly=True, samesite="lax")
         return response
     return JSONResponse({"detail": "Open the address that 'tagmask view' printed: it has the token."}, 403)
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host is numbers, which no other site's name can stand for."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _cookie(token: str) -> str:
+    """The cookie's name: browsers send cookies to all ports of a host, where other runs may be viewed."""
+    return f"{COOKIE}_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
 
 def serve(runs: Sequence[Run], host: str = "127.0.0.1", port: int = 0, say: Callable[[str], None] = print) -> None:
@@ -198,9 +224,8 @@ def serve(runs: Sequence[Run], host: str = "127.0.0.1", port: int = 0, say: Call
     import uvicorn
 
     token = secrets.token_urlsafe(24)
-    names = {host, "127.0.0.1", "localhost", "::1"} | (
-        {socket.gethostname(), socket.getfqdn()} if host in ("0.0.0.0", "::") else set()
-    )
+    everywhere = host in ("0.0.0.0", "::")
+    names = {host, "localhost"} | ({socket.gethostname(), socket.getfqdn()} if everywhere else set())
     app = make_app(runs, token, sorted(names))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
@@ -211,7 +236,7 @@ def serve(runs: Sequence[Run], host: str = "127.0.0.1", port: int = 0, say: Call
         except OSError as error:
             raise DataError(f"{host}:{port}: {error.strerror}. Choose another --port or --host.") from error
         port = listening.getsockname()[1]
-        shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        shown = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{port}/?token={token}")
         with suppress(Stopped):
             uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listening])

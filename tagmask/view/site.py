@@ -43,7 +43,7 @@ def write_site(run: Run | str | Path, out: str | Path, console: Console | None =
         except DataError as error:
             console.print(f"left out: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     _json(out / "data" / "photos.json", {"total": len(rows), "rows": rows})
-    _json(out / "data" / "run.json", describe([pictures], editable=False) | {"photos": len(rows)})
+    _json(out / "data" / "run.json", describe([pictures], editable=False) | {"photos": len(rows), "author": None})
     return out / "index.html"
 
 
@@ -59,8 +59,10 @@ def _photo(pictures: Pictures, n: int, data: Path) -> dict[str, object]:
         with written(data / name) as part:
             part.write_bytes(content)
     height, width = photo.shape[:2]
-    journal = pictures.index.entries(n)
-    _json(data / f"photo/{n}.json", {**row, "width": width, "height": height, "kinds": kinds, "journal": journal})
+    # Names of people are not for everybody.
+    journal = [{key: value for key, value in entry.items() if key != "author"} for entry in pictures.index.entries(n)]
+    about = {"width": width, "height": height, "kinds": kinds, "journal": journal}
+    _json(data / f"photo/{n}.json", {**pictures.row(n), **about})
     return row
 
 

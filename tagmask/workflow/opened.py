@@ -14,6 +14,7 @@ import torch
 from tagmask.config import RunConfig, load_config
 from tagmask.data import Collection, clean, fingerprint, open_data
 from tagmask.data.collection import hash_items
+from tagmask.data.review import JOURNAL, SNAPSHOT
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_record, write_json
 from tagmask.label import Inference
@@ -52,7 +53,8 @@ class Run:
             )
         frozen = read_record(self.folder.data_file)
         check_format(self.folder.data_file, frozen)
-        collection = open_collection(self.config)
+        data = self.config.data.model_copy(update={"reviewed": self.learned_review})
+        collection = open_collection(self.config.model_copy(update={"data": data}))
         if collection.classes != frozen["classes"]:
             raise DataError(
                 f"{collection.root}: the classes are now {', '.join(collection.classes)}; the run was trained on "
@@ -64,6 +66,16 @@ class Run:
         if gone:
             raise DataError(f"{collection.root}: {len(gone)} photos of the run are gone ('{gone[0]}' is the first).")
         return replace(collection, splits=frozen["splits"])
+
+    @property
+    def learned_review(self) -> Path | None:
+        """Folder of the review that the run learned from: that in its own folder, or in that of the run whose stage it
+        is, wherever it was when the run began. None where there was none."""
+        given, place = self.config.data.reviewed, self.folder.path.resolve()
+        if given is None:
+            return None
+        places = (folder / SNAPSHOT for folder in [place, *place.parents][:3])
+        return next((own for own in places if (own / JOURNAL).is_file()), given)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tagmask.data import read_mask, write_mask
-from tagmask.data.review import JOURNAL, MASKS, Decision, Journal
+from tagmask.data import read_image, read_mask, write_mask
+from tagmask.data.pixels import check_size
+from tagmask.data.review import JOURNAL, MASKS, SNAPSHOT, Decision, Journal, decisions_of
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import difference
@@ -22,8 +25,6 @@ from tagmask.types import IGNORE
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.train import check_free
 
-SNAPSHOT = "reviewed"
-"""In a run folder: the review that it learned from, with its corrected masks. Later decisions do not change it."""
 DELIVERED = ("masks", "segmenter")
 """Scores that the gain is said for: of the masks of tagged photos, and of new photos."""
 ALIKE = ("ids", "images", "truth", "tags", "settings")
@@ -36,30 +37,43 @@ def reviewed_settings(
     """The settings of a run with its review in force, to be merged under what the user sets.
 
     The review, and the one that the run itself learned from, are copied into ``out``: later decisions do not change
-    what a run learned. keep: whether to copy. Raises DataError where nobody has reviewed the run, and ConfigError for a
-    folder that holds a run, also where that is resumed: it has its review.
+    what a run learned. resume: nothing is set; the run there has its settings and its review. keep: whether ``out`` may
+    be written to. Raises DataError where nobody has reviewed the run and for drawn masks that do not fit, and
+    ConfigError for a folder that holds a run, or to be resumed, none with a review.
     """
-    first = opened(first)
+    first, place = opened(first), Path(out) / SNAPSHOT
     if resume:
-        raise ConfigError(f"{out}: goes on with the review that it began with; leave --reviewed away.")
+        if not (place / JOURNAL).is_file():
+            raise ConfigError(f"{out}: learned from no review; leave --reviewed away, or begin another run (--out).")
+        return {}
     check_free(RunFolder(out), resume)
-    journals = [Journal(folder) for folder in (first.config.data.reviewed, first.folder.path) if folder is not None]
-    journals = [journal for journal in journals if journal.path.is_file()]
-    if not journals or journals[-1].folder != first.folder.path:
+    if not Journal(first.folder.path).decisions():
         raise DataError(
             f"{first.folder.path / JOURNAL}: nobody has reviewed this run; 'tagmask view {first.folder.path}' does."
         )
-    place = Path(out) / SNAPSHOT
-    if keep:
-        write_text(place / JOURNAL, "".join(f"{read_text(journal.path).rstrip()}\n" for journal in journals))
-        for journal in journals:
-            if (journal.folder / MASKS).is_dir():
-                shutil.copytree(journal.folder / MASKS, place / MASKS, dirs_exist_ok=True)
+    _check_drawn(first)
+    if not keep:
+        place = Path(tempfile.mkdtemp(prefix="tagmask"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    journals = [Journal(folder) for folder in (first.learned_review, first.folder.path) if folder is not None]
+    write_text(place / JOURNAL, "".join(f"{read_text(journal.path).rstrip()}\n" for journal in journals))
+    for journal in journals:
+        if (journal.folder / MASKS).is_dir():
+            shutil.copytree(journal.folder / MASKS, place / MASKS, dirs_exist_ok=True)
     config = first.config.model_dump(mode="json")
-    config["data"]["reviewed"] = str(place if keep else first.folder.path)
+    config["data"]["reviewed"] = str(place)
     if config["data"]["seed"] is None:  # another seed of the new run must not hold out other photos
         config["data"]["seed"] = config["seed"]
     return config | {"plan": False}
+
+
+def _check_drawn(run: Run) -> None:
+    """Raise DataError for a drawn mask that is gone, damaged, or not of its photo's size."""
+    there = {item.id: item for item in run.collection.items}
+    for id, decision in decisions_of(run.folder.path, run.learned_review).items():
+        if decision.mask is not None and id in there:
+            labels = read_mask(decision.mask, len(run.collection.classes))
+            check_size(decision.mask, labels, there[id].image, read_image(there[id].image))
 
 
 def corrected_masks(run: Run | str | Path, out: str | Path) -> dict[str, int]:
@@ -72,7 +86,7 @@ def corrected_masks(run: Run | str | Path, out: str | Path) -> dict[str, int]:
     run, out = opened(run), Path(out)
     if out.is_dir() and any(out.iterdir()):
         raise DataError(f"{out}: is not empty; name a new folder.")
-    decisions = Journal(run.folder.path).decisions()
+    decisions = decisions_of(run.folder.path, run.learned_review)
     counts = dict.fromkeys(("written", "drawn", "rejected", "retagged"), 0)
     for item in run.collection.items:
         decision = decisions.get(item.id, Decision())

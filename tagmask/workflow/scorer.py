@@ -31,7 +31,7 @@ def photos_of(name: str, collection: Collection, split: str) -> list[Item]:
     """Photos of a split that a score compares with a truth. Opens no file; raises DataError where there is none.
 
     Tags are enough for none of them: 'segmenter' needs true masks, 'localization' one tag and a true box, the others
-    tags and true masks.
+    tags and true masks. Files of masks that people drew are not scored.
     """
     items = collection.split(split)
     if name == LOCALIZATION:
@@ -46,6 +46,7 @@ def photos_of(name: str, collection: Collection, split: str) -> list[Item]:
     if not masked:
         raise DataError(f"{collection.root}: split '{split}' has no true masks to compare with; set data.masks.")
     found = masked if name == "segmenter" else [item for item in masked if item.tags is not None]
+    found = [item for item in found if name not in FILES or item.corrected is None]
     if not found:
         raise DataError(f"{collection.root}: no photo of '{split}' has both tags and a true mask for '{name}'.")
     return found
@@ -129,7 +130,8 @@ class Scorer:
             yield "refined", look.refined_labels
         if "cam+crf" in names:
             yield "cam+crf", best_labels(self._crf(look), look.photo)
-        for name in (name for name in FILES if name in names):
+        # What a person drew is no result; it may even be the truth.
+        for name in (name for name in FILES if name in names and item.corrected is None):
             path = self.run / name / f"{item.id}.png"
             if not path.is_file():
                 made = "'tagmask label'" if name == "masks" else "'tagmask run' with stages"

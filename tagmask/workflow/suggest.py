@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagmask.data.review import Journal
+from tagmask.data.review import decisions_of
 from tagmask.errors import DataError
 from tagmask.files import csv_text, write_text
 from tagmask.workflow.opened import Run, opened
@@ -43,7 +43,7 @@ def suggest(run: Run | str | Path, count: int, console: Console | None = None) -
     """
     run = opened(run)
     doubts = {row[0]: float(row[2]) for row in read_rows(run.folder.path / QUALITY) if row[1] == "train" and row[2]}
-    decided = Journal(run.folder.path).decisions()
+    decided = decisions_of(run.folder.path, run.learned_review)
     items = [item for item in run.collection.split("train") if item.id in doubts or item.id in decided]
     if not doubts:
         raise DataError(

@@ -163,7 +163,7 @@ def check_use(method: Method, config: RunConfig, classes: Sequence[str]) -> None
 
 
 def training_items(run: Run) -> tuple[list[Item], int]:
-    """Items of the 'train' split, with the masks of ``data.train_masks`` where that is set.
+    """Items of the 'train' split, with the masks of ``data.train_masks`` where that is set, and those that people drew.
 
     Also the number that a mask-reading method leaves out for want of a mask. Raises DataError when nothing is left,
     or when those masks were made for other classes.
@@ -186,6 +186,7 @@ def training_items(run: Run) -> tuple[list[Item], int]:
             raise DataError(f"{named}: these masks are of other classes than the data set's.")
         made = [replace(item, mask=folder / f"{item.id}.png") for item in items]
         items = [item if item.mask and item.mask.is_file() else replace(item, mask=None) for item in made]
+    items = [item if item.corrected is None else replace(item, mask=item.corrected) for item in items]
     found = [item for item in items if item.mask is not None]
     if not found:
         where = folder or collection.root

@@ -12,7 +12,7 @@ import pytest
 from tagmask.config import load_config
 from tagmask.data import Collection, Item, open_data, write_demo
 from tagmask.data.pixels import raw_mask
-from tagmask.data.review import Decision, Journal, decided, reviewed
+from tagmask.data.review import Decision, Journal, decided, decisions_of, reviewed
 from tagmask.errors import DataError
 
 
@@ -65,11 +65,15 @@ def test_a_line_that_was_cut_off_loses_nothing_else(tmp_path: Path) -> None:
     [
         "[]",
         "{}",
-        '{"id": "1", "photo": "a", "action": "delete"}',
-        '{"id": "1", "photo": "../a", "action": "accept"}',
-        '{"id": "1", "photo": "a", "action": "mask", "mask": "../../etc/passwd"}',
-        '{"id": "1", "photo": "a", "action": "tags", "tags": 5}',
-        '{"id": "1", "photo": "a", "action": "accept", "time": "", "author": "", "colour": "red"}',
+        '{"id": "1", "photo": "a", "action": "delete", "time": "", "author": ""}',
+        '{"id": "1", "photo": "../a", "action": "accept", "time": "", "author": ""}',
+        '{"id": "1", "photo": "a", "action": "mask", "time": "", "author": "", "mask": "../../etc/passwd"}',
+        '{"id": "1", "photo": "a", "action": "tags", "time": "", "author": "", "tags": 5}',
+        '{"id": "1", "photo": "a", "action": "tags", "time": "", "author": "", "tags": "cow"}',
+        '{"id": "1", "photo": "a", "action": "tags", "time": "", "author": ""}',
+        '{"id": "1", "photo": "a", "action": "mask", "time": "", "author": ""}',
+        '{"id": "1", "photo": "a", "action": "mask", "time": "", "author": "", "mask": 5}',
+        '{"id": "1", "photo": "a", "action": "undo", "time": "", "author": "", "of": ["1"]}',
         "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"),
         "[" * 100_000,
     ],
@@ -156,3 +160,15 @@ def test_a_review_is_in_force_where_data_reviewed_names_it(tmp_path: Path) -> No
     found = open_data(load_config({"data": data}).data)
     assert found.item(photo).tags == (0, 1) and found.splits == plain.splits
     assert decided([], tmp_path) == {}
+
+
+def test_a_later_review_goes_over_the_one_that_was_learned(tmp_path: Path) -> None:
+    first, second = Journal(tmp_path / "first"), Journal(tmp_path / "second")
+    first.add("a", "tags", ["cow"])
+    first.add("a", "accept")
+    first.add("b", "reject")
+    second.add("a", "reject")
+    second.add("c", "tags", [])
+    expected = {"a": Decision("reject", ("cow",)), "b": Decision("reject"), "c": Decision(tags=())}
+    assert decisions_of(second.folder, first.folder) == expected
+    assert decisions_of(second.folder, None) == second.decisions()

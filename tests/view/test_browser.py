@@ -192,7 +192,7 @@ def test_photos_are_filtered_and_decided_about_by_keys(page: Any, first: Path) -
 def test_a_mask_is_corrected_by_a_click_and_nothing_is_lost(page: Any, first: Path) -> None:
     opened = Run(first)
     photo, label = lacking(opened)
-    n = [item.id for item in opened.collection.items].index(photo)
+    n = Index(opened).place[photo]
     truth = read_mask(opened.collection.item(photo).mask or "", 99).numpy()
     x, y = inside(truth == label)
     open_photo(page, n)
@@ -231,6 +231,29 @@ def test_a_mask_is_corrected_by_a_click_and_nothing_is_lost(page: Any, first: Pa
     at(page, "undo").click()
     until(page, f"{shown} === 0")
     assert Journal(first).decisions() == {} and drawn.is_file(), "an undo takes nothing from the disk"
+
+
+def test_a_mask_that_is_saved_before_its_answer_came_is_of_its_photo(page: Any, first: Path) -> None:
+    opened = Run(first)
+    photo, label = lacking(opened)
+    n = Index(opened).place[photo]
+    x, y = inside(read_mask(opened.collection.item(photo).mask or "", 99).numpy() == label)
+    open_photo(page, n)
+    held: list[Any] = []
+    page.route("**/api/click/*", lambda route: held.append(route))
+    at(page, "tool-click").click()
+    at(page, "paint").select_option(str(label))
+    page.mouse.click(*on_canvas(page, x, y))
+    until(page, lambda: bool(held))
+    page.keyboard.press("Control+s")
+    page.keyboard.press("k")
+    page.get_by_role("button", name="Save", exact=True).click()
+    assert not (first / "review.jsonl").exists()
+    held[0].continue_()
+    until(page, f"location.hash.startsWith('#/photo/{n + 1}')")
+    decisions = Journal(first).decisions()
+    drawn = decisions[photo].mask
+    assert decisions.keys() == {photo} and drawn is not None and int(read_mask(drawn, 99)[y, x]) == label
 
 
 def test_tags_are_edited_and_a_second_browser_sees_it(page: Any, first: Path, browser: Any, address: str) -> None:

@@ -70,7 +70,10 @@ def test_nobody_else_is_answered(folder: Path) -> None:
         assert answer.status_code == 403 and "tagmask view" in answer.json()["detail"], path
     assert asking.post("/api/review/0", json={"action": "accept"}).status_code == 403
     known = client(folder)
-    assert known.get("/api/run", headers={"host": "evil.example"}).status_code == 400
+    for host in ("evil.example", "[", "testserver.evil.example"):
+        assert known.get("/api/run", headers={"host": host}).status_code == 400, host
+    assert known.get("/api/run", headers={"origin": "http://["}).status_code == 400
+    assert known.get("/api/run", headers={"host": "192.0.2.7:80"}).status_code == 200, "numbers are nobody else's name"
     assert (
         known.post("/api/review/0", json={"action": "accept"}, headers={"origin": "http://evil.example"}).status_code
         == 403
@@ -229,6 +232,7 @@ def test_decisions_go_into_the_journal_and_come_back(folder: Path) -> None:
         ("review/1", {"action": "undo"}, 400),
         ("review/99", {"action": "accept"}, 404),
         ("click/1", {"seeds": [[1, 1, 1]], "mask": "data:text/html,x"}, 400),
+        ("click/1", {"seeds": [[1, 1, 300]], "mask": ""}, 422),
         ("click/1", {"seeds": [[1, 1, 1]], "mask": "data:image/png;base64,AAAA"}, 400),
         ("click/1", {"seeds": [[1, 1, 1]], "mask": "data:image/png;base64,\u00e9"}, 400),
     ],
@@ -299,7 +303,7 @@ def test_the_site_has_what_the_server_shows(folder: Path, tmp_path: Path) -> Non
     asking = client(folder)
     assert read_json(out / "data" / "photos.json") == asking.get("/api/photos").json()
     about = asking.get("/api/run").json()
-    assert read_json(out / "data" / "run.json") == about | {"editable": False}
+    assert read_json(out / "data" / "run.json") == about | {"editable": False, "author": None}
     for n in (0, 7):
         shown = asking.get(f"/api/photo/{n}").json()
         assert read_json(out / "data" / "photo" / f"{n}.json") == shown
@@ -317,3 +321,28 @@ def test_the_site_has_what_the_server_shows(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="holds other files"):
         write_site(folder, tmp_path / "other")
     write_site(folder, out)  # anew
+
+
+@pytest.mark.parametrize(
+    "name,text", [("suspects.csv", "a,b\nc,d\n"), ("suggested.csv", "p,w,d,n\nscene_0001,much,0,0\n")]
+)
+def test_tables_that_were_changed_are_named(folder: Path, name: str, text: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}.*Delete the file"):
+        Index(Run(folder))
+
+
+def test_pixels_that_the_page_does_not_change_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tagmask.view.pictures.LARGEST", 40)
+    pictures = Pictures(Index(Run(folder)))
+    n = next(n for n in range(8) if pictures.mask_file(n))
+    before = np.zeros((64, 80), dtype=np.uint8)
+    before[1::2] = 3  # stripes that the smaller map cannot show
+    pictures.index.journal.add(pictures.index.items[n].id, "mask", labels=before)
+    pictures.index.refresh()
+    shown = pictures.layer(n, "mask").copy()
+    shown[:4] = 2
+    found = pictures.corrected(n, encode(shown))
+    assert (found[:8] == 2).all() and (found[9:] == before[9:]).all()
+    assert pictures.row(n)["found"] == [3]

@@ -10,11 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from tagmask.cli import app
+from tagmask.config import load_config
 from tagmask.data import read_mask
 from tagmask.data.review import Journal
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_record
 from tagmask.workflow import Run, corrected_masks, gain, reviewed_settings, run
+from tagmask.workflow.train import training_items
 from tests.workflow.conftest import BASE
 
 
@@ -51,6 +53,9 @@ def test_a_run_learns_what_people_decided(first: Path, tmp_path: Path) -> None:
     }
     found = {(row["name"], row["split"]) for row in result["gain"]}
     assert found == {("segmenter", "val"), ("segmenter", "test"), ("masks", "val")}
+    train = next(s for s in after.folder.metrics()["scores"] if s["name"] == "masks" and s["stamp"]["split"] == "train")
+    assert drawn not in train["images"] and retagged in train["images"], "what a person drew is no result"
+    assert train["stamp"]["run"]["supervision"] == "tags + review"
     scores = {s["stamp"]["split"]: s["miou"] for s in read_record(out / "segmenter" / "metrics.json")["scores"]}
     row = next(row for row in result["gain"] if (row["name"], row["split"]) == ("segmenter", "test"))
     assert row["after"] == scores["test"]
@@ -61,18 +66,49 @@ def test_a_run_learns_what_people_decided(first: Path, tmp_path: Path) -> None:
     Journal(out).add(retagged, "reject")
     config = reviewed_settings(out, tmp_path / "third")
     decisions = Journal(config["data"]["reviewed"]).decisions()
-    assert (
-        decisions[drawn].mask is not None
-        and decisions[drawn].mask.is_file()
-        and decisions[retagged].verdict == "reject"
-    )
+    assert decisions[drawn].mask is not None and decisions[drawn].mask.is_file()
+    assert decisions[retagged].verdict == "reject"
+    # It may be stopped, go on, and lie elsewhere.
+    words = ["run", "--resume", "--reviewed", str(first), "-o", str(out), "--json"]
+    assert json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)["gain"] == result["gain"]
+    moved = Run(out.rename(tmp_path / "moved"))
+    assert moved.collection.item(drawn).corrected == moved.folder.path / "reviewed" / decisions_file(moved, drawn)
+    assert moved.last.collection.item(retagged).tags == (0,)
+    # A mask that does not fit its photo is said before anything trains.
+    Journal(moved.folder.path).add(drawn, "mask", labels=np.zeros((3, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match="3x3 pixels, its photo"):
+        reviewed_settings(moved, tmp_path / "fourth")
+    assert not (tmp_path / "fourth").exists()
+
+
+def decisions_file(opened: Run, photo: str) -> str:
+    """The photo's drawn mask in the journal that the run learned from, as that names it."""
+    entries = Journal(opened.folder.path / "reviewed").entries()
+    return next(entry.mask for entry in entries if entry.photo == photo and entry.mask is not None)
+
+
+def test_masks_that_people_drew_teach_a_segmenter_without_stages(first: Path, scenes: Path, tmp_path: Path) -> None:
+    drawn = Run(first).collection.split("train")[0].id
+    data = {"root": str(scenes), "train": "train.txt", "reviewed": str(first), "train_masks": str(first / "masks")}
+    config = load_config(BASE, {"data": data, "method": {"name": "supervised"}})
+    opened = Run(tmp_path / "run", config)
+    opened.begin(save=False)
+    items = {item.id: item.mask for item in training_items(opened)[0]}
+    assert items[drawn] == Journal(first).decisions()[drawn].mask
+    assert {path for id, path in items.items() if id != drawn} == {
+        first / "masks" / f"{id}.png" for id in items if id != drawn
+    }
 
 
 def test_what_cannot_be_reviewed_again_is_said(first: Path, tmp_path: Path, scenes: Path) -> None:
     with pytest.raises(ConfigError, match="holds a run already"):
         reviewed_settings(first, first)
     with pytest.raises(ConfigError, match="leave --reviewed away"):
-        reviewed_settings(first, tmp_path / "other", resume=True)
+        reviewed_settings(first, first, resume=True)
+    kept = read_record(first / "fingerprint.json"), sorted(tmp_path.iterdir())
+    planned = reviewed_settings(first, tmp_path / "other", keep=False)
+    assert Journal(planned["data"]["reviewed"]).decisions().keys() == Journal(first).decisions().keys()
+    assert (read_record(first / "fingerprint.json"), sorted(tmp_path.iterdir())) == kept, "nothing is written"
     plain = tmp_path / "plain"
     run([BASE, {"data": {"root": str(scenes)}}], {}, [], plain)
     with pytest.raises(DataError, match="nobody has reviewed this run; 'tagmask view"):

@@ -58,17 +58,10 @@ export async function getCam(n, label, run) {
   return decode(await (await request(url)).blob());
 }
 
-const withoutSure = new Set();
-
-// Whether there is a segmenter is a matter of the run: ask no more after the first 404.
+// Null where there is no segmenter.
 export async function getSure(n, run) {
-  if (isStatic || withoutSure.has(run)) return null;
-  try {
-    return decode(await (await request(`sure/${n}?run=${run}`)).blob());
-  } catch (error) {
-    if (error.status === 404) withoutSure.add(run);
-    return null;
-  }
+  if (isStatic) return null;
+  return request(`sure/${n}?run=${run}`).then(async (answer) => decode(await answer.blob()), () => null);
 }
 
 const getState = async () => (await json('api/state', { cache: 'no-store' })).version;

@@ -134,26 +134,26 @@ export class Editor {
     this.drafted = this.dirty;
   }
 
-  async save() {
-    if (!this.dirty || this.saving) return null;
-    this.saving = true;
+  // Whoever asks while a save is on its way gets that one.
+  save() {
+    this.saving ??= this.send().finally(() => { this.saving = null; this.changed(); });
     this.changed();
-    try {
-      this.drop();
-      while (this.pending) await this.pending;
-      const { n } = this;
-      const [position, labels] = [this.position, this.map.labels.slice()];
-      const answer = await saveMask(n, { ...this.map, labels });
-      if (this.n === n) {
-        this.savedAt = position;
-        this.saved = labels;
-        this.keepDraft();
-      }
-      return answer;
-    } finally {
-      this.saving = false;
-      this.changed();
+    return this.saving;
+  }
+
+  async send() {
+    const { n } = this;
+    this.drop();
+    while (this.pending && this.n === n) await this.pending;
+    if (this.n !== n || !this.dirty) return null;
+    const [position, labels] = [this.position, this.map.labels.slice()];
+    const answer = await saveMask(n, { ...this.map, labels });
+    if (this.n === n) {
+      this.savedAt = position;
+      this.saved = labels;
+      this.keepDraft();
     }
+    return answer;
   }
 
   discard() {

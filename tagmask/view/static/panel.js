@@ -130,10 +130,10 @@ export function showFigures(element, row, run) {
   element.replaceChildren(...lines.flatMap(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]));
 }
 
-const ACTIONS = { accept: 'accepted', reject: 'rejected', tags: 'changed the tags', mask: 'changed the mask', edit: 'changed the mask', undo: 'undid' };
+const ACTIONS = { accept: 'accepted', reject: 'rejected', tags: 'changed the tags', mask: 'drew the mask' };
 
 function moment(time) {
-  const date = new Date(typeof time === 'number' && time < 1e12 ? time * 1000 : time);
+  const date = new Date(time);
   return Number.isNaN(date.getTime()) ? String(time) : date.toLocaleString([], { dateStyle: 'short', timeStyle: 'short' });
 }
 

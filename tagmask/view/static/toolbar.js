@@ -38,11 +38,12 @@ export function createToolbar(run, editor, { save, takeOver }) {
     const text = search.value.trim().toLowerCase();
     const option = (label) => h('option', { value: label }, run.classes[label]);
     const fits = (label) => run.classes[label].toLowerCase().includes(text);
-    const others = run.classes.map((_, label) => label).filter((label) => label > 0 && !tags.includes(label) && fits(label));
+    const labels = [...run.classes.keys()];
+    const others = [...labels.slice(1), 0].filter((label) => !tags.includes(label) && fits(label));
     const first = tags.filter(fits);
     if (![...first, ...others].length) return;
-    paint.replaceChildren(...[['Tags', first], ['All classes', others]].filter(([, labels]) => labels.length)
-      .map(([label, labels]) => h('optgroup', { label }, labels.map(option))));
+    paint.replaceChildren(...[['Tags', first], ['All classes', others]].filter(([, found]) => found.length)
+      .map(([label, found]) => h('optgroup', { label }, found.map(option))));
     if (![...first, ...others].includes(editor.label)) editor.label = first[0] ?? others[0];
     paint.value = editor.label;
   }
@@ -63,7 +64,7 @@ export function createToolbar(run, editor, { save, takeOver }) {
       back.disabled = !editor.enabled || !editor.canUndo;
       forth.disabled = !editor.enabled || !editor.canRedo;
       keep.disabled = !editor.dirty || Boolean(editor.saving);
-      discard.disabled = !editor.dirty;
+      discard.disabled = keep.disabled;
       keep.classList.toggle('dirty', editor.dirty);
       close.hidden = editor.points.length < 3;
       hint.hidden = editor.enabled;
