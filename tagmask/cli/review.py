@@ -30,6 +30,7 @@ def review(
     from tagmask.workflow.suggest import describe
 
     opened = workflow.Run(run)
+    opened.config  # noqa: B018 (says that this is no run)
     decisions = decisions_of(opened.folder.path, opened.learned_review).values()
     counts = {verdict: sum(d.verdict == verdict for d in decisions) for verdict in ("accept", "reject")}
     counts |= {"tags": sum(d.tags is not None for d in decisions), "mask": sum(d.mask is not None for d in decisions)}

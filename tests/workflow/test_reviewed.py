@@ -89,12 +89,15 @@ def decisions_file(opened: Run, photo: str) -> str:
 
 def test_masks_that_people_drew_teach_a_segmenter_without_stages(first: Path, scenes: Path, tmp_path: Path) -> None:
     drawn = Run(first).collection.split("train")[0].id
-    data = {"root": str(scenes), "train": "train.txt", "reviewed": str(first), "train_masks": str(first / "masks")}
+    journal = Journal(tmp_path / "review")
+    journal.add(drawn, "mask", labels=np.full((64, 80), 2, dtype=np.uint8))
+    data = {"root": str(scenes), "train": "train.txt", "train_masks": str(first / "masks")}
+    data["reviewed"] = str(journal.folder)
     config = load_config(BASE, {"data": data, "method": {"name": "supervised"}})
     opened = Run(tmp_path / "run", config)
     opened.begin(save=False)
     items = {item.id: item.mask for item in training_items(opened)[0]}
-    assert items[drawn] == Journal(first).decisions()[drawn].mask
+    assert items[drawn] == journal.decisions()[drawn].mask
     assert {path for id, path in items.items() if id != drawn} == {
         first / "masks" / f"{id}.png" for id in items if id != drawn
     }
