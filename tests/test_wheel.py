@@ -40,7 +40,12 @@ def test_wheel_works_elsewhere(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(site)
-    assert {"tagmask/configs/demo.yaml", "tagmask/report/report.html", "tagmask/py.typed"} <= set(names)
+    assert {
+        "tagmask/configs/demo.yaml",
+        "tagmask/report/report.html",
+        "tagmask/view/static/app.js",
+        "tagmask/py.typed",
+    } <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "docs/", "benchmarks/"))]
     # The dependencies are this environment's, the package is the wheel's: nothing of the checkout is on the path.
     ran = subprocess.run(

@@ -154,7 +154,7 @@ export function createGrid({ run, list, open, filter, decide, help }) {
 
   function render() {
     if (element.hidden) return;
-    total.textContent = list.total === null ? '…' : `${list.total.toLocaleString('en')} photos`;
+    total.textContent = list.total === null ? '…' : `${list.total.toLocaleString('en')} ${list.total === 1 ? 'photo' : 'photos'}`;
     empty.hidden = list.total !== 0;
     if (list.total === null) { list.need(0, 0); clear(); return; }
     measure();
