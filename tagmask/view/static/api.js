@@ -99,7 +99,7 @@ export async function click(n, seeds, map) {
 
 export function matches(row, query) {
   const has = (labels, label) => labels !== null && labels.includes(Number(label));
-  if (query.class && !has(row.found, query.class) && !has(row.tags, query.class)) return false;
+  if (query.class && !has(row.found, query.class)) return false;
   if (query.tag && !has(row.tags, query.tag)) return false;
   if (query.split && row.split !== query.split) return false;
   if (query.suspect && row.suspects.length === 0) return false;
@@ -114,11 +114,9 @@ export function matches(row, query) {
 }
 
 function compare(sort) {
-  const value = (row) => (sort === 'suspicion' ? row.suspects.length || null : row[sort]);
   const sign = sort === 'iou' ? 1 : -1;
   return (one, two) => {
-    const a = value(one);
-    const b = value(two);
+    const [a, b] = [one[sort], two[sort]];
     if (a === null || b === null) return (a === null) - (b === null) || one.n - two.n;
     return sign * (a - b) || one.n - two.n;
   };
