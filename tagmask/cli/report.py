@@ -17,7 +17,8 @@ def report(
     split: Annotated[str | None, typer.Option(help="whose photos to show; default: train")] = None,
     photos: Annotated[int, typer.Option(help="how many photos to show, and some whose masks lack a class")] = 16,
     site: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="write the viewer as files into a folder, instead of the page")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="instead of the page, write the viewer with all photos there, as files"),
     ] = None,
     json: common.Json = False,
 ) -> None:

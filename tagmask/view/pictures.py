@@ -164,20 +164,25 @@ class Pictures:
         Of a photo that is shown smaller, pixels stay as they are in the mask's file where the page changed nothing.
         Raises DataError for what is no such map: labels that there are not, another size.
         """
-        labels = decode(data)
         image = read_image(self.index.items[n].image)
-        if labels.shape != fitted_within(tuple(image.shape[-2:])):
-            raise DataError(f"A mask of {labels.shape[1]}x{labels.shape[0]} pixels does not fit the photo.")
-        wrong = labels[(labels > len(self.index.classes)) & (labels != 255)]
-        if wrong.size:
-            raise DataError(f"The mask holds {int(wrong[0])}, which is no class.")
         size = (image.shape[-2], image.shape[-1])
+        labels = self.sent(data, fitted_within(size))
         path = self.mask_file(n)
         if path is None or labels.shape == size:
             return resized(labels, size, labels=True)
         before = read_mask(path, len(self.index.classes)).numpy()
         changed = resized((labels != _shown(before, labels=True)).astype(np.uint8), size, labels=True)
         return np.where(changed, resized(labels, size, labels=True), before)
+
+    def sent(self, data: bytes | str, size: tuple[int, ...]) -> np.ndarray:
+        """The label map uint8 (h,w) that the page sent. Raises DataError for other labels or another size."""
+        labels = decode(data)
+        if labels.shape != size:
+            raise DataError(f"A mask of {labels.shape[1]}x{labels.shape[0]} pixels does not fit the photo.")
+        wrong = labels[(labels > len(self.index.classes)) & (labels != IGNORE)]
+        if wrong.size:
+            raise DataError(f"The mask holds {int(wrong[0])}, which is no class.")
+        return labels
 
 
 def describe(pictures: Sequence[Pictures], editable: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from tagmask.errors import DataError, Stopped, TagmaskError
 from tagmask.view.index import Index
-from tagmask.view.pictures import Pictures, decode, describe, encode, jpeg
+from tagmask.view.pictures import Pictures, describe, encode, jpeg
 from tagmask.view.spread import spread
 from tagmask.workflow.opened import Run
 
@@ -164,9 +164,8 @@ def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("localhost
 
     @app.post("/api/click/{n}")
     def click(n: Photo, wanted: Click) -> Response:
-        labels, seen = decode(wanted.mask), pictures[0].photo(n)
-        if labels.shape != seen.shape[:2]:
-            raise DataError(f"A mask of {labels.shape[1]}x{labels.shape[0]} pixels does not fit the photo.")
+        seen = pictures[0].photo(n)
+        labels = pictures[0].sent(wanted.mask, seen.shape[:2])
         if any(len(index.classes) < label for *_, label in wanted.seeds):
             raise DataError(f"A seed's label is at most {len(index.classes)}.")
         return _file(encode(spread(seen, labels, wanted.seeds)), "png")

@@ -14,11 +14,11 @@ from tagmask.refine.seeded_walk import seeded_walk
 from tagmask.types import IGNORE
 
 PIXELS = 30_000
-"""Of the grid that seeds walk on: with some more the answer takes longer than half a second."""
+"""Pixels of the grid that seeds walk on. With more of them an answer takes longer than half a second."""
 BETA = 20.0
+"""How much edges hold the walk back."""
 HOLD = 5.0
-"""Of the walk: how much edges hold it back, and the strength of the prior, of all pixels together: from so far that it
-does not depend on the grid (docs/review.md)."""
+"""Strength of the prior times the number of pixels: a click reaches as far on a fine grid as on a coarse one."""
 RADIUS = 2
 """Of a seed on that grid: a click means what is under the finger, not one pixel."""
 

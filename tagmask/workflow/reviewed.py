@@ -37,9 +37,9 @@ def reviewed_settings(
     """The settings of a run with its review in force, to be merged under what the user sets.
 
     The review, and the one that the run itself learned from, are copied into ``out``: later decisions do not change
-    what a run learned. resume: nothing is set; the run there has its settings and its review. keep: whether ``out`` may
-    be written to. Raises DataError where nobody has reviewed the run and for drawn masks that do not fit, and
-    ConfigError for a folder that holds a run, or to be resumed, none with a review.
+    what a run learned. resume: the run in ``out`` has its settings and its review already, so nothing is set. keep:
+    whether ``out`` may be written to. Raises DataError where nobody has reviewed the run, and for drawn masks that do
+    not fit. Raises ConfigError where ``out`` holds a run, or, with resume, none that learned from a review.
     """
     first, place = opened(first), Path(out) / SNAPSHOT
     if resume:
@@ -79,8 +79,8 @@ def _check_drawn(run: Run) -> None:
 def corrected_masks(run: Run | str | Path, out: str | Path) -> dict[str, int]:
     """The masks of a run as the review leaves them, as copies in the folder ``out``; nothing is trained or made anew.
 
-    Drawn masks stand in the place of made ones, rejected photos are left out, and of photos whose tags were changed the
-    made mask is left out, too, as it shows the old ones. Returns the numbers: written, drawn, rejected, retagged.
+    Drawn masks stand in the place of made ones. Left out are rejected photos, and photos whose tags were changed since
+    their mask was made. Returns the numbers: written, drawn, rejected, retagged.
     Raises DataError for a folder that is not empty.
     """
     run, out = opened(run), Path(out)
@@ -91,10 +91,11 @@ def corrected_masks(run: Run | str | Path, out: str | Path) -> dict[str, int]:
     for item in run.collection.items:
         decision = decisions.get(item.id, Decision())
         made = run.folder.masks / f"{item.id}.png"
-        source = decision.mask or item.corrected or (made if made.is_file() else None)
+        source = decision.mask or (made if made.is_file() else None)
+        tags = {run.collection.classes[tag] for tag in item.tags or ()}
         if decision.verdict == "reject":
             counts["rejected"] += 1
-        elif decision.tags is not None and decision.mask is None:
+        elif decision.mask is None and decision.tags is not None and set(decision.tags) != tags:
             counts["retagged"] += 1
         elif source is not None:
             write_mask(out / f"{item.id}.png", read_mask(source, len(run.collection.classes)))

@@ -274,6 +274,8 @@ def test_a_click_fills_the_object_under_it(folder: Path) -> None:
     assert answer[32, 40] == 2 and set(np.unique(answer)) == {0, 2}
     assert asking.post("/api/click/0", json={"seeds": [[80, 0, 2]], "mask": mask}).status_code == 400
     assert asking.post("/api/click/0", json={"seeds": [[0, 0, 99]], "mask": mask}).status_code == 400
+    unknown = "data:image/png;base64," + base64.b64encode(encode(np.full((64, 80), 99, dtype=np.uint8))).decode()
+    assert asking.post("/api/click/0", json={"seeds": [[0, 0, 1]], "mask": unknown}).status_code == 400
 
 
 def test_two_runs_of_the_same_photos_are_compared(folder: Path, made: Path, tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ def test_a_run_learns_what_people_decided(first: Path, tmp_path: Path) -> None:
     moved = Run(out.rename(tmp_path / "moved"))
     assert moved.collection.item(drawn).corrected == moved.folder.path / "reviewed" / decisions_file(moved, drawn)
     assert moved.last.collection.item(retagged).tags == (0,)
+    # Its masks are of the tags that it learned: to be taken away, too.
+    taken = corrected_masks(moved, tmp_path / "taken")
+    assert taken["retagged"] == 0 and taken["drawn"] == 1 and (tmp_path / "taken" / f"{drawn}.png").is_file()
     # A mask that does not fit its photo is said before anything trains.
     Journal(moved.folder.path).add(drawn, "mask", labels=np.zeros((3, 3), dtype=np.uint8))
     with pytest.raises(DataError, match="3x3 pixels, its photo"):

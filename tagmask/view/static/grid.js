@@ -30,7 +30,7 @@ export function suspects(row, run) {
     tag === 'given' ? `${run.classes[label]}? given, looks wrong` : `${run.classes[label]}? missing, looks right`));
 }
 
-export const tagWords = (row, run) => {
+const tagWords = (row, run) => {
   if (row.tags === null) return 'not tagged yet';
   return row.tags.map((label) => run.classes[label]).join(', ') || 'no tags';
 };

@@ -7,7 +7,7 @@ const ANCHORS = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38,
 
 const pack = (r, g, b, a) => ((a << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
-export const HEAT = Uint32Array.from({ length: 256 }, (_, value) => {
+const HEAT = Uint32Array.from({ length: 256 }, (_, value) => {
   const at = (value / 255) * (ANCHORS.length - 1);
   const i = Math.min(ANCHORS.length - 2, Math.floor(at));
   return pack(...ANCHORS[i].map((low, c) => Math.round(low + (at - i) * (ANCHORS[i + 1][c] - low))), 255);
