@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
+from tagmask.data.review import Decision
 from tagmask.errors import DataError, Stopped, TagmaskError
 from tagmask.view.index import Index
 from tagmask.view.pictures import Pictures, describe, encode, jpeg
@@ -154,7 +155,9 @@ def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("localhost
             if labels and not 1 <= labels[0] <= labels[-1] <= len(index.classes):
                 raise DataError(f"Tags are labels from 1 to {len(index.classes)}, got {labels}.")
             names = [index.classes[label - 1] for label in labels]
-        index.journal.add(index.items[n].id, wanted.action, names)
+        photo = index.items[n].id
+        if wanted.action != index.journal.decisions().get(photo, Decision()).verdict:  # twice would take two undos
+            index.journal.add(photo, wanted.action, names)
         return decided(n)
 
     @app.post("/api/mask/{n}")

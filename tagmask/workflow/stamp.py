@@ -77,9 +77,17 @@ def keep_masks_note(folder: RunFolder, masks: Path) -> None:
         if source.config_file.is_file():
             config = source.config()
             kept |= {"method": config.method.name, "encoder": config.encoder.name}
+        if GUIDE in note["settings"] or learned_guided(source):
+            kept["guided"] = True
     else:
         kept = {"folder": masks.name}
     write_json(folder.path / MASKS_NOTE, kept)
+
+
+def learned_guided(folder: RunFolder) -> bool:
+    """Whether a run learned from masks that saliency had a part in, at first or second hand."""
+    note = folder.path / MASKS_NOTE
+    return note.is_file() and bool(read_record(note).get("guided"))
 
 
 def make_stamp(
@@ -117,14 +125,13 @@ def _trained(run: Run) -> dict[str, Any]:
     """What was trained, and from what."""
     config, note = run.config, run.folder.path / MASKS_NOTE
     masks = read_record(note) if note.is_file() else None
-    guided = bool(masks and masks.get("settings", {}).get(GUIDE))
     learned = settings_of(config, lambda role: role.learned and not role.used)
     return {
         "method": config.method.name,
         "encoder": config.encoder.name,
         "weights": run.model_note["weights_origin"],
         "digest": run.model_note["digest"],
-        "supervision": run.model_note["supervision"] + (" of tags + saliency" if guided else ""),
+        "supervision": run.model_note["supervision"] + (" of tags + saliency" if learned_guided(run.folder) else ""),
         "masks": masks,
         "seed": config.seed,
         # What the data is, the photos' ids and the truth say; where data and weights lie is nobody else's.

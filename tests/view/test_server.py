@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from tagmask.cli import app
 from tagmask.data import palette, read_mask, write_demo
-from tagmask.errors import DataError
+from tagmask.data.review import Journal
+from tagmask.errors import ConfigError, DataError
 from tagmask.files import csv_text, read_json
 from tagmask.workflow import Run, run
 from tests.workflow.conftest import BASE
@@ -125,6 +126,8 @@ def test_photos_are_filtered_sorted_and_paged(folder: Path) -> None:
     assert lowest == sorted(lowest) and lowest
     asking.post("/api/review/2", json={"action": "reject"})
     asking.post("/api/review/3", json={"action": "tags", "tags": [1]})
+    asking.post("/api/review/2", json={"action": "reject"})
+    assert len(Journal(folder).entries()) == 2, "rejected twice is one decision, which one undo takes back"
     assert ids(decision="rejected") == [items[2].id] and ids(decision="edited") == [items[3].id]
     assert len(ids(decision="none")) == 6 and ids(decision="accepted") == []
     assert items[3].id in ids(tag=1), "tags are those of the review"
@@ -299,6 +302,8 @@ def test_networks_are_used_only_where_they_are_asked_for(folder: Path) -> None:
 def test_the_site_has_what_the_server_shows(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "site"
     words = ["report", str(folder), "--site", str(out), "--json"]
+    refused = CliRunner().invoke(app, [*words[:-1], "--split", "val"])
+    assert isinstance(refused.exception, ConfigError) and "leave --split and --photos away" in str(refused.exception)
     assert json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout) == {
         "report": str(out / "index.html")
     }

@@ -13,8 +13,10 @@ from tagmask.data import fingerprint, open_data
 from tagmask.errors import WeightsError
 from tagmask.evaluate.stamp import headline
 from tagmask.files import read_record
+from tagmask.training import RunFolder
 from tagmask.workflow import evaluate, label, run
 from tagmask.workflow.plan import choose
+from tagmask.workflow.stamp import MASKS_NOTE, keep_masks_note, learned_guided
 from tests.small_onnx import write_saliency
 from tests.workflow.conftest import BASE
 
@@ -35,6 +37,11 @@ def test_masks_and_scores_say_that_they_are_of_more_than_tags(scenes: Path, tmp_
     assert scores["segmenter"]["run"]["supervision"] == "masks of tags + saliency"
     assert "guides.saliency" not in scores["segmenter"]["settings"], "new photos are segmented without it"
     assert "tags and saliency given" in headline("segmenter+tags", scores["segmenter+tags"])
+    # What learns from masks of a segmenter that learned from such masks has saliency at second hand.
+    label(out / "segmenter", "val", overrides=["guides.saliency=null"])
+    third = RunFolder(tmp_path / "third")
+    keep_masks_note(third, out / "segmenter" / "masks")
+    assert learned_guided(third) and "guides.saliency" not in read_record(third.path / MASKS_NOTE)["settings"]
     # It is left out when the run is used, and then nothing says so.
     plain = label(out, "val", tmp_path / "plain", overrides=["guides.saliency=null", "label.soft=true"])
     salient = label(out, "val", tmp_path / "salient", overrides=["label.soft=true"])
