@@ -14,7 +14,7 @@ import numpy as np
 from tagmask.data import read_image, read_mask, tag_vector
 from tagmask.label import Inference
 from tagmask.label.infer import best_labels
-from tagmask.report import heat, overlay
+from tagmask.label.overlay import heat, overlay
 from tagmask.workflow import open_run, reopen
 
 ROWS = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,3 +54,17 @@ def strips(rows: int, width: int, device: torch.device) -> list[slice]:
     """0..rows in slices that hold about CPU_VALUES or GPU_VALUES values, ``width`` a row; at least one row each."""
     step = max(1, (CPU_VALUES if device.type == "cpu" else GPU_VALUES) // max(1, width))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def inside(boxes: Tensor, size: Sequence[int], grid: Sequence[int] | None = None) -> Tensor:
+    """Pixels of an image of ``size`` (H,W) inside boxes (B,4) of (x0,y0,x1,y1), half-open → bool (B,H,W).
+
+    grid: (h,w), coarser positions over the same image; a position is inside if its centre is → bool (B,h,w).
+    """
+    y = torch.arange(size[0], device=boxes.device)[None, :, None]
+    x = torch.arange(size[1], device=boxes.device)[None, None, :]
+    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+    pixels = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    if grid is None:
+        return pixels
+    return F.interpolate(pixels[:, None].float(), size=tuple(grid), mode="nearest-exact")[:, 0] > 0

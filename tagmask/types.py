@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 IGNORE = 255
 """Label of pixels that take part in no loss and no score."""
@@ -63,7 +62,7 @@ class Batch:
         """A copy on another device. A generator cannot move: pass the one of that device."""
 
         def move(value: Any) -> Any:
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            return None if value is None else value.to(device, non_blocking=True)
 
         views = {
             name: View(**{f.name: move(getattr(view, f.name)) for f in fields(view)})
@@ -104,17 +103,3 @@ class Losses:
 
     terms: dict[str, Tensor]
     total: Tensor
-
-
-def inside(boxes: Tensor, size: Sequence[int], grid: Sequence[int] | None = None) -> Tensor:
-    """Pixels of an image of ``size`` (H,W) inside boxes (B,4) of (x0,y0,x1,y1), half-open → bool (B,H,W).
-
-    grid: (h,w), coarser positions over the same image; a position is inside if its centre is → bool (B,h,w).
-    """
-    y = torch.arange(size[0], device=boxes.device)[None, :, None]
-    x = torch.arange(size[1], device=boxes.device)[None, None, :]
-    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
-    pixels = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-    if grid is None:
-        return pixels
-    return F.interpolate(pixels[:, None].float(), size=tuple(grid), mode="nearest-exact")[:, 0] > 0

@@ -16,8 +16,8 @@ from tagmask import comm
 from tagmask.cam.labels import Refine
 from tagmask.cam.maps import normalize
 from tagmask.errors import TagmaskError
-from tagmask.tensors import check_shapes, resize
-from tagmask.types import IGNORE, inside
+from tagmask.tensors import check_shapes, inside, resize
+from tagmask.types import IGNORE
 
 CHUNK = 512
 """Rows of an affinity graph computed at once."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tagmask.errors import TagmaskError
-from tagmask.tensors import check_shapes, resize
-from tagmask.types import IGNORE, inside
+from tagmask.tensors import check_shapes, inside, resize
+from tagmask.types import IGNORE
 
 Refine = Callable[[Tensor, Tensor], Tensor]
 """(images (B,3,H,W) in [0,1], maps (B,K,h,w)) → (B,K,H,W), as the modules of ``tagmask.refine``."""

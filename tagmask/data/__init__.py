@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tagmask.data.collection import Collection, Item, tag_vector
 from tagmask.data.detect import open_data
 from tagmask.data.fingerprint import clean, fingerprint, print_fingerprint
-from tagmask.data.loader import TrainLoader, read_ahead
+from tagmask.data.photos import read_ahead
 from tagmask.data.pixels import palette, read_colour_map, read_image, read_mask, write_mask
 from tagmask.data.source_demo import write_demo
-from tagmask.data.views import TrainViews, make_affine, warp
+from tagmask.lazy import lazy
+
+if TYPE_CHECKING:
+    from tagmask.data.loader import TrainLoader
+    from tagmask.data.views import TrainViews, make_affine, warp
 
 __all__ = [
     "Collection",
@@ -30,3 +36,5 @@ __all__ = [
     "write_demo",
     "write_mask",
 ]
+
+__getattr__ = lazy(__name__, {"loader": ["TrainLoader"], "views": ["TrainViews", "make_affine", "warp"]})

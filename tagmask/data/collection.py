@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from tagmask.data.benchmarks import missing
 from tagmask.data.names import check_name
 from tagmask.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ColourMap = dict[tuple[int, int, int], int]
 """Label of each colour of masks that were saved as RGB."""
@@ -120,6 +121,8 @@ class Collection:
 
 def tag_vector(tags: Iterable[int], classes: int) -> Tensor:
     """(C,) float of 0/1 from class indices."""
+    import torch
+
     vector = torch.zeros(classes)
     vector[list(tags)] = 1
     return vector

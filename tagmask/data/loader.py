@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tagmask.data.collection import ColourMap, Item, tag_vector
-from tagmask.data.pixels import Notes, check_size, read_image, read_mask
+from tagmask.data.pixels import check_size, read_image, read_mask
 from tagmask.data.views import TrainViews
 from tagmask.errors import DataError
 from tagmask.types import Batch, Sample, View
@@ -154,25 +152,3 @@ class TrainLoader:
                 raise DataError(parts["error"])
             views = {name: View(**tensors) for name, tensors in parts.pop("views").items()}
             yield Batch(views=views, generator=seeded("method", self.seed, step, self.rank), **parts)
-
-
-def read_ahead(items: Iterable[Item], notes: Notes | None = None) -> Iterator[tuple[Item, Tensor | DataError]]:
-    """Items with their photos, uint8 (3,H,W), in order, decoded ahead by two threads. notes: as in ``read_image``.
-
-    Pillow decodes outside Python's lock, so threads suffice. A photo that cannot be read comes as its DataError.
-    """
-
-    def read(item: Item) -> tuple[Item, Tensor | DataError]:
-        try:
-            return item, read_image(item.image, notes=notes)
-        except DataError as error:
-            return item, error
-
-    with ThreadPoolExecutor(2) as pool:
-        waiting: deque[Future] = deque()
-        for item in items:
-            waiting.append(pool.submit(read, item))
-            if len(waiting) > 4:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

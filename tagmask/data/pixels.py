@@ -1,7 +1,8 @@
 """Reading photos and masks, and writing masks. All pixels enter tagmask through this file, by ``open_picture``.
 
 One policy for orientation: a photo is turned as its EXIF tag says, as any viewer shows it, and masks are taken as
-they are, because they were drawn on the photo as shown. Transparent pixels are laid over white.
+they are, because they were drawn on the photo as shown. Transparent pixels are laid over white. torch is imported where
+a tensor is made: an exported segmenter does without it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from scipy.io import loadmat
-from torch import Tensor
 
 from tagmask.data.collection import ColourMap
 from tagmask.data.find import read_lines
@@ -24,6 +24,9 @@ from tagmask.data.spelling import clean_name
 from tagmask.errors import DataError, nearest
 from tagmask.files import check_regular, written
 from tagmask.types import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_PIXELS = 150_000_000
 """Pixels of a picture, at most: what its header says is checked before anything is decoded."""
@@ -97,6 +100,13 @@ def count_pixels(path: str | Path) -> int:
 
 
 def read_image(path: str | Path, notes: Notes | None = None) -> Tensor:
+    """A photo as a tensor, by the rules of ``read_photo``."""
+    import torch
+
+    return torch.from_numpy(read_photo(path, notes))
+
+
+def read_photo(path: str | Path, notes: Notes | None = None) -> np.ndarray:
     """A photo as uint8 RGB (3,H,W), upright. notes: takes what is odd about it.
 
     Grey, palette, alpha (over white), CMYK and 16-bit (the upper eight bits) become RGB; of an animation the first
@@ -104,22 +114,22 @@ def read_image(path: str | Path, notes: Notes | None = None) -> Tensor:
     """
     with open_picture(path) as opened:
         opened.load()
-        image = image_tensor(opened, path)
+        image = image_array(opened, path)
         if notes is not None:
             for kind in _oddities(opened, image):
                 notes.setdefault(kind, []).append(str(path))
         return image
 
 
-def image_tensor(image: Image.Image, name: str | Path = "image") -> Tensor:
-    """An opened picture as uint8 RGB (3,H,W), upright, by the rules of ``read_image``. name: for errors."""
+def image_array(image: Image.Image, name: str | Path = "image") -> np.ndarray:
+    """An opened picture as uint8 RGB (3,H,W), upright, by the rules of ``read_photo``. name: for errors."""
     turn = _turn(image)
     if turn is not None:
         image = image.transpose(turn)
-    result = torch.empty((3, image.height, image.width), dtype=torch.uint8)
+    result = np.empty((3, image.height, image.width), dtype=np.uint8)
     for rows in _strips(image.height, image.width):  # so that a large photo is in memory twice only
         strip = image.crop((0, rows.start, image.width, rows.stop))
-        result[:, rows] = torch.from_numpy(np.array(_rgb(strip, name))).permute(2, 0, 1)
+        result[:, rows] = np.asarray(_rgb(strip, name)).transpose(2, 0, 1)
     return result
 
 
@@ -156,12 +166,12 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ALPHA_MODES or "transparency" in image.info
 
 
-def _oddities(opened: Image.Image, photo: Tensor) -> list[str]:
+def _oddities(opened: Image.Image, photo: np.ndarray) -> list[str]:
     """What is odd about a photo, of DARK, FOURTH and PAGES."""
     found = [DARK] if int(photo.max()) < 16 else []
     if _has_alpha(opened):
         whole = opened if opened.mode in ("RGBA", "LA") else opened.convert("RGBA")
-        alpha = np.array(whole.getchannel("A").histogram()) / photo[0].numel()
+        alpha = np.array(whole.getchannel("A").histogram()) / photo[0].size
         if alpha[128:].sum() < 0.01 or alpha[8:248].sum() > 0.5:  # true alpha shows something and is mostly 0 or 255
             found.append(FOURTH)
     if _has_pages(opened):
@@ -255,6 +265,8 @@ def read_mask(path: str | Path, classes: int, colour_map: ColourMap | None = Non
             f"{path}: value {wrong[0]} in a mask of {classes} classes (0 is background, 1..{classes} the classes, 255 "
             "ignored). Off by one, another class list, or a 0/255 mask? 'tagmask check' shows the values."
         )
+    import torch
+
     return torch.from_numpy(values.astype(np.uint8))
 
 
@@ -303,13 +315,18 @@ def palette() -> np.ndarray:
     return colours.astype(np.uint8)
 
 
+def as_array(values: Tensor | np.ndarray) -> np.ndarray:
+    """The values of a tensor on any device, or of an array, as an array."""
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
 def write_mask(path: str | Path, labels: Tensor | np.ndarray) -> None:
     """Write a label map (H,W), integers 0..255, as a palette PNG in VOC's colours.
 
     The file appears whole or not at all. Missing folders are made. Raises ValueError on other shapes or values, and
     DataError where the disk refuses.
     """
-    values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    values = as_array(labels)
     if values.ndim != 2 or values.dtype.kind not in "iub":
         raise ValueError(f"a label map is (H,W) of integers, this is {values.shape} of {values.dtype}")
     if values.size and (values.min() < 0 or values.max() > 255):

@@ -18,7 +18,8 @@ from tagmask.encoders.guide_cache import FORMAT, GuideCache, content_key
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.strict import Block, Place, Positive, Scales
-from tagmask.types import Batch, View, inside
+from tagmask.tensors import inside
+from tagmask.types import Batch, View
 
 DINO = "vit_small_patch8_224.dino"
 

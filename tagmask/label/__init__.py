@@ -1,9 +1,16 @@
 """Masks from a trained method: with tags (``label``) and without (``predict``)."""
 
-from tagmask.label.infer import Inference
-from tagmask.label.look import Look, go_over
-from tagmask.label.segmenter import Prediction, Segmenter, load
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from tagmask.label.writer import Labelled, LabelWriter, describe_missing, read_missing
+from tagmask.lazy import lazy
+
+if TYPE_CHECKING:
+    from tagmask.label.infer import Inference
+    from tagmask.label.look import Look, go_over
+    from tagmask.label.segmenter import Prediction, Segmenter, load
 
 __all__ = [
     "Inference",
@@ -17,3 +24,8 @@ __all__ = [
     "load",
     "read_missing",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {"infer": ["Inference"], "look": ["Look", "go_over"], "segmenter": ["Prediction", "Segmenter", "load"]},
+)

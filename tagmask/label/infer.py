@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 from tagmask.cam import refined_scores
 from tagmask.cam.maps import resize
 from tagmask.config import LabelConfig, RunConfig
-from tagmask.data.views import reduction
 from tagmask.encoders.saliency import Saliency, background_factor, open_saliency
 from tagmask.errors import ConfigError
 from tagmask.methods import Method
@@ -67,12 +67,15 @@ class Inference:
     def batch(self, photo: Tensor, longest: int | None = None) -> Tensor:
         """(1,3,h,w) float in [0,1] on the device and the working grid. longest: a further bound on the long side."""
         height, width = photo.shape[-2:]
-        factor = reduction((height, width), self.short_side)
+        ratios = [(1, 1)]
+        if self.short_side is not None:
+            ratios.append((self.short_side, min(height, width)))
         if longest is not None:
-            factor = min(factor, longest / max(height, width))
+            ratios.append((longest, max(height, width)))
+        numerator, denominator = min(ratios, key=lambda ratio: ratio[0] / ratio[1])
         images = photo.to(self.device)[None].float().div(255)
-        if factor < 1:
-            size = [max(1, round(height * factor)), max(1, round(width * factor))]
+        if numerator < denominator:
+            size = [max(1, scaled(side, numerator, denominator)) for side in (height, width)]
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -169,10 +172,12 @@ class Inference:
         flips = (False, True) if self.config.flip else (False,)
         merged: Tensor | None = None
         for scale in self.config.scales:
-            scaled = resize(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+            ratio = Fraction(scale).limit_denominator(1000)
+            size = [max(1, scaled(side, ratio.numerator, ratio.denominator)) for side in (height, width)]
+            seen = resize(images, (size[0], size[1]))
             for flip in flips:
                 with self._autocast():
-                    logits = self.method.segment(scaled.flip(-1) if flip else scaled)  # type: ignore[operator]
+                    logits = self.method.segment(seen.flip(-1) if flip else seen)  # type: ignore[operator]
                 logits = resize((logits.flip(-1) if flip else logits).float(), (height, width))[0]
                 if merged is None:
                     merged = logits
@@ -193,6 +198,11 @@ class Inference:
                 total[:, y0:y1, x0:x1] += self._logits(images[..., y0:y1, x0:x1]) * ramp
                 weight[y0:y1, x0:x1] += ramp
         return total / weight
+
+
+def scaled(length: int, numerator: int, denominator: int) -> int:
+    """length · numerator / denominator, rounded, of whole numbers: an exported network rounds it likewise."""
+    return (2 * length * numerator + denominator) // (2 * denominator)
 
 
 def times(background: Tensor, factor: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tagmask.config import LabelConfig, RunConfig, merge
 from tagmask.data import read_image, write_mask
-from tagmask.data.pixels import image_tensor
+from tagmask.data.pixels import image_array
 from tagmask.errors import DataError, nearest
 from tagmask.label.infer import Inference
 from tagmask.label.look import Look
@@ -123,11 +123,11 @@ def to_tensor(photo: Photo) -> Tensor:
     if isinstance(photo, str | Path):
         return read_image(Path(photo))
     if isinstance(photo, Image.Image):
-        return image_tensor(photo)
+        return torch.from_numpy(image_array(photo))
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] != 3):
             raise DataError(f"An array must be uint8 (H,W,3) or (H,W), this is {photo.dtype} {photo.shape}.")
-        return image_tensor(Image.fromarray(photo))
+        return torch.from_numpy(image_array(Image.fromarray(photo)))
     if photo.dtype != torch.uint8 or photo.ndim != 3 or photo.shape[0] != 3:
         raise DataError(f"A tensor must be uint8 (3,H,W), this is {photo.dtype} {tuple(photo.shape)}.")
     return photo

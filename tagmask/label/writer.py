@@ -8,22 +8,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from tagmask.data import Item, read_mask, write_mask
-from tagmask.data.pixels import check_size
+from tagmask.data.pixels import as_array, check_size
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import csv_text, read_csv, read_record, sweep, write_json, write_text, written
-from tagmask.label.infer import values_in
-from tagmask.label.look import Look
 from tagmask.types import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tagmask.label.look import Look
 
 MISSING = "missing.csv"
 """Beside masks of tagged photos: a line for each photo and tagged class that its mask lacks."""
-Make = Callable[[Item, Look], "tuple[Tensor, Tensor | None, Sequence[str]]"]
+Make = Callable[[Item, "Look"], "tuple[Tensor, Tensor | None, Sequence[str]]"]
 """An item and its Look → label map uint8 (H,W), and the scores (n,h,w) to save where soft maps are asked for, with the
 names of the n classes; None where there are no scores."""
 
@@ -137,7 +139,8 @@ class LabelWriter:
         if isinstance(look, DataError):
             self.done.failed.append((str(item.image), str(look)))
             return
-        labels, scores, names = self._corrected(item, look) or self.make(item, look)
+        made, scores, names = self._corrected(item, look) or self.make(item, look)
+        labels = as_array(made)
         path = self.paths[item.id]
         if self.soft and scores is not None:
             half = scores.half().cpu().numpy()
@@ -145,7 +148,7 @@ class LabelWriter:
                 np.savez_compressed(file, scores=half, classes=json.dumps(list(names)))
         write_mask(path, labels)
         self.done.written += 1
-        self.pixels += labels.numel()
+        self.pixels += labels.size
         self.unsure += int((labels == IGNORE).sum())
         if item.tags is not None:
             self.lacking[item.id] = _lacking(item, labels, self.classes)
@@ -170,7 +173,7 @@ class LabelWriter:
             path = self.paths[item.id]
             if item.id not in self.lacking and path.is_file():
                 try:
-                    self.lacking[item.id] = _lacking(item, read_mask(path, len(self.classes)), self.classes)
+                    self.lacking[item.id] = _lacking(item, read_mask(path, len(self.classes)).numpy(), self.classes)
                 except DataError as error:
                     done.failed.append((str(path), f"{error} Delete it to make it again."))
         done.missing = {item.id: self.lacking[item.id] for item in tagged if self.lacking.get(item.id)}
@@ -179,10 +182,10 @@ class LabelWriter:
         return done
 
 
-def _lacking(item: Item, labels: Tensor, classes: Sequence[str]) -> list[str]:
+def _lacking(item: Item, labels: np.ndarray, classes: Sequence[str]) -> list[str]:
     """Classes of the item's tags without a pixel in its label map (H,W)."""
-    there = values_in(labels)
-    return [classes[tag] for tag in item.tags or () if tag + 1 not in there]
+    there = np.bincount(labels.ravel(), minlength=256)
+    return [classes[tag] for tag in item.tags or () if not there[tag + 1]]
 
 
 def _write_missing(folder: Path, missing: Mapping[str, Sequence[str]]) -> None:

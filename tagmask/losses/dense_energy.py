@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tagmask.errors import TagmaskError
 from tagmask.refine.lattice import PermutohedralLattice, positions
 from tagmask.refine.neighbours import check_values
-from tagmask.tensors import check_shapes
-from tagmask.types import IGNORE, inside
+from tagmask.tensors import check_shapes, inside
+from tagmask.types import IGNORE
 
 
 class DenseEnergy(nn.Module):

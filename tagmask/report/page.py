@@ -15,8 +15,8 @@ from tagmask.data.pixels import palette
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import describe, flat
 from tagmask.files import write_text
+from tagmask.label.overlay import data_uri, fitted, heat, overlay, resized
 from tagmask.report.first_screen import first_screen
-from tagmask.report.overlay import data_uri, fitted, heat, overlay, resized
 from tagmask.report.plots import line, threshold_curve
 from tagmask.types import IGNORE
 

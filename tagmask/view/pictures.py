@@ -21,8 +21,8 @@ from tagmask.errors import DataError
 from tagmask.files import written
 from tagmask.label import Inference, Look
 from tagmask.label.infer import values_in
+from tagmask.label.overlay import fitted, overlay, resized
 from tagmask.registry import METHODS
-from tagmask.report.overlay import fitted, overlay, resized
 from tagmask.types import IGNORE
 from tagmask.view.index import Index
 from tagmask.workflow.opened import Run

@@ -20,8 +20,8 @@ from tagmask.evaluate.scores import jsonable, percent
 from tagmask.files import csv_text, read_csv, read_record, write_text
 from tagmask.label import Inference, Look, go_over
 from tagmask.label.infer import best_labels
+from tagmask.label.overlay import fitted, resized
 from tagmask.report import Panel
-from tagmask.report.overlay import fitted, resized
 from tagmask.report.page import SIDE
 from tagmask.training import RunFolder
 from tagmask.workflow.opened import Run

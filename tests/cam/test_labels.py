@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tagmask.cam import cam_labels, pseudo_labels, refined_scores
 from tagmask.errors import TagmaskError
 from tagmask.refine import PAR
-from tagmask.types import inside
+from tagmask.tensors import inside
 
 HIGH, LOW = 0.55, 0.35
 TAGS = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.float32)

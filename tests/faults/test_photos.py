@@ -22,11 +22,11 @@ from tagmask.config import DataConfig, load_config
 from tagmask.data import Collection, Item, fingerprint, open_data, read_image, write_mask
 from tagmask.data import pixels as pixels_file
 from tagmask.data.formats import is_image, readable, why_not
+from tagmask.data.photos import photo_items
 from tagmask.data.pixels import DARK, FOURTH, PAGES, Notes, raw_mask
 from tagmask.data.walk import none_found, survey
 from tagmask.errors import DataError
 from tagmask.workflow import Run, predict, train
-from tagmask.workflow.predict import photo_items
 from tests.cli.calls import call
 
 SMALL = {
@@ -151,7 +151,7 @@ def test_large_photos_are_decoded_one_at_a_time(photos: Path, monkeypatch: pytes
         noise((60, 60), i).save(photos / f"large{i}.png")
     monkeypatch.setattr(import_module("tagmask.data.fingerprint"), "LARGE", 3000)
     inside, most, lock = [0], [0], threading.Lock()
-    decode = pixels_file.image_tensor
+    decode = pixels_file.image_array
 
     def watched(image: Image.Image, name: str) -> object:
         if image.width != 60:
@@ -165,7 +165,7 @@ def test_large_photos_are_decoded_one_at_a_time(photos: Path, monkeypatch: pytes
             inside[0] -= 1
         return result
 
-    monkeypatch.setattr(pixels_file, "image_tensor", watched)
+    monkeypatch.setattr(pixels_file, "image_array", watched)
     _, found = look(photos)
     assert found["counts"]["unreadable"] == 0 and most == [1]
 

@@ -16,7 +16,8 @@ from tagmask.data.pixels import palette
 from tagmask.errors import DataError
 from tagmask.evaluate import ScoreStream, ThresholdCurve
 from tagmask.evaluate.stamp import describe
-from tagmask.report import Panel, heat, overlay, page, write_report
+from tagmask.label.overlay import heat, overlay
+from tagmask.report import Panel, page, write_report
 from tagmask.report.page import LACKING, choose
 
 CLASSES = ["cat", "dog $x$", "<b>boat</b>"]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tagmask.config import ViewConfig
 from tagmask.data.views import local_crop, local_starts
-from tagmask.types import IGNORE, Batch, View, inside
+from tagmask.tensors import inside
+from tagmask.types import IGNORE, Batch, View
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tagmask.cam import pseudo_labels
 from tagmask.cam.maps import resize
-from tagmask.types import IGNORE, Batch, inside
+from tagmask.tensors import inside
+from tagmask.types import IGNORE, Batch
 
 
 class Assigned(NamedTuple):

@@ -6,7 +6,6 @@ import base64
 import io
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
 from tagmask.data.pixels import palette
@@ -43,6 +42,8 @@ def heat(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     """
     _same_size(image, cam)
     cam = np.nan_to_num(cam.astype(np.float32)).clip(0, 1)[..., None]
+    from matplotlib import colormaps
+
     grey = (image @ np.array([0.299, 0.587, 0.114]))[..., None]
     colours = colormaps["viridis"](cam[..., 0])[..., :3] * 255
     # Weak activations leave the photo readable, strong ones are plain to see.

@@ -1,0 +1,89 @@
+"""A run's segmenter as one network: photos in, labels out, for torch.export and ONNX."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+from types import MethodType
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tagmask.label.infer import Inference, scaled
+from tagmask.types import IGNORE
+
+EXAMPLE = (2, 213, 320, 3)
+"""Shape of the photos that a network is traced with: all sides are dynamic, so they only must not be special."""
+
+
+class Network(nn.Module):
+    """What ``Inference`` does without tags, but for the dense CRF and tiles.
+
+    Takes photos uint8 (B,H,W,3), RGB; gives labels uint8 (B,H,W), 255 where less sure than ``label.unsure``, and the
+    probability of each label, float32 (B,H,W). Raises ConfigError for a method without a segmenter.
+    """
+
+    def __init__(self, inference: Inference) -> None:
+        super().__init__()
+        inference.need_segmenter()
+        self.config, self.short_side = inference.config, inference.short_side
+        self.method = copy.deepcopy(inference.method).cpu().float().eval().requires_grad_(False)
+        for part in self.method.modules():
+            if isinstance(part, Conv2dSame):
+                part.forward = MethodType(_conv_same, part)  # type: ignore[method-assign]
+
+    def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
+        images = photos.permute(0, 3, 1, 2).float() / 255
+        full = images.shape[-2:]
+        size = list(full)
+        if self.short_side is not None:
+            short: Any = torch.sym_min(*full)
+            wanted: Any = torch.sym_min(short, self.short_side)
+            size = [scaled(side, wanted, short) for side in full]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+        scores = F.interpolate(self.logits(images).softmax(1), size=list(full), mode="bilinear")
+        best, labels = scores.max(dim=1)
+        labels = labels.to(torch.uint8)
+        if self.config.unsure:
+            labels = labels.masked_fill(best < self.config.unsure, IGNORE)
+        return labels, best
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B,C+1,h,w) of images (B,3,h,w), over all scales and mirror images as ``label`` says."""
+        size = list(images.shape[-2:])
+        found = []
+        for scale in self.config.scales:
+            ratio = Fraction(scale).limit_denominator(1000)
+            sides = [scaled(side, ratio.numerator, ratio.denominator) for side in size]
+            seen = images if scale == 1 else F.interpolate(images, size=sides, mode="bilinear")
+            if self.config.flip:
+                seen = torch.cat([seen, seen.flip(-1)])
+            logits = self.method.segment(seen)  # type: ignore[operator]
+            if self.config.flip:
+                logits, mirrored = logits.chunk(2)
+                found.append(F.interpolate(mirrored.flip(-1), size=size, mode="bilinear"))
+            found.append(F.interpolate(logits, size=size, mode="bilinear"))
+        together = torch.stack(found)
+        return together.amax(0) if self.config.merge == "max" else together.mean(0)
+
+
+def program(network: Network) -> torch.export.ExportedProgram:
+    """The network traced by torch.export, for any number of photos of any size."""
+    side = torch.export.Dim.DYNAMIC
+    photos = torch.zeros(EXAMPLE, dtype=torch.uint8)
+    return torch.export.export(network, (photos,), dynamic_shapes=({0: side, 1: side, 2: side},), strict=False)
+
+
+def _conv_same(self: Conv2dSame, images: Tensor) -> Tensor:
+    """The same convolution, padded with sums alone: with the maxima of timm's own, tracing takes minutes.
+
+    Equal where the kernel is not smaller than the stride, so that nothing is cut off.
+    """
+    pads: list[int] = []
+    for side, kernel, stride, dilation in zip(images.shape[-2:], self.kernel_size, self.stride, self.dilation):
+        total = (kernel - 1) * dilation + 1 - stride + (-side) % stride
+        pads = [total // 2, total - total // 2, *pads]
+    return F.conv2d(F.pad(images, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
