@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from matplotlib.path import Path as Outline
 from PIL import Image
 
 from tagmask.convert import FORMATS, masks_from, masks_to
@@ -546,8 +547,17 @@ def test_voc_in_torchvision(tmp_path: Path) -> None:
 
 def test_geojson_rings(scene: tuple[Collection, dict[str, np.ndarray], Path]) -> None:
     """Rings are closed, outer ones turn as RFC 7946 says, holes the other way; several polygons are taken, too."""
-    collection, _, root = scene
+    collection, maps, root = scene
     masks_to("geojson", collection, root / "masks", root / "out")
+    for id, labels in maps.items():
+        found = np.zeros_like(labels)
+        grid = np.meshgrid(np.arange(labels.shape[1]) + 0.5, np.arange(labels.shape[0]) + 0.5)
+        for feature in read_json(root / "out" / f"{id}.geojson")["features"]:
+            rings = [Outline(ring) for ring in feature["geometry"]["coordinates"]]
+            outer, *holes = (ring.contains_points(np.stack(grid, -1).reshape(-1, 2)) for ring in rings)
+            inside = outer & ~np.any([np.zeros_like(outer), *holes], axis=0)
+            found[inside.reshape(labels.shape)] = feature["properties"]["label"]
+        np.testing.assert_array_equal(found, labels)
     content = read_json(root / "out" / f"{IDS[0]}.geojson")
     assert content["type"] == "FeatureCollection" and len(content["features"]) == 6
     for feature in content["features"]:

@@ -14,8 +14,6 @@ import numpy as np
 from PIL import Image
 
 from tagmask.convert.masks.common import (
-    BACKGROUND,
-    UNSURE,
     Drawn,
     Labelled,
     Names,
@@ -28,14 +26,13 @@ from tagmask.convert.masks.common import (
 )
 from tagmask.data.pixels import palette, raw_mask
 from tagmask.files import read_json, write_json, written
-from tagmask.types import IGNORE
 
 LABELS, COLOURS, PHOTO = "_gtFine_labelIds.png", "_gtFine_color.png", "_leftImg8bit"
 
 
 def write(target: Target, photos: Iterator[Labelled]) -> None:
-    names = {0: BACKGROUND} | target.names | {IGNORE: UNSURE}
-    write_json(target.out / "labels.json", [{"name": name, "id": i, "color": colour(i)} for i, name in names.items()])
+    listed = [{"name": name, "id": label, "color": colour(label)} for label, name in target.all_names.items()]
+    write_json(target.out / "labels.json", listed)
     for photo in photos:
         for suffix, values in ((LABELS, photo.labels), (COLOURS, palette()[photo.labels])):
             with written(target.out / f"{photo.id}{suffix}") as part:
@@ -44,7 +41,7 @@ def write(target: Target, photos: Iterator[Labelled]) -> None:
 
 def read(source: Path, names: Names) -> Iterator[Drawn]:
     listed = source / "labels.json"
-    table = {0: 0, IGNORE: IGNORE} | {i: i for i in range(1, len(names.classes) + 1)}
+    table = names.own
     if listed.is_file():
         table = {entry["id"]: names.label(entry["name"], listed) for entry in read_json(listed)}
     for path in find_masks(source, f"*{LABELS}"):

@@ -7,7 +7,6 @@ crowds under all objects as 255.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 
 from tagmask.convert.coco import decode, mask_tools
 from tagmask.convert.masks.common import (
-    UNSURE,
     Drawn,
     Labelled,
     Names,
@@ -26,12 +24,11 @@ from tagmask.convert.masks.common import (
     Target,
     check_declared,
     find_file,
-    write_list,
+    write_coco,
 )
 from tagmask.convert.shapes import Part, parts, run_lengths
 from tagmask.data.json_stream import stream_json
 from tagmask.errors import DataError
-from tagmask.files import written
 from tagmask.types import IGNORE
 
 FILE = "annotations.json"
@@ -60,12 +57,8 @@ def write(target: Target, photos: Iterator[Labelled]) -> None:
                     "iscrowd": int(part.label == IGNORE),
                 }
 
-    with written(target.out / FILE) as place, place.open("w", encoding="utf-8") as file:
-        file.write('{"annotations": ')
-        write_list(file, annotations())
-        names = target.names | {IGNORE: UNSURE}
-        file.write(', "categories": ' + json.dumps([{"id": id, "name": name} for id, name in names.items()]))
-        file.write(', "images": ' + json.dumps(images) + "}\n")
+    categories = [{"id": label, "name": name} for label, name in target.names.items()]
+    write_coco(target.out / FILE, annotations(), categories, images)
 
 
 def _runs(part: Part, height: int, width: int) -> list[int]:

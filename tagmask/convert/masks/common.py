@@ -17,7 +17,7 @@ import numpy as np
 from tagmask.data.pixels import palette
 from tagmask.data.spelling import visible
 from tagmask.errors import DataError, nearest
-from tagmask.files import of_system
+from tagmask.files import of_system, written
 from tagmask.types import IGNORE
 
 BACKGROUND = "background"
@@ -59,8 +59,13 @@ class Target:
 
     @property
     def names(self) -> dict[int, str]:
-        """Class names by label."""
-        return dict(enumerate(self.classes, 1))
+        """By label what people draw: the classes, and 'unsure'."""
+        return dict(enumerate(self.classes, 1)) | {IGNORE: UNSURE}
+
+    @property
+    def all_names(self) -> dict[int, str]:
+        """By label, 'background' too."""
+        return {0: BACKGROUND} | self.names
 
     def place(self, photo: Path, name: str) -> None:
         """Link or copy a photo to ``out``/``name``. Raises DataError."""
@@ -76,10 +81,10 @@ class Target:
 
 
 class Names:
-    """The labels of class names, however they are spelled."""
+    """The labels of class names, however they are spelled. own: the table of labels that stay as they are."""
 
     def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = list(classes)
+        self.own = {0: 0, IGNORE: IGNORE} | {label: label for label in range(1, len(classes) + 1)}
         self._labels = {BACKGROUND: 0, UNSURE: IGNORE} | {visible(name): i for i, name in enumerate(classes, 1)}
 
     def label(self, name: Any, where: str | Path) -> int:
@@ -129,6 +134,14 @@ def write_list(file: IO[str], entries: Iterable[Any]) -> None:
     for number, entry in enumerate(entries):
         file.write((",\n" if number else "\n") + json.dumps(entry, separators=(",", ":")))
     file.write("\n]")
+
+
+def write_coco(path: Path, annotations: Iterable[Any], categories: Sequence[Any], images: Sequence[Any]) -> None:
+    """COCO's three lists. ``images`` may grow while the annotations come."""
+    with written(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write('{"annotations": ')
+        write_list(file, annotations)
+        file.write(f', "categories": {json.dumps(categories)}, "images": {json.dumps(images)}}}\n')
 
 
 def find_file(source: Path, name: str) -> Path:

@@ -16,7 +16,6 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from tagmask.convert.masks.common import (
-    UNSURE,
     Drawn,
     Labelled,
     Names,
@@ -29,7 +28,6 @@ from tagmask.convert.masks.common import (
 from tagmask.convert.shapes import draw, inside_runs, parts, run_lengths
 from tagmask.errors import DataError
 from tagmask.files import write_text, written
-from tagmask.types import IGNORE
 
 FILE = "annotations.xml"
 Shape = tuple[str, dict[str, str]]
@@ -37,7 +35,7 @@ Shape = tuple[str, dict[str, str]]
 
 
 def write(target: Target, photos: Iterator[Labelled]) -> None:
-    names = target.names | {IGNORE: UNSURE}
+    names = target.names
     task = [{"name": name, "color": hex_colour(label), "attributes": []} for label, name in names.items()]
     write_text(target.out / "labels.json", json.dumps(task, indent=1, ensure_ascii=False) + "\n")
     with written(target.out / FILE) as place, place.open("w", encoding="utf-8") as file:
@@ -74,7 +72,8 @@ def read(source: Path, names: Names) -> Iterator[Drawn]:
                 if element.tag == "image":
                     shapes = [(shape.tag, dict(shape.attrib)) for shape in element if shape.tag != "tag"]
                     image = dict(element.attrib)
-                    yield Drawn((image["name"],), partial(_draw, path, image, shapes, names))
+                    name = image.get("name", f"image {image.get('id')}")
+                    yield Drawn((name,), partial(_draw, path, image, shapes, names))
                     top.clear()  # type: ignore[union-attr]
     except ElementTree.ParseError as error:
         raise DataError(f"{path}: not valid XML ({error}). A download may have broken off: get it again.") from error

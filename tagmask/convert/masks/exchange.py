@@ -101,33 +101,36 @@ def masks_from(
     entries, photos = _module(format, out).read(source, Names(collection.classes)), _Photos(collection, source)
     failed: list[dict[str, str]] = []
     known: set[str] = set()
-    done: set[str] = set()
+    masks = 0
     while True:
-        drawn: Drawn | None = None
         try:
             with sound(source):
-                drawn = next(entries, None)
-            if drawn is None:
-                break
+                drawn: Drawn | None = next(entries, None)
+        except DataError as error:
+            if not known:
+                raise
+            failed.append({"file": str(source), "why": str(error)})  # the masks before it stay
+            break
+        if drawn is None:
+            break
+        try:
             with sound(f"{source}: photo '{drawn.names[0]}'"):
                 item = photos.find(drawn.names)
                 if item.id in known:
                     raise DataError(f"{source}: photo '{item.id}' is there twice. Keep one of the two.")
                 known.add(item.id)
-                labels = drawn.draw(upright_size(item.image))
-                check_shape(source / drawn.names[0], labels.shape, item.image, upright_size(item.image))
-            write_mask(out / f"{item.id}.png", labels)
-            done.add(item.id)
-            progress(len(done), len(collection.items))
+                size = upright_size(item.image)
+                labels = drawn.draw(size)
+                check_shape(source / drawn.names[0], labels.shape, item.image, size)
         except DataError as error:
-            if drawn is None and not known:
-                raise
-            failed.append({"file": str(source) if drawn is None else drawn.names[0], "why": str(error)})
-            if drawn is None:
-                break
+            failed.append({"file": drawn.names[0], "why": str(error)})
+        else:
+            write_mask(out / f"{item.id}.png", labels)
+            masks += 1
+            progress(masks, len(collection.items))
     note = {"classes": ["background", *collection.classes], "ignore": IGNORE, "converted": {"from": format}}
     write_json(out / "classes.json", note)
-    return {"masks": len(done), "absent": len(collection.items) - len(known), "failed": failed}
+    return {"masks": masks, "absent": len(collection.items) - len(known), "failed": failed}
 
 
 def _module(format: str, out: Path) -> ModuleType:

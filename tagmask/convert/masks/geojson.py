@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from tagmask.convert.masks.common import (
-    UNSURE,
     Drawn,
     Labelled,
     Names,
@@ -30,15 +29,13 @@ from tagmask.convert.masks.common import (
 from tagmask.convert.shapes import Part, draw, outlines, parts, straightened
 from tagmask.errors import DataError
 from tagmask.files import read_json, written
-from tagmask.types import IGNORE
 
 SUFFIX = ".geojson"
 
 
 def write(target: Target, photos: Iterator[Labelled]) -> None:
-    names = target.names | {IGNORE: UNSURE}
     for photo in photos:
-        features = (_feature(part, names[part.label]) for part in parts(photo.labels))
+        features = (_feature(part, target.names[part.label]) for part in parts(photo.labels))
         with written(target.out / f"{photo.id}{SUFFIX}") as place, place.open("w", encoding="utf-8") as file:
             height, width = photo.labels.shape
             file.write(f'{{"type": "FeatureCollection", "width": {width}, "height": {height}, "features": ')

@@ -23,7 +23,6 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from tagmask.convert.masks.common import (
-    UNSURE,
     Drawn,
     Labelled,
     Names,
@@ -38,7 +37,6 @@ from tagmask.convert.shapes import draw, run_lengths
 from tagmask.data.json_stream import stream_json
 from tagmask.errors import DataError
 from tagmask.files import write_text, written
-from tagmask.types import IGNORE
 
 FILE = "tasks.json"
 SIZES = (3, 4, 8, 16)
@@ -46,7 +44,7 @@ SIZES = (3, 4, 8, 16)
 
 
 def write(target: Target, photos: Iterator[Labelled]) -> None:
-    names = target.names | {IGNORE: UNSURE}
+    names = target.names
     shown = "".join(
         f"    <Label value={quoteattr(name)} background={quoteattr(hex_colour(label))}/>\n"
         for label, name in names.items()
@@ -125,23 +123,24 @@ def read(source: Path, names: Names) -> Iterator[Drawn]:
         chosen = (drawn or task.get("predictions") or [None])[-1]
         if chosen is not None:
             where = f"{path}: task {task.get('id', '')}".rstrip()
-            yield Drawn(_photo(task["data"], where), partial(_draw, where, chosen["result"], names))
+            yield Drawn(_photo(task["data"], where), partial(_draw, where, chosen, names))
 
 
 def _photo(data: dict[str, Any], where: str) -> tuple[str, ...]:
-    """What the photo of a task may be called: by our own note, or by its address, which an upload gives a prefix."""
+    """What the photo of a task may be called: by our own note, or by its address, which an upload gives a prefix.
+    Without an address it is the task's own name, which no photo bears."""
     address = data.get("image")
     if not isinstance(address, str):
-        raise DataError(f"{where}: has no 'image' in its data. Name the photo there.")
+        return (where,)
     parts = urlsplit(address)
     path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
     name = path.rpartition("/")[2]
     return (*([data["photo"]] if isinstance(data.get("photo"), str) else []), path, re.sub("^[0-9a-f]{8}-", "", name))
 
 
-def _draw(where: str, result: list[dict[str, Any]], names: Names, size: Size) -> np.ndarray:
+def _draw(where: str, chosen: dict[str, Any], names: Names, size: Size) -> np.ndarray:
     labels = np.zeros(size, np.uint8)
-    for entry in result:
+    for entry in chosen["result"]:
         kind, value = entry["type"], entry["value"]
         if kind not in ("brushlabels", "polygonlabels"):
             raise DataError(f"{where}: a '{kind}', which is no mask. Draw with brush or polygons.")

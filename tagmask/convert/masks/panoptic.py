@@ -7,7 +7,6 @@ segment 0, as COCO has it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from tagmask.convert.masks.common import (
     colour,
     find_file,
     relabel,
-    write_list,
+    write_coco,
 )
 from tagmask.convert.shapes import parts
 from tagmask.data.json_stream import stream_json
@@ -52,12 +51,10 @@ def write(target: Target, photos: Iterator[Labelled]) -> None:
             _write_segments(target.out / "panoptic" / f"{photo.id}.png", segments)
             yield {"image_id": image, "file_name": f"{photo.id}.png", "segments_info": found}
 
-    with written(target.out / FILE) as place, place.open("w", encoding="utf-8") as file:
-        file.write('{"annotations": ')
-        write_list(file, annotations())
-        categories = [{"id": STUFF, "name": BACKGROUND, "isthing": 0, "color": colour(0)}]
-        categories += [{"id": i, "name": name, "isthing": 1, "color": colour(i)} for i, name in target.names.items()]
-        file.write(', "categories": ' + json.dumps(categories) + ', "images": ' + json.dumps(images) + "}\n")
+    categories = [{"id": STUFF, "name": BACKGROUND, "isthing": 0, "color": colour(0)}]
+    for label, name in enumerate(target.classes, 1):
+        categories.append({"id": label, "name": name, "isthing": 1, "color": colour(label)})
+    write_coco(target.out / FILE, annotations(), categories, images)
 
 
 def _segments(labels: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -95,7 +92,8 @@ def read(source: Path, names: Names) -> Iterator[Drawn]:
         elif key == "images":
             photos[entry["id"]] = entry["file_name"]
         else:
-            yield Drawn((photos[entry["image_id"]],), partial(_draw, path, entry, categories, names))
+            image = entry.get("image_id")
+            yield Drawn((photos.get(image, f"image {image}"),), partial(_draw, path, entry, categories, names))
 
 
 def _draw(path: Path, entry: dict[str, Any], categories: dict[Any, Any], names: Names, size: Size) -> np.ndarray:

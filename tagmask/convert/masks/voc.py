@@ -17,8 +17,6 @@ from typing import TextIO
 import numpy as np
 
 from tagmask.convert.masks.common import (
-    BACKGROUND,
-    UNSURE,
     Drawn,
     Labelled,
     Names,
@@ -39,8 +37,7 @@ LABELS = "labelmap.txt"
 
 
 def write(target: Target, photos: Iterator[Labelled]) -> None:
-    names = {0: BACKGROUND} | target.names | {IGNORE: UNSURE}
-    lines = [f"{name}:{','.join(map(str, colour(label)))}::\n" for label, name in names.items()]
+    lines = [f"{name}:{','.join(map(str, colour(label)))}::\n" for label, name in target.all_names.items()]
     write_text(target.out / LABELS, "# label:color_rgb:parts:actions\n" + "".join(lines))
     lists: dict[str, TextIO] = {}
     with ExitStack() as stack:
@@ -55,7 +52,7 @@ def write(target: Target, photos: Iterator[Labelled]) -> None:
 
 
 def read(source: Path, names: Names) -> Iterator[Drawn]:
-    table = {0: 0, IGNORE: IGNORE} | {i: i for i in range(1, len(names.classes) + 1)}
+    table = names.own
     colours: ColourMap | None = None
     if (source / LABELS).is_file():
         colours = {}

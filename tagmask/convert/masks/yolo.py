@@ -40,7 +40,7 @@ def write(target: Target, photos: Iterator[Labelled]) -> None:
         write_text(target.out / "labels" / photo.split / f"{photo.id}.txt", "".join(lines))
         target.place(photo.image, f"images/{photo.split}/{photo.id}{photo.image.suffix}")
     found = {split: f"images/{split}" for split in splits if split != REST}
-    content = found | {"names": {label - 1: name for label, name in target.names.items()}}
+    content = found | {"names": dict(enumerate(target.classes))}
     write_text(target.out / FILE, to_yaml(content))
 
 
