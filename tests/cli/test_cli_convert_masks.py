@@ -11,6 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tagmask.cli import app
+from tagmask.cli.convert import FORMATS
+from tagmask.convert import FORMATS as formats
 from tagmask.data import read_mask, write_mask
 from tagmask.data.review import Journal
 from tagmask.files import read_json, write_json
@@ -30,6 +32,7 @@ def said(*words: Any, status: int = 0) -> str:
 
 
 def test_masks_go_out_and_come_back_into_the_review(copy: Path, tmp_path: Path) -> None:
+    assert FORMATS.split(", ") == list(formats), "the help names them all"
     run = Run(copy)
     ids = sorted(path.stem for path in (copy / "masks").glob("*.png"))
     done = answer("convert", "masks", copy, "--to", "cvat", "-o", tmp_path / "cvat")
