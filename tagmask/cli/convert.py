@@ -1,4 +1,4 @@
-"""``tagmask convert``: benchmarks' files to what tagmask reads, and masks to what test servers take."""
+"""``tagmask convert``: benchmarks' files to what tagmask reads, and masks to other tools and test servers, and back."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from rich.progress import Progress
 from tagmask.cli import common
 
 convert = typer.Typer(
-    help="Convert benchmarks to masks and tags, and masks to what test servers take.",
+    help="Convert benchmarks to masks and tags, and masks to other tools, to test servers, and back.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 common.app.add_typer(convert, name="convert", epilog="Example: `tagmask convert sbd VOCdevkit/VOC2012`")
 
 Workers = Annotated[int, typer.Option(min=1, help="processes at once")]
+FORMATS = "coco, coco-panoptic, yolo, cvat, labelstudio, cityscapes, geojson, voc"
+SHOWN = 10
+"""Failures that are printed."""
 
 
 @convert.command(epilog="Example: `tagmask convert sbd VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset`")
@@ -106,6 +109,71 @@ def coco_results(
 
     with _bar("masks", json) as progress:
         _report(coco_results(masks, out, progress), json)
+
+
+@convert.command(epilog="Example: `tagmask convert masks runs/first --to cvat -o cvat`")
+def masks(
+    run: common.RunPath,
+    format: Annotated[str, typer.Option("--to", metavar="FORMAT", help=FORMATS)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="new folder to write")],
+    masks: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="other masks of the run's photos; default: the run's")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="only photos of train, val, test or list:NAME")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="yolo, voc: copy the photos; otherwise they are linked")] = False,
+    url: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="labelstudio: what stands before the photos' names")
+    ] = None,
+    json: common.Json = False,
+) -> None:
+    """The masks of a run's photos to the files of another tool."""
+    from tagmask.convert import masks_to
+    from tagmask.workflow import Run
+
+    opened = Run(run)
+    opened.config  # noqa: B018 (says that this is no run)
+    given = {} if url is None else {"url": url}
+    with _bar("masks", json) as progress:
+        done = masks_to(
+            format, opened.collection, masks or opened.folder.masks, out, split, copy, **given, progress=progress
+        )
+    _report_failures(done, json)
+
+
+@convert.command(
+    "masks-from", epilog="Example: `tagmask convert masks-from cvat annotations.xml --of runs/first -o corrected`"
+)
+def masks_from(
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help=FORMATS, show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="FILE_OR_FOLDER", help="what the tool gave", show_default=False)],
+    run: Annotated[Path, typer.Option("--of", metavar="RUN", help="run folder whose photos these are")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="new folder to write")],
+    json: common.Json = False,
+) -> None:
+    """Another tool's file to masks; 'tagmask review RUN --import FOLDER' takes them into the run's review."""
+    from tagmask.convert import masks_from
+    from tagmask.workflow import Run
+
+    opened = Run(run)
+    opened.config  # noqa: B018 (says that this is no run)
+    with _bar("masks", json) as progress:
+        done = masks_from(format, source, opened.collection, out, progress)
+    _report_failures(done, json)
+
+
+def _report_failures(done: dict[str, Any], json: bool) -> None:
+    """Print counts and what failed; exit with 1 where something did."""
+    from tagmask.errors import plain
+
+    failed = done["failed"]
+    _report(done if json else done | {"failed": len(failed)}, json)
+    if failed:
+        if not json:
+            for failure in failed[:SHOWN]:
+                common.say(plain(f"left out: {failure['why']}"), "red")
+            if len(failed) > SHOWN:
+                common.say(f"… and {len(failed) - SHOWN} more (--json lists all).", "red")
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tagmask.convert.shapes import inside_runs
 from tagmask.data.pixels import read_mask, write_mask
 from tagmask.data.source_coco import COCO_CATEGORIES, INSTANCES, Annotation, Photo, read_instances
 from tagmask.errors import DataError
@@ -221,11 +222,7 @@ def _draw_runs(counts: Any, own: Any, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"its size is {reprlib.repr(own)}, that of the image {list(size)}")
     if isinstance(counts, str):
         counts = _unpack(counts)
-    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError("run lengths are whole numbers from 0")
-    if sum(counts) != size[0] * size[1]:
-        raise ValueError("its run lengths do not add up to the image")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size, order="F")
+    return inside_runs(counts, size[0] * size[1]).reshape(size, order="F")
 
 
 def _unpack(text: str) -> list[int]:

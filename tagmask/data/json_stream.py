@@ -26,6 +26,7 @@ def stream_json(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """(key, element) for each element of the lists that a file's object has under ``keys``.
 
     Key by key in the order of ``keys``, with one pass over the file for each; what lies under other keys is skipped.
+    The key '' is that of a file that is a list itself.
     NaN and infinity, which Python writes and JSON does not have, are None. Raises DataError that names the file where
     it cannot be read, is not valid JSON, is nested deeply, or lacks one of the lists.
     """
@@ -34,14 +35,15 @@ def stream_json(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         done = 0
         try:
             with path.open("rb") as file:
-                for value in ijson.items(_Guarded(file), f"{key}.item", use_float=True, buf_size=1 << 16):
+                for value in ijson.items(_Guarded(file), f"{key}.item".lstrip("."), use_float=True, buf_size=1 << 16):
                     yield key, value
                     done += 1
             if done == 0:
                 with path.open("rb") as file:
                     events = ijson.parse(_Guarded(file), use_float=True)
                     if not any(prefix == key and event == "start_array" for prefix, event, _ in events):
-                        raise DataError(f"{path}: there is no list '{key}' in it. Are these COCO's annotations?")
+                        what = f"there is no list '{key}' in it" if key else "it is no list"
+                        raise DataError(f"{path}: {what}. Is it a file of another format?")
         except OSError as error:
             raise of_system(error, path) from error
         except (ijson.JSONError, ValueError) as error:

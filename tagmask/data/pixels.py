@@ -8,7 +8,7 @@ a tensor is made: an exported segmenter does without it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -270,12 +270,26 @@ def read_mask(path: str | Path, classes: int, colour_map: ColourMap | None = Non
     return torch.from_numpy(values.astype(np.uint8))
 
 
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(H,W) of a photo as ``read_image`` gives it, by its header: nothing is decoded. Raises DataError."""
+    with open_picture(path) as opened:
+        turned = _turn(opened) in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
+
+
 def check_size(path: Path, mask: Tensor, photo: Path, image: Tensor) -> None:
     """Raise DataError when a mask is not of its photo's size; names a turned photo as the likely cause."""
-    (height, width), shape = mask.shape, image.shape[-2:]
-    if (height, width) != shape:
+    check_shape(path, mask.shape, photo, image.shape[-2:])
+
+
+def check_shape(path: Path, found: Sequence[int], photo: Path, shape: Sequence[int]) -> None:
+    """``check_size`` by the (H,W) of mask and photo."""
+    height, width = found
+    if (height, width) != tuple(shape):
         turned = (
-            " The photo is shown turned (EXIF); save the mask turned the same way." if shape == (width, height) else ""
+            " The photo is shown turned (EXIF); save the mask turned the same way."
+            if (width, height) == tuple(shape)
+            else ""
         )
         raise DataError(f"{path}: {width}x{height} pixels, its photo {photo} has {shape[1]}x{shape[0]}.{turned}")
 

@@ -8,7 +8,7 @@ from tagmask.workflow.label import label, labels_of
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.predict import predict
 from tagmask.workflow.report import report
-from tagmask.workflow.reviewed import corrected_masks, gain, print_gain, reviewed_settings
+from tagmask.workflow.reviewed import corrected_masks, gain, import_masks, print_gain, reviewed_settings
 from tagmask.workflow.run import demo, run
 from tagmask.workflow.suggest import suggest
 from tagmask.workflow.train import resumed, train
@@ -25,6 +25,7 @@ __all__ = [
     "demo",
     "evaluate",
     "gain",
+    "import_masks",
     "label",
     "labels_of",
     "list_methods",

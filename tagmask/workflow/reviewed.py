@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from tagmask.data import read_image, read_mask, write_mask
-from tagmask.data.pixels import check_size
+from tagmask.data.pixels import check_shape, check_size, upright_size
 from tagmask.data.review import JOURNAL, MASKS, SNAPSHOT, Decision, Journal, decisions_of
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import difference
-from tagmask.files import read_text, write_json, write_text
+from tagmask.files import read_record, read_text, write_json, write_text
 from tagmask.training import RunFolder
 from tagmask.types import IGNORE
 from tagmask.workflow.opened import Run, opened
@@ -104,6 +105,53 @@ def corrected_masks(run: Run | str | Path, out: str | Path) -> dict[str, int]:
     note = {"classes": ["background", *run.collection.classes], "ignore": IGNORE, "review": counts}
     write_json(out / "classes.json", note)
     return counts
+
+
+def import_masks(run: Run | str | Path, folder: str | Path) -> dict[str, Any]:
+    """Take masks ``folder``/<id>.png of a run's photos into its review, those that differ from the present ones.
+
+    The present mask is the one that somebody drew, or else that of masks/. Each that differs becomes an entry 'mask' of
+    the journal. Returns counts: added, same, without_photo; and failed, a list of file and why, of masks that cannot be
+    read or are not of their photo's size. Raises DataError for a folder without masks, and one whose classes.json has
+    other classes.
+    """
+    run, folder = opened(run), Path(folder)
+    paths = sorted(folder.rglob("*.png"))
+    if not paths:
+        raise DataError(f"{folder}: there are no masks (<id>.png) in it.")
+    classes, about = run.collection.classes, folder / "classes.json"
+    if about.is_file() and read_record(about)["classes"][1:] != classes:
+        raise DataError(f"{about}: other classes than the run's ({', '.join(classes)}). Make the masks with those.")
+    decisions = decisions_of(run.folder.path, run.learned_review)
+    there, journal = {item.id: item for item in run.collection.items}, Journal(run.folder.path)
+    counts = dict.fromkeys(("added", "same", "without_photo"), 0)
+    failed = []
+    for path in paths:
+        item = there.get(path.relative_to(folder).as_posix().removesuffix(".png"))
+        if item is None:
+            counts["without_photo"] += 1
+            continue
+        try:
+            labels = read_mask(path, len(classes))
+            check_shape(path, labels.shape, item.image, upright_size(item.image))
+        except DataError as error:
+            failed.append({"file": str(path), "why": str(error)})
+            continue
+        present = decisions.get(item.id, Decision()).mask or run.folder.masks / f"{item.id}.png"
+        if _same(present, labels, len(classes)):
+            counts["same"] += 1
+        else:
+            journal.add(item.id, "mask", labels=labels.numpy())
+            counts["added"] += 1
+    return {**counts, "failed": failed}
+
+
+def _same(path: Path, labels: torch.Tensor, classes: int) -> bool:
+    """Whether a file holds this label map; one that is damaged does not."""
+    try:
+        return path.is_file() and torch.equal(read_mask(path, classes), labels)
+    except DataError:
+        return False
 
 
 def gain(first: Run | str | Path, second: Run | str | Path) -> list[dict[str, Any]]:
