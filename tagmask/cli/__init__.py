@@ -14,6 +14,7 @@ from tagmask.cli import (  # noqa: F401
     demo,
     doctor,
     evaluate,
+    export,
     label,
     methods,
     predict,

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from tagmask.data import Item, read_mask, write_mask
-from tagmask.data.pixels import as_array, check_size
+from tagmask.data.pixels import Notes, as_array, check_size, describe_notes, raw_mask, read_photo
+from tagmask.data.walk import OVERLAY, Survey
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import csv_text, read_csv, read_record, sweep, write_json, write_text, written
+from tagmask.label.overlay import overlay as draw_overlay
 from tagmask.types import IGNORE
 
 if TYPE_CHECKING:
@@ -180,6 +183,26 @@ class LabelWriter:
         if tagged:
             _write_missing(self.folder, self.others | done.missing)
         return done
+
+
+def finish_untagged(writer: LabelWriter, found: Survey, notes: Notes, overlay: bool) -> Labelled:
+    """Finish masks of photos that a user named. found: what was left out of what he named; notes: on the photos.
+
+    overlay: also write a picture of each mask on its photo, <id>_overlay.jpg.
+    """
+    done = writer.finish()
+    done.failed += [(problem.path, f"{problem.path}: {problem.what}") for problem in found.lost]
+    done.notes = [*describe_notes(notes), *(f"{problem.path}: {problem.what}" for problem in found.passed)]
+    failed = {name for name, _ in done.failed}
+    for item in (item for item in writer.items if overlay and str(item.image) not in failed):
+        try:
+            labels = raw_mask(writer.paths[item.id])
+            picture = Image.fromarray(draw_overlay(read_photo(item.image).transpose(1, 2, 0), labels))
+            with written(writer.folder / f"{item.id}{OVERLAY}") as part:
+                picture.save(part, format="JPEG", quality=90)
+        except DataError as error:
+            done.failed.append((str(item.image), str(error)))
+    return done
 
 
 def _lacking(item: Item, labels: np.ndarray, classes: Sequence[str]) -> list[str]:

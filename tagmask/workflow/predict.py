@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from tagmask.data import Item, read_image, read_mask
+from tagmask.data import Item
 from tagmask.data.photos import only, photo_items
-from tagmask.data.pixels import Notes, describe_notes
-from tagmask.data.walk import OVERLAY
-from tagmask.errors import DataError
-from tagmask.files import written
+from tagmask.data.pixels import Notes
 from tagmask.label import Labelled, LabelWriter, Look, go_over
-from tagmask.label.overlay import overlay as draw_overlay
+from tagmask.label.writer import finish_untagged
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.stamp import mask_note
 
@@ -49,21 +45,4 @@ def predict(
     writer = LabelWriter(out, items, names[1:], mask_note(run, False), make, overwrite, run.config.label.soft)
     notes: Notes = {}
     go_over(run.inference, writer.todo, [writer.add], "predict", console, notes)
-    done = writer.finish()
-    done.failed += [(problem.path, f"{problem.path}: {problem.what}") for problem in found.lost]
-    done.notes = [*describe_notes(notes), *(f"{problem.path}: {problem.what}" for problem in found.passed)]
-    if overlay:
-        failed = {name for name, _ in done.failed}
-        for item in (item for item in items if str(item.image) not in failed):
-            try:
-                _write_overlay(item, out, len(names) - 1)
-            except DataError as error:
-                done.failed.append((str(item.image), str(error)))
-    return done
-
-
-def _write_overlay(item: Item, folder: Path, classes: int) -> None:
-    labels = read_mask(folder / f"{item.id}.png", classes).numpy()
-    picture = draw_overlay(read_image(item.image).permute(1, 2, 0).numpy(), labels)
-    with written(folder / f"{item.id}{OVERLAY}") as part:
-        Image.fromarray(picture).save(part, format="JPEG", quality=90)
+    return finish_untagged(writer, found, notes, overlay)
