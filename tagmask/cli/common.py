@@ -44,7 +44,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run folder", show_default=False)]
 Configs = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file or packaged name; repeatable")]
 Tags = Annotated[Path | None, typer.Option(help="CSV or JSONL of tags")]
-Masks = Annotated[Path | None, typer.Option(help="folder of true masks, for evaluation only")]
+Masks = Annotated[
+    Path | None, typer.Option(help="folder of true masks: for evaluation, and to learn from where there are no tags")
+]
 Method = Annotated[str | None, typer.Option("--method", "-m", help="name of a method, see 'tagmask methods'")]
 Encoder = Annotated[str | None, typer.Option("--encoder", "-e", help="name of an encoder")]
 Weights = Annotated[str | None, typer.Option(help="auto, none, package, a checkpoint file, or a finished run")]
