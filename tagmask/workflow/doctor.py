@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata, version
@@ -63,10 +63,27 @@ class Check:
 def doctor(folder: Path = Path()) -> list[Check]:
     """All checks, in the order in which they are shown. It takes some ten seconds, and needs no internet.
 
-    folder: where runs are written, whose free space is looked at.
+    folder: where runs are written, whose free space is looked at. Nothing is raised: what cannot be found out fails.
     """
-    parts = (libraries, devices, precision, threads, memory, partial(disks, folder), weights, extras, computes)
-    return [check for part in parts for check in part()]
+    parts: dict[str, Callable[[], Iterable[Check]]] = {
+        "libraries": libraries,
+        "devices": devices,
+        "precision": precision,
+        "threads": threads,
+        "memory": memory,
+        "disks": lambda: disks(folder),
+        "weights": weights,
+        "extras": extras,
+        "self-test": computes,
+    }
+    checks: list[Check] = []
+    for name, part in parts.items():
+        try:
+            checks += part()
+        except Exception as error:  # of a system that is unlike others
+            found = f"cannot be found out ({type(error).__name__}: {str(error)[:300]})"
+            checks.append(Check(name, "fail", found, "Mend what the message names, and ask again."))
+    return checks
 
 
 def libraries() -> Iterator[Check]:
@@ -278,8 +295,8 @@ def extras() -> Iterator[Check]:
             continue
         needs = [n for n in requirements() if n.marker is not None and n.marker.evaluate({"extra": extra})]
         missing = [need.name for need in needs if _installed(need) is None]
-        found = f"not installed ({', '.join(missing)})" if missing else "installed"
-        way = f"For {EXTRAS.get(extra, extra)}: pip install 'tagmask[{extra}]'." if missing else ""
+        found = f"{'not installed' if missing else 'installed'}: {EXTRAS.get(extra, extra)}"
+        way = f"Where you want it, pip install 'tagmask[{extra}]' ({', '.join(missing)})." if missing else ""
         yield Check(f"extra: {extra}", "ok", found, way)
     compiled = kernels() is not None
     yield Check("dense CRF", "ok", "compiled" if compiled else "not compiled, slower on a CPU")

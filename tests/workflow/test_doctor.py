@@ -57,7 +57,7 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     assert {name for name, check in found.items() if check.state == "fail"} == {"rich", "timm"}
     assert "pip install 'timm>=" in found["timm"].way
     extra = named(module.extras())["extra: fast"]
-    assert extra.state == "ok" and "numba" in extra.found and "tagmask[fast]" in extra.way
+    assert extra.state == "ok" and EXTRAS["fast"] in extra.found and "tagmask[fast]' (numba)" in extra.way
 
 
 def test_every_extra_is_explained() -> None:
@@ -174,10 +174,15 @@ def test_the_verb_exits_with_1_where_a_check_fails(state: str, code: int, monkey
 
 
 def test_all_parts_are_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(place: Path) -> None:
+        raise PermissionError("not for you")
+
     monkeypatch.setattr(module.hub_constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
     monkeypatch.delenv("TAGMASK_WEIGHTS", raising=False)
     found = named(iter(module.doctor(tmp_path)))
-    wanted = ("python", "torch", "processor", "precision", "threads", "memory", "disk: this folder", "weights: package",
-              "weights: files", "weights: hub", "guides.saliency", "dense CRF", "self-test: training")  # fmt: skip
+    wanted = ("python", "torch", "processor", "precision", "threads", "memory", "weights: package", "weights: files",
+              "weights: hub", "guides.saliency", "dense CRF", "self-test: training")  # fmt: skip
     assert set(wanted) <= found.keys()
+    assert found["disks"].state == "fail" and "not for you" in found["disks"].found
     assert found["self-test: training"].state == found["self-test: dense CRF"].state == "ok"
