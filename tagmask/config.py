@@ -43,18 +43,23 @@ DEVICES = re.compile(r"auto|-1|[1-9][0-9]{0,3}|[0-9]{1,4}(,[0-9]{1,4})+|[0-9]{1,
 
 
 class DataConfig(Strict):
-    """Where images, tags and (for evaluation only) masks are."""
+    """Where images, tags and true masks are."""
 
     root: Annotated[Place | None, COMPUTED] = Field(None, description="folder of the data set")
-    source: str = Field("auto", description="auto, table, folders, voc, coco, cub or demo")
+    source: str = Field("auto", description="auto, table, folders, masks, voc, coco, cub or demo")
     tags: Annotated[Place | None, PLACE] = Field(
         None, description="CSV or JSONL of tags; default: tags.csv or tags.jsonl in root"
+    )
+    tags_from: Literal["auto", "masks"] = Field(
+        "auto", description="masks: a photo's tags are the classes in its true mask; auto: where masks alone are given"
     )
     separator: str = Field(";", description="between tags in one CSV cell")
     images: Annotated[Place | None, PLACE] = Field(
         None, description="folder that image names are relative to; default: found"
     )
-    masks: Annotated[Place | None, PLACE] = Field(None, description="folder of true masks, read for evaluation only")
+    masks: Annotated[Place | None, PLACE] = Field(
+        None, description="folder of true masks: for evaluation, and to learn from where there are no tags"
+    )
     reviewed: Annotated[Place | None, PLACE] = Field(
         None, description="folder with the review of a run (review.jsonl): its tags and masks are in force"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,12 +15,27 @@ from tagmask.errors import ConfigError
 
 app = typer.Typer(
     name="tagmask",
-    help="From image tags to pixel masks: train on photos of which only the content is known.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tagmask {version('tagmask')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
+    """From image tags to pixel masks: train on photos of which only the content is known."""
+
 
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="[DATA] [KEY=VALUE]...", help="folder of the data; settings to override")
@@ -28,7 +44,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run folder", show_default=False)]
 Configs = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file or packaged name; repeatable")]
 Tags = Annotated[Path | None, typer.Option(help="CSV or JSONL of tags")]
-Masks = Annotated[Path | None, typer.Option(help="folder of true masks, for evaluation only")]
+Masks = Annotated[
+    Path | None, typer.Option(help="folder of true masks: for evaluation, and to learn from where there are no tags")
+]
 Method = Annotated[str | None, typer.Option("--method", "-m", help="name of a method, see 'tagmask methods'")]
 Encoder = Annotated[str | None, typer.Option("--encoder", "-e", help="name of an encoder")]
 Weights = Annotated[str | None, typer.Option(help="auto, none, package, a checkpoint file, or a finished run")]

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import os
-
-from rich.table import Table
+import typer
+from rich.table import Column, Table
+from rich.text import Text
 
 from tagmask.cli import common
+
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 @common.app.command(epilog="Example: `tagmask doctor`")
 def doctor(json: common.Json = False) -> None:
-    """Versions, devices, precision, and where pretrained weights are looked for."""
-    import torch
+    """Try versions, devices, threads, disk, memory, weights and extras; train and label for some seconds as a test.
 
-    from tagmask.refine.lattice import kernels
-    from tagmask.training import environment
-    from tagmask.workflow.plan import fast_bf16
+    Says for each problem what to do. Exits with 1 if a check fails; warnings do not count.
+    """
+    from dataclasses import asdict
 
-    found = environment()
-    found["threads"] = torch.get_num_threads()
-    found["fast_bf16"] = fast_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    found["compiled_crf"] = "yes" if kernels() is not None else "no (slower): pip install 'tagmask[fast]'"
-    found["TAGMASK_WEIGHTS"] = os.environ.get("TAGMASK_WEIGHTS", "not set")
+    from tagmask.workflow.doctor import doctor as look
+
     if json:
-        common.print_json(found)
-        return
-    table = Table(box=None, show_header=False)
-    for key, value in {**found.pop("versions"), **found}.items():
-        table.add_row(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-    common.screen().print(table)
+        checks = look()
+        common.print_json([asdict(check) for check in checks])
+    else:
+        with common.screen().status("Looking, and computing for some seconds"):
+            checks = look()
+        table = Table("", *(Column(title, overflow="fold") for title in ("check", "found", "what to do")), box=None)
+        for check in checks:
+            table.add_row(Text(check.state, STYLES[check.state]), *map(Text, (check.name, check.found, check.way)))
+        common.screen().print(table)
+    raise typer.Exit(any(check.state == "fail" for check in checks))

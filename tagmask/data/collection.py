@@ -56,6 +56,7 @@ class Collection:
     ``splits`` holds any of 'train', 'val' and 'test'; 'all' is always there. ``colour_map`` is set where masks are
     saved as RGB. ``benchmark`` names the published data set that this is (see ``benchmarks``), and ``lists`` has the
     ids of all its own splits by their published names ('train_aug', 'val2014'), which data.train and the like take.
+    ``tags_of_masks`` says that the tags are the classes in the true masks.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Collection:
     colour_map: ColourMap | None = None
     benchmark: str | None = None
     lists: dict[str, list[str]] = field(default_factory=dict)
+    tags_of_masks: bool = False
 
     def __post_init__(self) -> None:
         self._by_id = {item.id: item for item in self.items}

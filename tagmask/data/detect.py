@@ -6,13 +6,14 @@ import shlex
 from pathlib import Path
 
 from tagmask.config import DataConfig
-from tagmask.data.collection import Collection
+from tagmask.data.collection import Collection, Problem
 from tagmask.data.find import data_root, image_folder, mask_folder
 from tagmask.data.layout import role, subfolders
 from tagmask.data.review import Journal, reviewed
 from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
 from tagmask.data.source_folders import class_folders
+from tagmask.data.source_masks import tagged_by_masks
 from tagmask.data.source_voc import is_voc
 from tagmask.data.splits import assign_splits
 from tagmask.data.table_file import TABLE_NAMES, WORKBOOKS, table_path
@@ -24,12 +25,17 @@ from tagmask.registry import SOURCES
 def open_data(config: DataConfig, seed: int = 0) -> Collection:
     """Read the data set that a configuration names and fix its train, val and test lists.
 
-    ``source='auto'`` takes the layouts of VOC, COCO and CUB, then a table of tags, then class folders, whichever is
-    there first. ``seed`` decides which share is held out where there is no val list. The decisions of a review come
-    last (``data.reviewed``). Raises DataError.
+    ``source='auto'`` takes the layouts of VOC, COCO and CUB, then a table of tags, then class folders, then
+    ``data.masks`` alone, whichever is there first. With masks alone, and with ``data.tags_from`` 'masks', tags are the
+    classes in the masks. ``seed`` decides which share is held out where there is no val list. The decisions of a review
+    come last (``data.reviewed``). Raises DataError.
     """
     source = detect(config, data_root(config)) if config.source == "auto" else config.source
     collection = SOURCES.get(source)(config)
+    if config.tags_from == "masks" or source == "masks":
+        collection = tagged_by_masks(collection)
+        if (config.source, config.tags_from) == ("auto", "auto") and (hint := _other_places(config, collection.root)):
+            collection.problems.append(Problem(str(collection.root), f"no table of tags is read.{hint}"))
     bases = [image_folder(config, collection.root), collection.root]
     collection = assign_splits(collection, config, seed, bases)
     if config.reviewed is None:
@@ -48,15 +54,19 @@ def detect(config: DataConfig, root: Path) -> str:
         return "coco"
     if config.tags is None and is_cub(root):
         return "cub"
+    if config.tags_from == "masks":
+        return "masks"
     if table_path(config, root) is not None:
         return "table"
     if class_folders(config, root).names:
         return "folders"
+    if config.masks is not None and holds_images(root):
+        return "masks"
     raise DataError(
         f"{root}: {_what_is_there(config, root)}. Write {TABLE_NAMES[0]} there (columns image,tags). Looked for "
         f"{' and '.join(TABLE_NAMES)}, for one folder a class, and for the layouts of VOC (JPEGImages with "
         "ImageSets/Segmentation or Annotations), COCO (annotations/instances_train2014.json) and CUB-200-2011 "
-        f"(images.txt).{_other_places(config, root)}"
+        f"(images.txt).{_other_places(config, root)}{_masks_to_learn_from(config, root)}"
     )
 
 
@@ -66,6 +76,13 @@ def _what_is_there(config: DataConfig, root: Path) -> str:
     images, masks = image_folder(config, root), mask_folder(config, root)
     where = f" in {images.name} and masks in {masks.name}" if masks is not None and images != root else ""
     return f"There are images{where}, but no tags"
+
+
+def _masks_to_learn_from(config: DataConfig, root: Path) -> str:
+    masks = mask_folder(config, root)
+    if masks is None or not holds_images(root):
+        return ""
+    return f" To learn from the masks instead of tags, set {shlex.quote(f'data.masks={masks}')}."
 
 
 def _other_places(config: DataConfig, root: Path) -> str:

@@ -16,12 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tagmask.data.agreement import disagreement
+from tagmask.data.agreement import disagreement, mask_warnings
 from tagmask.data.benchmarks import count_lists
 from tagmask.data.collection import Collection, ColourMap, Item, Problem, hash_items
 from tagmask.data.pixels import Notes, count_pixels, describe_notes, raw_mask, read_image
 from tagmask.errors import DataError, plain
-from tagmask.types import IGNORE
 
 SHOWN = 10
 """Files of one kind that are printed; the saved fingerprint has them all."""
@@ -35,9 +34,10 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     Keys: source, root, classes, digest (SHA-256 over classes, ids, tags and the sizes of the image files); counts
     (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images, labelled,
     masks that can be read; hash); sizes (width and height: min, median, max; pixels, the mean of width · height); tags
-    (images by class); cooccurrence (C×C, images that have both, the diagonal counts the class itself); masks (pixels
-    by value, warnings); unreadable, bad_masks and problems (lists of {path, what}, the first two with the id);
-    unlabelled (ids); warnings; benchmark (name and lists, as ``count_lists`` gives them, or None).
+    (images by class); tags_of_masks (whether the tags were read from masks); cooccurrence (C×C, images that have both,
+    the diagonal counts the class itself); masks (pixels by value, warnings); unreadable, bad_masks and problems (lists
+    of {path, what}, the first two with the id); unlabelled (ids); warnings; benchmark (name and lists, as
+    ``count_lists`` gives them, or None).
     """
     items = collection.items
     colours, notes = collection.colour_map, Notes()
@@ -83,6 +83,7 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         "splits": {name: _split(collection, name, unreadable, bad_masks) for name in collection.splits},
         "sizes": _sizes([k["size"] for k in looks if k["size"]]),
         "tags": tags,
+        "tags_of_masks": collection.tags_of_masks,
         "cooccurrence": together.tolist(),
         "masks": {
             "values": {str(value): count for value, count in sorted(histogram.items())},
@@ -97,13 +98,16 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
 
 
 def clean(collection: Collection, fingerprint: Mapping[str, Any]) -> Collection:
-    """The collection without the images that the fingerprint found unreadable; bad masks are dropped, too.
+    """The collection without the images that the fingerprint found unreadable; bad masks are dropped, too, and tags
+    that were read from them.
 
     Each is listed among the problems. Raises DataError when no image is left.
     """
     images = {entry["id"]: entry for entry in fingerprint["unreadable"]}
     masks = {entry["id"]: entry for entry in fingerprint["bad_masks"]}
+    untagged = masks if collection.tags_of_masks else {}
     items = [replace(i, mask=None) if i.id in masks else i for i in collection.items if i.id not in images]
+    items = [replace(i, tags=None) if i.id in untagged else i for i in items]
     if not items:
         raise DataError(f"{collection.root}: none of the {len(images)} images can be read.")
     splits, lists = (
@@ -112,24 +116,6 @@ def clean(collection: Collection, fingerprint: Mapping[str, Any]) -> Collection:
     )
     left_out = [Problem(e["path"], f"left out: {e['what']}") for e in (*images.values(), *masks.values())]
     return replace(collection, items=items, splits=splits, lists=lists, problems=[*collection.problems, *left_out])
-
-
-def mask_warnings(histogram: Mapping[int, int], classes: int) -> list[str]:
-    """What is suspicious about the values of all masks together. histogram: pixels by value."""
-    labels = sorted(value for value, count in histogram.items() if count and value != IGNORE)
-    ignored = histogram.get(IGNORE, 0) > 0
-    if not labels:
-        return ["Masks hold only 255, which means 'ignore'."] if ignored else []
-    if labels == [0] and ignored:
-        return ["Masks hold only 0 and 255 ('ignore'): they look like binary 0/255 masks. Save the object as 1."]
-    if labels[0] == 1 and labels[-1] == classes + 1:
-        return [f"Mask values go from 1 to {classes + 1}: off by one. Background should be 0."]
-    if labels[-1] > classes:
-        hint = "Off by one?" if labels[-1] == classes + 1 else "Another class list?"
-        return [f"Mask value {labels[-1]} is above the number of classes, {classes}. {hint}"]
-    if labels[0] == 1:
-        return ["No mask pixel is 0 (background). If the background is 1, the values are off by one."]
-    return []
 
 
 def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
@@ -142,6 +128,9 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
         f"{counts['images']} images: {counts['labelled']} with tags ({counts['empty']} with none of the classes), "
         f"{counts['unlabelled']} unlabelled, {counts['unreadable']} unreadable; {counts['masks']} masks."
     )
+    if fp["tags_of_masks"]:
+        alone = "There are masks and no tags: the" if fp["source"] == "masks" else "The"
+        console.print(f"{alone} tags of a photo are the classes in its mask (data.tags_from=masks).")
     if sizes:
         (w0, w1, w2), (h0, h1, h2) = (tuple(sizes[k][s] for s in ("min", "median", "max")) for k in ("width", "height"))
         console.print(f"Width {w0} to {w2} (median {w1:g}), height {h0} to {h2} (median {h1:g}) pixels.")
@@ -265,6 +254,8 @@ def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndar
     warnings += [f"Class '{name}' is on no photo that trains: it is not learned." for name in untaught]
     warnings += [f"Class '{name}' is on {count} images only." for name, count in tags.items() if 0 < count < 5]
     tagged = sum(item.tags is not None for item in collection.items)
+    if collection.source == "masks":  # which teach where a class is
+        return warnings
     everywhere = [name for name, count in tags.items() if 0 < count == tagged]
     warnings += [f"Class '{name}' is on every tagged image: tags cannot show where it is." for name in everywhere]
     if tagged and len({item.tags for item in collection.items if item.tags is not None}) == 1:

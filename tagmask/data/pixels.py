@@ -43,6 +43,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How a photo is turned, by the number in its EXIF data; 1 and all others say that it is upright."""
+NO_CLASSES = {"background": 0, "ignore": IGNORE, "void": IGNORE}
+"""Names in a colour map that are no classes, and their labels."""
 ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 Notes = dict[str, list[str]]
 """Names of the photos that something is odd about, by what it is (DARK, FOURTH or PAGES)."""
@@ -300,21 +302,31 @@ def read_colour_map(path: str | Path, classes: list[str]) -> ColourMap:
     Names are those of ``classes`` (label 1..C), 'background' (0) and 'ignore' or 'void' (255). Raises DataError
     with the line's number.
     """
-    known = {"background": 0, "ignore": IGNORE, "void": IGNORE} | {name: i + 1 for i, name in enumerate(classes)}
+    known = NO_CLASSES | {name: i + 1 for i, name in enumerate(classes)}
     result: ColourMap = {}
+    for where, colour, name in _colour_lines(path):
+        if name not in known:
+            raise DataError(f"{where}: unknown class '{name}'.{nearest(name, known)}")
+        if result.setdefault(colour, known[name]) != known[name]:
+            raise DataError(f"{where}: colour {colour} is given to two classes.")
+    return result
+
+
+def colour_names(path: str | Path) -> list[str]:
+    """The classes that a colour map names, in its order. Raises DataError with the line's number."""
+    return list(dict.fromkeys(name for _, _, name in _colour_lines(path) if name not in NO_CLASSES))
+
+
+def _colour_lines(path: str | Path) -> Iterator[tuple[str, tuple[int, int, int], str]]:
+    """File and line, colour and name of each line of a colour map."""
     for number, line in read_lines(Path(path)):
-        parts = line.split("#")[0].split(None, 3)
+        parts, where = line.split("#")[0].split(None, 3), f"{path}, line {number}"
         if not parts:
             continue
         if len(parts) != 4 or not all(p.isdigit() and int(p) < 256 for p in parts[:3]):
-            raise DataError(f"{path}, line {number}: expected 'r g b name' with 0 to 255 each, found '{line}'.")
-        name = clean_name(parts[3], f"{path}, line {number}")  # a comment may have followed
-        if name not in known:
-            raise DataError(f"{path}, line {number}: unknown class '{name}'.{nearest(name, known)}")
-        colour = (int(parts[0]), int(parts[1]), int(parts[2]))
-        if result.setdefault(colour, known[name]) != known[name]:
-            raise DataError(f"{path}, line {number}: colour {colour} is given to two classes.")
-    return result
+            raise DataError(f"{where}: expected 'r g b name' with 0 to 255 each, found '{line}'.")
+        # A comment may have followed the name.
+        yield where, (int(parts[0]), int(parts[1]), int(parts[2])), clean_name(parts[3], where)
 
 
 def palette() -> np.ndarray:

@@ -76,8 +76,13 @@ def voc(config: DataConfig) -> Collection:
         position = {name: i for i, name in enumerate(classes)}
         where = {image: str(annotations / f"{image.stem}.xml") for image in named}
         tags = [tag_indices(named[i], position, where[i]) if i in named else None for i in images]
+    elif config.tags_from == "masks":
+        tags, classes, problems = [None] * len(images), classes or list(VOC_CLASSES), []
     else:
-        raise DataError(f"{root}: neither Annotations nor tags.csv is there. Set data.tags to a table of tags.")
+        raise DataError(
+            f"{root}: neither Annotations nor tags.csv is there. Set data.tags to a table of tags, or "
+            "data.tags_from=masks to read them from the masks."
+        )
     collection = assemble("voc", config, root, photos, tags, classes, problems, roles)
     return _as_published(collection, config) if tuple(classes) == VOC_CLASSES else collection
 

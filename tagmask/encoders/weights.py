@@ -227,14 +227,14 @@ def _from_directory(config: EncoderConfig) -> Weights | str:
         return "local directory: neither encoder.weights_dir nor $TAGMASK_WEIGHTS is set"
     if not folder.is_dir():
         return f"local directory: {folder} does not exist"
-    files = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and _named_after(p.stem, config.name)]
+    files = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and named_after(p.stem, config.name)]
     if len(files) > 1:
         names = ", ".join(p.name for p in files)
         raise WeightsError(f"{folder}: several files are named after '{config.name}' ({names}); set encoder.weights.")
     return _from_file(files[0], config) if files else f"local directory: {folder} has no file '{config.name}*'"
 
 
-def _named_after(stem: str, name: str) -> bool:
+def named_after(stem: str, name: str) -> bool:
     """Whether a file's name starts with the encoder's, and not with a longer one (resnet50_gn is not resnet50)."""
 
     def starts(known: str) -> bool:

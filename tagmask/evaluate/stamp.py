@@ -2,9 +2,9 @@
 
 Keys: split, ids (digest of the scored photos' ids), images (their number), left_out (photos with a true mask and
 without the tags that the score needs), truth (source and folder of the true masks or boxes), tags (whether tags limited
-the classes), threshold (background score of CAMs, or None) and threshold_from, settings (by dotted key, those that
-decide this score of a trained run), run (what was trained: method, encoder, weights, digest, supervision, masks, seed,
-settings), version (of tagmask).
+the classes), tags_from ('masks', there only where these tags are the classes in the true masks), threshold (background
+score of CAMs, or None) and threshold_from, settings (by dotted key, those that decide this score of a trained run), run
+(what was trained: method, encoder, weights, digest, supervision, masks, seed, settings), version (of tagmask).
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def headline(name: str, stamp: Stamp) -> str:
 
 
 def _tags(stamp: Stamp) -> str:
-    given = "tags and saliency" if stamp["settings"].get("guides.saliency") else "tags"
+    given = "tags of true masks" if stamp.get("tags_from") == "masks" else "tags"
+    given += " and saliency" if stamp["settings"].get("guides.saliency") else ""
     return f"{given} given" if stamp["tags"] else "no tags"
 
 

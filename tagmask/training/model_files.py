@@ -103,14 +103,21 @@ def _in_use(method: Method, key: str) -> bool:
 
 
 def supervision(method: Method, config: RunConfig) -> str:
-    """What a method learns from: 'tags', 'masks' (that something else made) or 'true masks'."""
-    return "tags" if not method.reads_masks else "masks" if config.data.train_masks else "true masks"
+    """What a method learns from: 'tags', 'masks' (that something else made) or 'true masks'; 'tags of true masks' and
+    'masks of tags of true masks' where the tags are the classes in the true masks (``data.tags_from``)."""
+    if method.reads_masks and not config.data.train_masks:
+        return "true masks"
+    origin = " of true masks" if config.data.tags_from == "masks" else ""
+    if method.reads_masks:
+        return f"masks of tags{origin}" if origin else "masks"
+    return f"tags{origin}"
 
 
 def _card(config: RunConfig, classes: list[str], method: Method, origin: str) -> str:
     parameters = sum(p.numel() for name, p in method.named_parameters() if _in_use(method, name)) / 1e6
-    kinds = {"tags": "image tags only", "masks": "masks that were made for it", "true masks": "true masks"}
-    taught = kinds[supervision(method, config)] + (", and from people's review of them" if config.data.reviewed else "")
+    kinds = {"tags": "image tags only", "masks": "masks that were made for it"}
+    source = supervision(method, config)
+    taught = kinds.get(source, source) + (", and from people's review of them" if config.data.reviewed else "")
     return f"""# {config.method.name} on {config.encoder.name}
 
 A tagmask model, trained on {taught}, {config.train.steps} steps of {config.train.batch_size} images at \

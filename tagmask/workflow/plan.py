@@ -29,6 +29,7 @@ SCALES = {"quick": [1.0], "standard": [0.75, 1.0, 1.25, 1.5], "best": [0.75, 1.0
 HUNDREDS = 1000
 """Steps up to which a schedule counts as a short one."""
 TRANSFORMERS = ("vit", "deit", "swin", "beit", "eva", "mit", "mocov3", "flexivit", "aimv2", "test_vit")
+PICK = "--method picks another"
 DESIGN = ("name", "layout")
 """Settings of an encoder that decide whether another encoder's weights fit it."""
 
@@ -72,7 +73,8 @@ def choose(
     if not user.plan:
         return []
     transfers = match is not None and match.tells
-    name = default_method("transfer") if transfers else user.method.name
+    teach = masks_teach(found, given)
+    name = default_method("transfer" if transfers else "segmenter") if transfers or teach else user.method.name
     kind = METHODS.get(name)
     recipe = effort in ROUNDS and user.stages is None and kind.has_cams and not kind.reads_masks
     own = {section: given.get(section) or {} for section in ("views", "encoder", "method", "train")}
@@ -112,8 +114,10 @@ def choose(
         Choice("train.power", 0.9, "polynomial decay"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
         Choice("encoder.name", encoder, why_encoder),
-        Choice("method.name", name, "--method picks another" if match is None else match.why),
+        Choice("method.name", name, "there are masks and no tags" if teach else match.why if match else PICK),
     ]
+    if found.get("tags_of_masks"):
+        choices.append(Choice("data.tags_from", "masks", "a photo's tags are the classes in its mask"))
     if short > limit:
         choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
     if fast_bf16(device):
@@ -139,6 +143,16 @@ def choose(
         planned |= {choice.key: choice for choice in _stages(stages, own, schedule, kind.reads_classes, instead)}
     # A stage's method is named even where the user names it: settings go when another method's name comes over them.
     return [c for c in planned.values() if not _is_set(given, c.key) or _names_stage_method(c.key)]
+
+
+def masks_teach(found: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether a data set has masks and no tags, so that a segmenter learns from the masks.
+
+    Not where the user wants tags of the masks (``data.tags_from``), or sets anything of a method. found: the
+    fingerprint; given: sections of what the user sets.
+    """
+    wanted = given.get("method") or "tags_from" in (given.get("data") or {})
+    return found.get("source") == "masks" and not wanted
 
 
 def _encoder(config: EncoderConfig, own: Mapping[str, Any], fast: bool) -> tuple[str, str]:

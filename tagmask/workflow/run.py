@@ -30,7 +30,7 @@ from tagmask.workflow.evaluate import evaluate, print_classification
 from tagmask.workflow.label import mask_writer
 from tagmask.workflow.matching import match
 from tagmask.workflow.opened import Run, default_device
-from tagmask.workflow.plan import ROUNDS, Choice, Effort, as_mapping, choose
+from tagmask.workflow.plan import ROUNDS, Choice, Effort, as_mapping, choose, masks_teach
 from tagmask.workflow.predict import predict
 from tagmask.workflow.quality import print_estimates
 from tagmask.workflow.report import report
@@ -60,8 +60,8 @@ def run(
 
     configs, values, overrides: as in ``load_config``; what they leave open is chosen from the data and the machine.
     Returns a JSON-able summary: plan, minutes of each step, scores, files. console: where progress is printed.
-    effort: how much the plan does; default: 'standard', or 'quick' where method or stages are named,
-        and for several devices.
+    effort: how much the plan does; default: 'standard', or 'quick' where method or stages are named, for several
+        devices, and where there are masks and no tags.
     dry_run: build the networks with their weights, so that what is missing or does not fit is said, and stop there.
     """
     with nullcontext() if dry_run else alone(Path(out)):
@@ -215,7 +215,7 @@ def _planned(
                 f"{run.folder.path}: method '{base.method.name}' trained nothing that stages could go on from. Begin a "
                 "run with these stages in another folder (--out); its first masks take minutes."
             )
-    chosen = "stages" in given or "name" in (given.get("method") or {})
+    chosen = "stages" in given or "name" in (given.get("method") or {}) or masks_teach(run.fingerprint, given)
     alone = base.train.devices == 1 and base.train.nodes == 1  # as stages run
     effort = effort or ("quick" if chosen or not alone else "standard")
     matched = None

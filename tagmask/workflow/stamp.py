@@ -113,6 +113,7 @@ def make_stamp(
         "left_out": left_out,
         "truth": truth,
         "tags": tags,
+        **({"tags_from": "masks"} if tags and run.collection.tags_of_masks else {}),
         "threshold": threshold,
         "threshold_from": threshold_from if threshold is not None else None,
         "settings": settings,
@@ -131,7 +132,7 @@ def _trained(run: Run) -> dict[str, Any]:
         "encoder": config.encoder.name,
         "weights": run.model_note["weights_origin"],
         "digest": run.model_note["digest"],
-        "supervision": run.model_note["supervision"] + (" of tags + saliency" if learned_guided(run.folder) else ""),
+        "supervision": _supervision(run),
         "masks": masks,
         "seed": config.seed,
         # What the data is, the photos' ids and the truth say; where data and weights lie is nobody else's.
@@ -141,6 +142,14 @@ def _trained(run: Run) -> dict[str, Any]:
             if not key.startswith(("data.", "seed")) and "encoder.weights" not in key
         },
     }
+
+
+def _supervision(run: Run) -> str:
+    """As the model's card has it, with the saliency that had a part in masks."""
+    found = run.model_note["supervision"]
+    if not learned_guided(run.folder):
+        return found
+    return f"{found} + saliency" if " of tags" in found else f"{found} of tags + saliency"
 
 
 def truth_of(collection: Collection, items: Iterable[Item], shown: int = 3) -> str:

@@ -63,6 +63,7 @@ def _train(run: Run, resume: bool, console: Console | None) -> Trained:
             "folder to train again."
         )
     run.begin(resume)
+    config = run.config  # which says now whether tags were read from masks
     if not folder.data_file.is_file():
         run.save_data()
     items, without = training_items(run)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,13 @@ VERBS = get_command(app).commands  # type: ignore[attr-defined]
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     assert f"tagmask {verb}" in call(verb, "--help").output
+
+
+def test_version_needs_no_torch() -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "tagmask", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == f"tagmask {version('tagmask')}\n"
+    assert "rich" in done.stderr and not re.search(r"\| +(torch|numpy|pydantic)$", done.stderr, re.M)
 
 
 FRESH = """

@@ -245,12 +245,12 @@ def test_directory(tmp_path, monkeypatch, no_hub):
 
 
 def test_names_of_longer_encoders_are_not_taken():
-    assert weights._named_after("resnet50_v1_imagenet", "resnet50")
-    assert weights._named_after("resnet50", "resnet50") and weights._named_after("resnet50.a1_in1k", "resnet50")
-    assert not weights._named_after("resnet50_gn", "resnet50")
-    assert not weights._named_after("resnet50d", "resnet50")
-    assert weights._named_after("vit_small_patch16_224.dino", "vit_small_patch16_224.dino")
-    assert not weights._named_after("vit_small_patch16_224", "vit_small_patch16_224.dino")
+    assert weights.named_after("resnet50_v1_imagenet", "resnet50")
+    assert weights.named_after("resnet50", "resnet50") and weights.named_after("resnet50.a1_in1k", "resnet50")
+    assert not weights.named_after("resnet50_gn", "resnet50")
+    assert not weights.named_after("resnet50d", "resnet50")
+    assert weights.named_after("vit_small_patch16_224.dino", "vit_small_patch16_224.dino")
+    assert not weights.named_after("vit_small_patch16_224", "vit_small_patch16_224.dino")
 
 
 def test_nothing_found_lists_all_ways_quickly(no_hub):
