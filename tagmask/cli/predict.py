@@ -9,11 +9,12 @@ import typer
 
 from tagmask.cli import common
 from tagmask.cli.label import report_masks
+from tagmask.errors import ConfigError
 
 
 @common.app.command(epilog="Example: `tagmask predict runs/first holiday/ -o masks/`")
 def predict(
-    run: common.RunPath,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, or .onnx file", show_default=False)],
     photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="files, folders or quoted globs")],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the masks")] = Path("predictions"),
     setting: Annotated[list[str] | None, typer.Option("--set", "-s", help="override as in label.tile=1024")] = None,
@@ -25,7 +26,14 @@ def predict(
     json: common.Json = False,
 ) -> None:
     """Segment photos that have no tags. Large photos are cut into overlapping tiles."""
-    from tagmask import workflow
+    if run.suffix == ".onnx":
+        if setting:
+            raise ConfigError(f"{run}: its settings are fixed. Give them to 'tagmask export', or predict with the run.")
+        from tagmask.export.runtime import predict_exported
 
-    done = workflow.predict(run, photos, out, overlay, overwrite, setting or (), listed=listed)
+        done = predict_exported(run, photos, out, overlay, overwrite, listed=listed)
+    else:
+        from tagmask import workflow
+
+        done = workflow.predict(run, photos, out, overlay, overwrite, setting or (), listed=listed)
     report_masks(done.summary(), json)

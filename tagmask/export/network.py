@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 from fractions import Fraction
-from types import MethodType
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import padding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,9 +30,6 @@ class Network(nn.Module):
         inference.need_segmenter()
         self.config, self.short_side = inference.config, inference.short_side
         self.method = copy.deepcopy(inference.method).cpu().float().eval().requires_grad_(False)
-        for part in self.method.modules():
-            if isinstance(part, Conv2dSame):
-                part.forward = MethodType(_conv_same, part)  # type: ignore[method-assign]
 
     def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
         images = photos.permute(0, 3, 1, 2).float() / 255
@@ -74,16 +70,17 @@ def program(network: Network) -> torch.export.ExportedProgram:
     """The network traced by torch.export, for any number of photos of any size."""
     side = torch.export.Dim.DYNAMIC
     photos = torch.zeros(EXAMPLE, dtype=torch.uint8)
-    return torch.export.export(network, (photos,), dynamic_shapes=({0: side, 1: side, 2: side},), strict=False)
+    before, padding.get_same_padding = padding.get_same_padding, same_padding
+    try:
+        return torch.export.export(network, (photos,), dynamic_shapes=({0: side, 1: side, 2: side},), strict=False)
+    finally:
+        padding.get_same_padding = before
 
 
-def _conv_same(self: Conv2dSame, images: Tensor) -> Tensor:
-    """The same convolution, padded with sums alone: with the maxima of timm's own, tracing takes minutes.
+def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """Pixels that TensorFlow's padding "same" adds to a side of x pixels, by a sum alone where the kernel is not below the stride.
 
-    Equal where the kernel is not smaller than the stride, so that nothing is cut off.
+    It stands for timm's own while a network is traced: with the maximum in that one, tracing takes minutes.
     """
-    pads: list[int] = []
-    for side, kernel, stride, dilation in zip(images.shape[-2:], self.kernel_size, self.stride, self.dilation):
-        total = (kernel - 1) * dilation + 1 - stride + (-side) % stride
-        pads = [total // 2, total - total // 2, *pads]
-    return F.conv2d(F.pad(images, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+    rest = (kernel_size - 1) * dilation + 1 - stride
+    return rest + (-x) % stride if rest >= 0 else max(rest + (-x) % stride, 0)

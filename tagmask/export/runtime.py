@@ -92,7 +92,8 @@ def predict_exported(
     def make(item: Item, photo: Any) -> tuple[Any, None, Sequence[str]]:
         return exported.run(np.ascontiguousarray(photo.transpose(1, 2, 0)))[0], None, ()
 
-    writer = LabelWriter(Path(out), items, exported.classes, exported.about, make, overwrite)
+    note = {key: exported.about[key] for key in ("tags", "source", "settings", "model")}
+    writer = LabelWriter(Path(out), items, exported.classes, note, make, overwrite)
     notes: Notes = {}
     console = console or Console(stderr=True)
     ahead = read_ahead(writer.todo, notes, read_photo)
