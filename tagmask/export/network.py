@@ -78,7 +78,7 @@ def program(network: Network) -> torch.export.ExportedProgram:
 
 
 def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """Pixels that TensorFlow's padding "same" adds to a side of x pixels: a sum alone, but for kernels below the stride.
+    """Pixels that TensorFlow's padding "same" adds to a side of x pixels; a sum, but for kernels below the stride.
 
     It stands for timm's own while a network is traced: with the maximum in that one, tracing takes minutes.
     """
