@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from tagmask.methods import Method
 from tagmask.methods.base import build_refiner
 from tagmask.refine import DenseCRF
 from tagmask.types import IGNORE
+
+TOGETHER = 8
+"""Photos of one size that a GPU segments at once."""
 
 
 class Inference:
@@ -38,6 +42,8 @@ class Inference:
         self.short_side = config.views.short_side
         self.precision = config.train.precision
         self.device = next(method.parameters()).device
+        self.together = TOGETHER if self.device.type == "cuda" else 1
+        self._alone = RLock()  # one thread at a time runs the networks
         self.refiner = build_refiner(self.config.refine)
         self.mask_refiner = build_refiner(self.config.refine_masks)
         self.crf = None if self.config.crf == "none" else DenseCRF.preset(self.config.crf)
@@ -59,10 +65,12 @@ class Inference:
         """(1,1,s,s) that the background's scores in a tagged photo are multiplied by; None without ``guides``."""
         return None if self.saliency is None else background_factor(self.saliency(photo)).to(self.device)
 
-    def _autocast(self) -> AbstractContextManager:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The networks, under autocast as in training, in one thread at a time."""
+        kind = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        with self._alone, torch.autocast(self.device.type, kind, enabled=self.precision != "fp32"):
+            yield
 
     def batch(self, photo: Tensor, longest: int | None = None) -> Tensor:
         """(1,3,h,w) float in [0,1] on the device and the working grid. longest: a further bound on the long side."""
@@ -82,7 +90,7 @@ class Inference:
     @torch.inference_mode()
     def class_scores(self, photo: Tensor) -> Tensor | None:
         """(C,) probabilities; None for a method without a classifier."""
-        with self._autocast():
+        with self.running():
             scores = self.method.class_scores(self.batch(photo, self.config.max_side))
         return None if scores is None else scores[0].float().cpu()
 
@@ -94,7 +102,7 @@ class Inference:
         """
         given = None if tags is None else tags.to(self.device)[None]
         images = self.batch(photo, self.config.max_side)
-        with self._autocast():
+        with self.running():
             cams = self.method.cams(images, given, scales=self.config.cam_scales, flip=self.config.cam_flip)
         return cams[0].float()
 
@@ -120,10 +128,13 @@ class Inference:
             )
 
     @torch.inference_mode()
-    def logits(self, photo: Tensor) -> Tensor:
-        """(C+1,h,w) of the segmenter, in tiles where the photo is large. Raises ConfigError without a segmenter."""
+    def logits(self, *photos: Tensor) -> Tensor:
+        """(B,C+1,h,w) of the segmenter, of photos of one size, in tiles where they are large.
+
+        Raises ConfigError without a segmenter.
+        """
         self.need_segmenter()
-        images = self.batch(photo)
+        images = torch.cat([self.batch(photo) for photo in photos])
         side = self.tile_side(images.shape[-2:])
         return self._logits(images) if side is None else self._tiled(images, side)
 
@@ -167,7 +178,7 @@ class Inference:
         return result
 
     def _logits(self, images: Tensor) -> Tensor:
-        """(C+1,h,w) of images (1,3,h,w), over all scales and flips: their mean or their largest (``label.merge``)."""
+        """(B,C+1,h,w) of images (B,3,h,w), over all scales and flips: their mean or their largest (``label.merge``)."""
         height, width = images.shape[-2:]
         flips = (False, True) if self.config.flip else (False,)
         merged: Tensor | None = None
@@ -176,9 +187,9 @@ class Inference:
             size = [max(1, scaled(side, ratio.numerator, ratio.denominator)) for side in (height, width)]
             seen = resize(images, (size[0], size[1]))
             for flip in flips:
-                with self._autocast():
+                with self.running():
                     logits = self.method.segment(seen.flip(-1) if flip else seen)  # type: ignore[operator]
-                logits = resize((logits.flip(-1) if flip else logits).float(), (height, width))[0]
+                logits = resize((logits.flip(-1) if flip else logits).float(), (height, width))
                 if merged is None:
                     merged = logits
                 else:
@@ -189,13 +200,13 @@ class Inference:
     def _tiled(self, images: Tensor, side: int) -> Tensor:
         """Logits of overlapping tiles (by a quarter of their side), averaged with weights that fall to the edge."""
         height, width = images.shape[-2:]
-        total = torch.zeros(self.method.classes + 1, height, width, device=self.device)
+        total = torch.zeros(len(images), self.method.classes + 1, height, width, device=self.device)
         weight = torch.zeros(height, width, device=self.device)
         for y0 in tile_starts(height, side):
             for x0 in tile_starts(width, side):
                 y1, x1 = min(y0 + side, height), min(x0 + side, width)
                 ramp = _ramp(y1 - y0, self.device)[:, None] * _ramp(x1 - x0, self.device)
-                total[:, y0:y1, x0:x1] += self._logits(images[..., y0:y1, x0:x1]) * ramp
+                total[..., y0:y1, x0:x1] += self._logits(images[..., y0:y1, x0:x1]) * ramp
                 weight[y0:y1, x0:x1] += ramp
         return total / weight
 

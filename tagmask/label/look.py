@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -57,7 +60,7 @@ class Look:
     @cached_property
     def logits(self) -> Tensor:
         """(C+1,h,w) of the segmenter."""
-        return self.inference.logits(self.photo)
+        return self.inference.logits(self.photo)[0]
 
     @cached_property
     def limited(self) -> Tensor:
@@ -135,15 +138,70 @@ def go_over(
     title: str,
     console: Console | None,
     notes: Notes | None = None,
+    ahead: bool = False,
 ) -> None:
     """Read each item's photo once and hand it to all consumers, so that these share what is computed of it.
 
-    notes: takes what is odd about the photos.
+    notes: takes what is odd about the photos. ahead: the consumers want masks; a thread makes and writes them (CRF,
+    PNG) while the network looks at the next photos. A GPU segments those of one size that follow each other at once.
     """
     console = console or Console(stderr=True)
-    photos = read_ahead(items, notes)
-    for item, photo in track(photos, title, len(items), console=console, disable=not console.is_terminal):
-        tags = None if item.tags is None else tag_vector(item.tags, inference.method.classes)
-        look = photo if isinstance(photo, DataError) else Look(inference, photo, tags)
-        for consume in consumers:
-            consume(item, look)
+
+    def consume(item: Item, look: Look | DataError) -> None:
+        for consumer in consumers:
+            consumer(item, look)
+
+    def looked_at() -> Iterator[None]:
+        pairs = read_ahead(items, notes)
+        if not ahead:
+            for item, photo in pairs:
+                consume(item, _look(inference, item, photo))
+                yield
+            return
+        with ThreadPoolExecutor(1) as pool:
+            waiting: deque[Future] = deque()
+            try:
+                for group in _of_one_size(pairs, inference.together):
+                    looks = [(item, _look(inference, item, photo)) for item, photo in group]
+                    _start([look for _, look in looks if isinstance(look, Look)])
+                    waiting += [pool.submit(consume, item, look) for item, look in looks]
+                    while len(waiting) > inference.together:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    for _ in track(looked_at(), title, len(items), console=console, disable=not console.is_terminal):
+        pass
+
+
+def _look(inference: Inference, item: Item, photo: Tensor | DataError) -> Look | DataError:
+    tags = None if item.tags is None else tag_vector(item.tags, inference.method.classes)
+    return photo if isinstance(photo, DataError) else Look(inference, photo, tags)
+
+
+def _start(looks: Sequence[Look]) -> None:
+    """Let the network look at photos of one size."""
+    if not looks:
+        return
+    inference = looks[0].inference
+    if inference.source == "segmenter":
+        for look, logits in zip(looks, inference.logits(*(look.photo for look in looks)), strict=True):
+            look.__dict__["logits"] = logits
+    else:
+        for look in looks:
+            look.cams  # noqa: B018 (computed, and kept)
+
+
+def _of_one_size(pairs: Iterable[tuple[Item, Any]], most: int) -> Iterator[list[tuple[Item, Any]]]:
+    """Items and photos that follow each other and have one size, up to ``most`` together."""
+    group: list[tuple[Item, Any]] = []
+    for item, photo in pairs:
+        if group and (len(group) == most or getattr(photo, "shape", None) != getattr(group[0][1], "shape", None)):
+            yield group
+            group = []
+        group.append((item, photo))
+    if group:
+        yield group

@@ -45,7 +45,7 @@ def label(
         writer = mask_writer(maker, items, Path(out) if out else run.folder.masks, overwrite)
         if rounds and not of_cams:
             writer.make = kept_classes(writer.make, Path(str(maker.config.data.train_masks)))
-        go_over(maker.inference, writer.todo, [writer.add], "label", console)
+        go_over(maker.inference, writer.todo, [writer.add], "label", console, ahead=True)
         return writer.finish()
 
 

@@ -77,7 +77,7 @@ class WalkedMasks:
             images = self.inference.batch(look.photo, self.inference.config.max_side)
         else:
             cams, images = present_cams(look, present)
-            with self.inference._autocast():
+            with self.inference.running():
                 scores = self.walker.propagate(images, cams).float()
             scores = torch.cat([times(scores[:1], look.background_factor), scores[1:]])
         if self.crf is not None:

@@ -47,7 +47,7 @@ def photo(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def probabilities(inference: Inference, image: Tensor, tags: Tensor | None = None) -> Tensor:
-    return inference.probabilities(image, inference.logits(image), tags)
+    return inference.probabilities(image, inference.logits(image)[0], tags)
 
 
 @pytest.mark.parametrize("length,side", [(1, 8), (8, 8), (9, 8), (20, 8), (100, 32), (101, 7), (5, 1)])
