@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPARED := $(VENV)/.compared
 
-.PHONY: demo test test-unit test-slow test-faults lint clean
+.PHONY: demo docs test test-unit test-slow test-faults lint clean
 
 # Two workers; each keeps a run of neighbours, which share what a module prepares.
 PYTEST := $(BIN)/pytest -q -n 2 --dist worksteal
@@ -33,9 +33,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site in site/, from docs/ and the docstrings. The variable switches off an advertisement.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 # What tests compare with and has no wheel: they skip where it cannot be built.
@@ -44,4 +48,4 @@ $(COMPARED): $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

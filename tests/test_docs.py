@@ -49,6 +49,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(4):
             Image.new("RGB", (8, 8)).save(root / folder / f"{i}.jpg")
     (root / "tags.csv").write_text(table)
+    (root / "tags_acted.csv").write_text(table)
+    (root / "classes.txt").write_text("cat\ndog\n")
     (root / "photos" / "tags.csv").write_text(table)
     (root / "masks").mkdir()
     for i in range(4):

@@ -30,7 +30,7 @@ def cut_and_merge(
     all. Returns (B,K,ceil(H·t/tile),ceil(W·t/tile)), float32 for half-precision maps. Raises TagmaskError for another
     tile, stride or map size.
 
-    Example:
+    Examples:
         >>> images = torch.rand(1, 3, 300, 500)
         >>> torch.allclose(cut_and_merge(lambda tiles: tiles, images, 224, 112), images)
         True

@@ -21,7 +21,7 @@ def region_masks(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
     cams: (B,C,h,w) in [0,1]. tags: (B,C) of 0/1; threshold: at least 0. Returns bool (B,C+1,h,w), background first.
     Raises TagmaskError when the shapes do not fit or the threshold is negative.
 
-    Example:
+    Examples:
         >>> region_masks(torch.tensor([[[[0.9, 0.1]]]]), torch.ones(1, 1), 0.2)[0, :, 0].int()
         tensor([[0, 1],
                 [1, 0]], dtype=torch.int32)
@@ -48,7 +48,7 @@ def class_prototypes(features: Tensor, masks: Tensor) -> Tensor:
     Returns (K,D) of unit length, float32 for half-precision features; 0 for a class without a position. Raises
     TagmaskError when the shapes do not fit.
 
-    Example:
+    Examples:
         >>> class_prototypes(torch.tensor([[[[3.0]], [[4.0]]]]), torch.ones(1, 1, 1, 1))
         tensor([[0.6000, 0.8000]])
     """

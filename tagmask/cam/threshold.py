@@ -35,7 +35,7 @@ class DynamicThreshold(nn.Module):
     Buffers: ``value`` (float32 scalar, ξ), ``counts`` and ``batches``, so saving the module saves its state. With
     several processes the counts of all are summed, and all get the same ξ.
 
-    Example:
+    Examples:
         >>> threshold = DynamicThreshold(initial=0.5)
         >>> xi = threshold.update(torch.rand(2, 3, 28, 28), torch.tensor([[1, 0, 1], [0, 1, 0]]))
     """

@@ -44,7 +44,7 @@ def affinity_labels(labels: Tensor, radius: int) -> Tensor:
     Memory: one byte a pair, and N² bytes for the window mask (cached by size and radius).
     Raises TagmaskError when shape, dtype or radius do not fit.
 
-    Example:
+    Examples:
         >>> affinity_labels(torch.tensor([[[0, 1, 1, 255]]]), radius=1)
         tensor([[[  1,   0, 255, 255],
                  [  0,   1,   1, 255],

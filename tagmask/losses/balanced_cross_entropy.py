@@ -19,7 +19,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     align_corners=False). labels: integers (B,H,W), 0 background, 1..C, 255 ignored. Returns a scalar ≥ 0, float32
     for half-precision logits. Raises TagmaskError when shapes do not fit.
 
-    Example:
+    Examples:
         >>> balanced_cross_entropy(torch.zeros(1, 3, 4, 4), torch.full((1, 8, 8), 255))
         tensor(0.)
     """

@@ -41,7 +41,7 @@ def cam_correspondence(cams: Tensor, labels: Tensor, divergence: Literal["js", "
     is bounded: pairs are processed in strips, and the forward pass computes the gradient. There are no second
     derivatives. Raises TagmaskError when shapes, dtypes or ``divergence`` do not fit.
 
-    Example:
+    Examples:
         >>> cam_correspondence(torch.zeros(1, 3, 2, 2), torch.ones(1, 2, 2, dtype=torch.long), "js")
         tensor(0.)
     """

@@ -33,7 +33,7 @@ def cam_to_seg(
     the released code (there without perplexity); a half without pixels is 0. Returns a scalar ≥ 0, float32 for
     half-precision logits; 0, with gradient 0, if all weights are 0. Raises TagmaskError when shapes do not fit.
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([[[0, 1]]])
         >>> cam_to_seg(torch.zeros(1, 2, 1, 2), labels, torch.tensor([[[0.2, 3.0]]]))
         tensor(0.6931)

@@ -35,7 +35,7 @@ def contrastive_separation(
     GPUs 2^24 and 64 MB). There are no second derivatives. Raises TagmaskError when shapes do not fit and for a
     temperature that is not above 0.
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([[[0, 0], [1, 1]]])
         >>> loss = contrastive_separation(torch.randn(1, 3, 2, 2), labels, torch.zeros(1, 2, 2))
     """

@@ -17,7 +17,7 @@ def equivariance(cam_warped: Tensor, cam_of_warped: Tensor) -> Tensor:
     cam_warped, cam_of_warped: (B,C,h,w), any range. Returns a scalar ≥ 0, float32 for half-precision maps. Raises
     TagmaskError when the shapes differ, and for empty maps.
 
-    Example:
+    Examples:
         >>> equivariance(torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))
         tensor(1.)
     """

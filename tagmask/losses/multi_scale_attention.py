@@ -37,7 +37,7 @@ def multi_scale_attention(
     count, in ξ and in the norm; default: all.
     Returns a scalar ≥ 0, float32 for half-precision CAMs. Raises TagmaskError when the shapes do not fit.
 
-    Example:
+    Examples:
         >>> ones, halves = [torch.ones(1, 1, 2, 2)], [torch.full((1, 1, 2, 2), 0.5)] * 3
         >>> multi_scale_attention(ones, halves, torch.ones(1, 1))
         tensor(0.5000)

@@ -27,7 +27,7 @@ def pair_labels(labels: Tensor, edges: Tensor) -> Tensor:
     labels: integers (B,h,w), 0 background, 1..C, 255 ignored, on the grid of the affinity (``downsample_labels``).
     edges: integers (2,E), flat positions y·w + x. Returns uint8 (B,E). Raises TagmaskError when shapes do not fit.
 
-    Example:
+    Examples:
         >>> pair_labels(torch.tensor([[[0, 0, 3, 3, 255]]]), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]))
         tensor([[  1,   0,   2, 255]], dtype=torch.uint8)
     """

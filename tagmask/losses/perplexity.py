@@ -23,7 +23,7 @@ def perplexity(confidence: Tensor, threshold: float | Tensor, alpha: float = 0.8
     above 0. Returns the confidence's shape, in [0,∞], float32 for half precision. Raises TagmaskError for
     alpha or beta out of range.
 
-    Example:
+    Examples:
         >>> perplexity(torch.tensor([0.0, 0.5, 1.0]), 0.5)
         tensor([0.2231,    inf, 0.2231])
     """

@@ -39,7 +39,7 @@ def regional_contrast(
     images. Returns a scalar, ≥ 0 with ``log``, 0 where nothing counts; float32 for half-precision features. Raises
     TagmaskError when the shapes do not fit or the temperature is not above 0.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[[[1.0]], [[0.0]]]])
         >>> regional_contrast(features, torch.tensor([[[[1]], [[0]]]]), torch.eye(2), temperature=0.5)
         tensor(0.1269)
@@ -79,7 +79,7 @@ def region_cross_entropy(
     mean over images. Returns a scalar ≥ 0, 0 where nothing counts; float32 for half-precision CAMs. Raises
     TagmaskError when the shapes do not fit.
 
-    Example:
+    Examples:
         >>> masks = torch.tensor([[[[1, 0]], [[0, 1]]]])
         >>> region_cross_entropy(torch.tensor([[[[0.0, 1.0]]]]), masks, torch.tensor([[1]]))
         tensor(0.0101)

@@ -44,7 +44,7 @@ def seg_to_cam(
     Returns a scalar ≥ 0, float32 for half-precision maps; 0, with gradient 0, if no position counts. Raises
     TagmaskError as ``segmentation_labels`` does.
 
-    Example:
+    Examples:
         >>> seg_to_cam(torch.zeros(1, 2, 4, 4), torch.randn(1, 3, 4, 4), torch.tensor([[1.0, 0.0]]))
         tensor(0.6931)
     """

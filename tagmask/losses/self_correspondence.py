@@ -39,7 +39,7 @@ def self_correspondence(
     samples is bounded: pairs are processed in strips, and the forward pass computes the gradients. There are no second
     derivatives. Raises TagmaskError when shapes do not fit and for an empty batch.
 
-    Example:
+    Examples:
         >>> points = torch.rand(2, 100, 2) * 2 - 1
         >>> cam, seg = torch.rand(2, 20, 32, 32), torch.randn(2, 21, 32, 32, requires_grad=True)
         >>> self_correspondence(cam, cam, seg, seg, points, points).shape

@@ -55,7 +55,7 @@ class DenseCRF(nn.Module):
     Raises TagmaskError for images that are not uint8, shapes that do not fit, and probabilities that are negative,
     above 1, NaN or infinite.
 
-    Example:
+    Examples:
         >>> crf = DenseCRF.preset("afa")
         >>> crf(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.full((1, 2, 8, 8), 0.5)).shape
         torch.Size([1, 2, 8, 8])

@@ -24,7 +24,7 @@ class PAR(LocalRefiner):
 
     Input, output, memory and errors: see ``LocalRefiner``.
 
-    Example:
+    Examples:
         >>> refined = PAR()(torch.rand(2, 3, 64, 64), torch.rand(2, 5, 16, 16))
         >>> refined.shape
         torch.Size([2, 5, 64, 64])
