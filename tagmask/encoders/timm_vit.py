@@ -106,7 +106,7 @@ class TimmViT(Encoder):
     def extract(self, x: Tensor, attention: set[int], queries: set[int], keys: set[int]) -> Features:
         model = self.model
         x, height, width = self._embed(x)
-        batch = len(x)
+        batch = x.shape[0]  # not len: torch.export takes that for a constant
         result = Features(maps=[], prefix=model.num_prefix_tokens)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         begun, single = x, len(model.blocks)

@@ -159,7 +159,7 @@ def test_reduced_photos_and_several_scales_are_in_the_file(trained: Path, tmp_pa
     [
         ({"name": "tscd"}, "mit"),
         ({"name": "tscd"}, "cnn"),
-        ({"name": "eca"}, "cnn"),
+        ({"name": "eca"}, "vit"),
         ({"name": "cosa", "head": "largefov"}, "vit"),
         ({"name": "cosa"}, "cnn"),
         ({"name": "supervised", "head": "aspp"}, "cnn"),  # of RCM + MAM's and CRT's stages
