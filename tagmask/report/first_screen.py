@@ -35,7 +35,7 @@ def first_screen(
     return {
         "learned": [*learned, *taught],
         "good": figures(scores, quality),
-        "next": _next(scores, quality, lacking, suspects),
+        "next": what_next(scores, quality, lacking, suspects),
         "view": f"tagmask view {place}",
     }
 
@@ -95,7 +95,7 @@ def _scored(title: str, score: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": title, "value": score["miou"], "unit": "% mIoU", "note": note, "stamp": stamp}
 
 
-def _next(
+def what_next(
     scores: Sequence[Mapping[str, Any]], quality: Mapping[str, Any], lacking: int, suspects: int
 ) -> list[dict[str, str]]:
     """Sentences, each with the part of the page that shows it."""
