@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ def local(name: str | Path) -> Path:
 
     Raises DataError where there is neither a folder nor such a model, and where the hub cannot be reached.
     """
-    if Path(name).exists() or not NAME.fullmatch(str(name)):
+    if os.path.exists(name) or not NAME.fullmatch(str(name)):  # which takes names of any length
         return Path(name)
     repository, _, revision = str(name).partition("@")
     with (
@@ -76,7 +77,10 @@ def push(
         address = api.create_repo(name, private=private, exist_ok=True)
         if private and not api.repo_info(name).private:
             raise DataError(f"{name}: is there and public. Allow that (private=False, --public), or take another name.")
-        api.upload_folder(repo_id=name, folder_path=place, commit_message="Upload a tagmask model")
+        # Pictures of an earlier upload go, unless they are sent again.
+        api.upload_folder(
+            repo_id=name, folder_path=place, commit_message="Upload a tagmask model", delete_patterns=[EXAMPLES]
+        )
     return str(address)
 
 

@@ -67,7 +67,8 @@ class Hub:
     def repo_info(self, name: str) -> Any:
         return SimpleNamespace(private=not self.public)
 
-    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]) -> None:
+        assert delete_patterns == [hub.EXAMPLES]
         shutil.copytree(folder_path, self.home / repo_id)
 
 
