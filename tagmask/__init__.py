@@ -1,8 +1,9 @@
 """tagmask: from image tags to pixel masks.
 
-``tagmask.train(config, out)``, ``tagmask.load(run).predict(photo)``, ``tagmask.list_methods()`` and
-``tagmask.list_encoders(pattern)`` are the Python interface; the command line calls the same. Operators can be
-imported alone: ``tagmask.refine``, ``tagmask.cam``, ``tagmask.losses``, ``tagmask.evaluate``.
+``tagmask.run(photos, tags)``, ``tagmask.open_run(path)``, ``tagmask.train(config, out)``,
+``tagmask.load(run).predict(photo)``, ``tagmask.list_methods()`` and ``tagmask.list_encoders(pattern)`` are the Python
+interface; the command line calls the same. Operators can be imported alone: ``tagmask.refine``, ``tagmask.cam``,
+``tagmask.losses``, ``tagmask.evaluate``.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ if TYPE_CHECKING:
     from tagmask.encoders import list_encoders
     from tagmask.label import load
     from tagmask.workflow import list_methods
+    from tagmask.workflow.result import open_run, run
     from tagmask.workflow.train import train
 
-__all__ = ["list_encoders", "list_methods", "load", "load_config", "train"]
+__all__ = ["list_encoders", "list_methods", "load", "load_config", "open_run", "run", "train"]
 
 _HOMES = {
     "list_encoders": "tagmask.encoders",
     "list_methods": "tagmask.workflow",
     "load": "tagmask.label",
     "load_config": "tagmask.config",
+    "open_run": "tagmask.workflow.result",
+    "run": "tagmask.workflow.result",
     "train": "tagmask.workflow",
 }
 

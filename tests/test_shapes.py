@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from matplotlib.path import Path as Outline
 
-from tagmask.convert.shapes import draw, inside_runs, joined, outlines, parts, run_lengths, straightened
+from tagmask.convert.shapes import draw, inside_runs, joined, outlines, straightened
+from tagmask.parts import parts, run_lengths
 
 SIDES = array_shapes(min_dims=2, max_dims=2, max_side=14)
 MAPS = arrays(np.uint8, SIDES, elements=st.sampled_from([0, 0, 1, 1, 2, 255]))

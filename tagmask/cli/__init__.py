@@ -18,6 +18,7 @@ from tagmask.cli import (  # noqa: F401
     label,
     methods,
     predict,
+    push,
     report,
     reproduce,
     review,

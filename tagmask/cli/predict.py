@@ -14,7 +14,10 @@ from tagmask.errors import ConfigError
 
 @common.app.command(epilog="Example: `tagmask predict runs/first holiday/ -o masks/`")
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, or .onnx file", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="run folder, user/name on the model hub, or .onnx file", show_default=False),
+    ],
     photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="files, folders or quoted globs")],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the masks")] = Path("predictions"),
     setting: Annotated[list[str] | None, typer.Option("--set", "-s", help="override as in label.tile=1024")] = None,
@@ -34,6 +37,7 @@ def predict(
         done = predict_exported(run, photos, out, overlay, overwrite, listed=listed)
     else:
         from tagmask import workflow
+        from tagmask.label import hub
 
-        done = workflow.predict(run, photos, out, overlay, overwrite, setting or (), listed=listed)
+        done = workflow.predict(hub.local(run), photos, out, overlay, overwrite, setting or (), listed=listed)
     report_masks(done.summary(), json)

@@ -23,6 +23,7 @@ from tagmask.data.pixels import read_mask, write_mask
 from tagmask.data.source_coco import COCO_CATEGORIES, INSTANCES, Annotation, Photo, read_instances
 from tagmask.errors import DataError
 from tagmask.files import OLD, of_system, read_json, sweep, write_json, write_text, written
+from tagmask.parts import mask_tools
 from tagmask.processes import end_with_parent
 from tagmask.types import IGNORE
 
@@ -244,18 +245,6 @@ def _unpack(text: str) -> list[int]:
     if shift:
         raise ValueError("its packed run lengths break off")
     return counts
-
-
-def mask_tools() -> Any:
-    """pycocotools.mask. Raises DataError that says how to install it."""
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise DataError(
-            "COCO's polygons and run lengths are read through pycocotools, which is not installed: "
-            "pip install 'tagmask[coco]', or pip install pycocotools."
-        ) from error
-    return mask
 
 
 def coco_results(

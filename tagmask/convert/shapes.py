@@ -1,4 +1,4 @@
-"""Shapes of label maps: parts, run lengths, outlines; and polygons back to pixels.
+"""Shapes of label maps: outlines of parts, and polygons and run lengths back to pixels.
 
 Coordinates are those of the photo's edges: x from 0 to W to the right, y from 0 to H downwards, so that the centre of
 the first pixel lies at (0.5, 0.5). A pixel belongs to a polygon if its centre lies inside.
@@ -6,54 +6,20 @@ the first pixel lies at (0.5, 0.5). A pixel belongs to a polygon if its centre l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from contourpy import contour_generator
-from scipy import ndimage
+
+from tagmask.parts import Part
 
 MOST_CROSSINGS = 50_000_000
 """Of the outlines of one object with rows of pixels: each takes some tens of bytes."""
 
 
-class Part(NamedTuple):
-    """Pixels of one label that hang together by their sides. inside: bool (h,w), whose corner lies at (top, left)."""
-
-    label: int
-    top: int
-    left: int
-    inside: np.ndarray
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """x, y, width and height."""
-        return (self.left, self.top, self.inside.shape[1], self.inside.shape[0])
-
-
-def parts(labels: np.ndarray, leave_out: Sequence[int] = (0,)) -> Iterator[Part]:
-    """The parts of a label map uint8 (H,W), label by label."""
-    for label in np.unique(labels).tolist():
-        if label in leave_out:
-            continue
-        numbers, _ = ndimage.label(labels == label)
-        for number, (rows, columns) in enumerate(ndimage.find_objects(numbers), 1):
-            yield Part(label, rows.start, columns.start, numbers[rows, columns] == number)
-
-
-def run_lengths(positions: np.ndarray, total: int) -> list[int]:
-    """Lengths of runs outside, inside, outside, … of ``total`` pixels. positions: of those inside, ascending."""
-    if not positions.size:
-        return [total]
-    cuts = np.flatnonzero(np.diff(positions) > 1)
-    starts, ends = positions[np.append(0, cuts + 1)], positions[np.append(cuts, -1)] + 1
-    edges = np.append(np.stack([starts, ends], axis=1).ravel(), total)
-    lengths = np.diff(edges, prepend=0).tolist()
-    return lengths if lengths[-1] else lengths[:-1]
-
-
 def inside_runs(lengths: Any, total: int) -> np.ndarray:
-    """Bool (total,) of ``run_lengths``. Raises ValueError where they are not such."""
+    """Bool (total,) of ``parts.run_lengths``. Raises ValueError where they are not such."""
     if not isinstance(lengths, list) or not all(type(length) is int and length >= 0 for length in lengths):
         raise ValueError("run lengths are whole numbers from 0")
     if sum(lengths) != total:

@@ -271,7 +271,7 @@ def _from_hub(config: EncoderConfig) -> Weights | str:
         )
     repository = HUB_IDS.get(config.name)
     try:
-        with _hub_offline_if_unreachable():
+        with hub_offline_if_unreachable():
             if repository is not None:
                 return _from_hub_files(repository)
             model: Any = timm.create_model(config.name, pretrained=True)
@@ -292,7 +292,7 @@ def _from_hub_files(repository: str) -> Weights:
 
 
 @contextmanager
-def _hub_offline_if_unreachable() -> Iterator[None]:
+def hub_offline_if_unreachable() -> Iterator[None]:
     """Without a connection, skip the hub client's minute of retries; its local cache still works."""
     before = hub_constants.HF_HUB_OFFLINE
     address = urlparse(hub_constants.ENDPOINT)

@@ -10,13 +10,15 @@ from tagmask.lazy import lazy
 if TYPE_CHECKING:
     from tagmask.label.infer import Inference
     from tagmask.label.look import Look, go_over
-    from tagmask.label.segmenter import Prediction, Segmenter, load
+    from tagmask.label.mask import Mask, Prediction
+    from tagmask.label.segmenter import Segmenter, load
 
 __all__ = [
     "Inference",
     "LabelWriter",
     "Labelled",
     "Look",
+    "Mask",
     "Prediction",
     "Segmenter",
     "describe_missing",
@@ -27,5 +29,10 @@ __all__ = [
 
 __getattr__ = lazy(
     __name__,
-    {"infer": ["Inference"], "look": ["Look", "go_over"], "segmenter": ["Prediction", "Segmenter", "load"]},
+    {
+        "infer": ["Inference"],
+        "look": ["Look", "go_over"],
+        "mask": ["Mask", "Prediction"],
+        "segmenter": ["Segmenter", "load"],
+    },
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,11 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from tagmask.config import LabelConfig, RunConfig, merge
-from tagmask.data import read_image, write_mask
+from tagmask.data import read_image
 from tagmask.data.pixels import image_array
 from tagmask.errors import DataError, nearest
+from tagmask.label import hub
 from tagmask.label.infer import Inference
 from tagmask.label.look import Look
+from tagmask.label.mask import Prediction
 from tagmask.methods import Method
 from tagmask.training.folder import RunFolder
 from tagmask.training.model_files import load_model
@@ -25,43 +26,25 @@ from tagmask.training.model_files import load_model
 Photo = str | Path | Image.Image | np.ndarray | Tensor
 
 
-@dataclass
-class Prediction:
-    """labels: uint8 (H,W), 0 background, 1..C classes, 255 unsure.
-
-    scores: float32 (C+1,h,w) on the grid that the model worked on: the photo's own unless ``views.short_side`` of the
-    run reduced it. In labels made with tags, a class that wins nowhere in the scores may come from its CAM
-    (``label.complete``).
-    """
-
-    labels: np.ndarray
-    scores: np.ndarray
-    classes: list[str]
-
-    def found(self) -> dict[str, float]:
-        """Share of the photo's pixels by class, background left out, largest first."""
-        counts = np.bincount(self.labels.ravel(), minlength=256) / self.labels.size
-        shares = {name: float(counts[i]) for i, name in enumerate(self.classes) if i and counts[i]}
-        return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
-
-    def save(self, path: str | Path) -> None:
-        """Write the label map as a palette PNG."""
-        write_mask(Path(path), self.labels)
-
-
 class Segmenter:
     """A loaded model. classes: foreground names; ``predict`` needs no tags, ``cams`` and ``label`` take them.
 
-    classifier: what makes the CAMs; default: the model itself.
+    classifier: what makes the CAMs; default: the model itself. folder: where the model lies.
     """
 
     def __init__(
-        self, method: Method, classes: list[str], config: RunConfig, classifier: Inference | None = None
+        self,
+        method: Method,
+        classes: list[str],
+        config: RunConfig,
+        classifier: Inference | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.classes = classes
         self.method = method
         self.inference = Inference(method, config)
         self.classifier = classifier or self.inference
+        self.folder = folder
 
     @overload
     def predict(self, image: Photo) -> Prediction: ...
@@ -71,16 +54,37 @@ class Segmenter:
         """Masks of one photo or a list (path, PIL image, uint8 array (H,W,3), uint8 tensor (3,H,W)), without tags."""
         if isinstance(image, list | tuple):
             return [self.predict(one) for one in image]
-        return self._result(*Look(self.inference, to_tensor(image)).prediction)
+        look = Look(self.inference, to_tensor(image))
+        return self._result(look, *look.prediction)
 
     def label(self, image: Photo, tags: Sequence[str]) -> Prediction:
         """Mask of a photo whose content is known: only classes in ``tags`` can appear."""
-        return self._result(*Look(self.inference, to_tensor(image), self._tags(tags)).mask)
+        look = Look(self.inference, to_tensor(image), self._tags(tags))
+        return self._result(look, *look.mask)
 
     def cams(self, image: Photo, tags: Sequence[str] | None = None) -> np.ndarray:
         """float32 (C,h,w) class activation maps in [0,1] on the working grid; classes outside ``tags`` are 0."""
         given = None if tags is None else self._tags(tags)
         return self.classifier.cams(to_tensor(image), given).cpu().numpy()
+
+    def push_to_hub(
+        self,
+        name: str,
+        private: bool = True,
+        pictures: Sequence[Photo] = (),
+        token: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Send the model with its card to the model hub as user/name; returns its address there.
+
+        private: of a new repository; a public one that is there is refused. pictures: photos that the card shows with
+        their masks; none unless you name some, as photos are private. license: the model's, as the hub spells it.
+        Nothing says where your data lies. Raises DataError where the hub refuses.
+        """
+        if self.folder is None:
+            raise DataError(f"{name}: this segmenter was not loaded from a folder, which is what is sent.")
+        drawn = [self.predict(photo).overlay() for photo in pictures]
+        return hub.push(self.folder, name, private, drawn, token, license)
 
     def _tags(self, tags: Sequence[str]) -> Tensor:
         vector = torch.zeros(len(self.classes))
@@ -90,17 +94,19 @@ class Segmenter:
             vector[self.classes.index(tag)] = 1
         return vector
 
-    def _result(self, labels: Tensor, scores: Tensor) -> Prediction:
-        return Prediction(labels.cpu().numpy(), scores.cpu().numpy(), ["background", *self.classes])
+    def _result(self, look: Look, labels: Tensor, scores: Tensor) -> Prediction:
+        photo = look.photo.permute(1, 2, 0).cpu().numpy()
+        return Prediction(labels.cpu().numpy(), ["background", *self.classes], photo, scores.cpu().numpy())
 
 
 def load(path: str | Path, device: str = "auto", overrides: dict[str, Any] | None = None) -> Segmenter:
-    """A run folder, or its ``model/`` folder, as a Segmenter. overrides: fields of LabelConfig.
+    """A run folder, its ``model/`` folder, or a model on the model hub as a Segmenter.
 
-    Of a run with a stage 'segmenter' that is the stage's; CAMs are the classifier's. Raises DataError when the folder
-    holds no finished model.
+    path: of a folder; where there is none, user/name or user/name@revision on the hub. overrides: fields of
+    LabelConfig. Of a run with a stage 'segmenter' that is the stage's; CAMs are the classifier's. Raises DataError when
+    the folder holds no finished model, and where the hub gives none.
     """
-    run = RunFolder(path)
+    run = RunFolder(hub.local(path))
     folder = run.model if run.model.is_dir() else run.path
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,9 +119,9 @@ def load(path: str | Path, device: str = "auto", overrides: dict[str, Any] | Non
 
     first = loaded(folder)
     if run.last is run:
-        return Segmenter(*first)
+        return Segmenter(*first, folder=folder)
     classifier = Inference(first[0], first[2]) if first[0].has_cams else None
-    return Segmenter(*loaded(run.last.model), classifier)
+    return Segmenter(*loaded(run.last.model), classifier, run.last.model)
 
 
 def to_tensor(photo: Photo) -> Tensor:

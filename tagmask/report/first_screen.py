@@ -34,10 +34,18 @@ def first_screen(
     ]
     return {
         "learned": [*learned, *taught],
-        "good": [figure for figure in (_new_photos(scores, quality), _delivered(scores, quality)) if figure],
-        "next": _next(scores, quality, lacking, suspects),
+        "good": figures(scores, quality),
+        "next": what_next(scores, quality, lacking, suspects),
         "view": f"tagmask view {place}",
     }
+
+
+def figures(scores: Sequence[Mapping[str, Any]], quality: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is known of new photos and of the delivered masks: {title, value, unit, note, stamp}, as far as it is.
+
+    value: a share, in [0,1]. stamp: None of what no true masks tell.
+    """
+    return [figure for figure in (_new_photos(scores, quality), _delivered(scores, quality)) if figure]
 
 
 def _new_photos(scores: Sequence[Mapping[str, Any]], quality: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -57,6 +65,7 @@ def _new_photos(scores: Sequence[Mapping[str, Any]], quality: Mapping[str, Any])
         "unit": "% of the tagged classes found",
         "note": f"on {held['images']} photos of {held['split']}, which trained nothing; {percent(held['precision'])} % "
         "of what is found is tagged. There are no true masks.",
+        "stamp": None,
     }
 
 
@@ -75,6 +84,7 @@ def _delivered(scores: Sequence[Mapping[str, Any]], quality: Mapping[str, Any]) 
         "unit": "% estimated",
         "note": f"on {guess['images']} photos of {guess['split']}. There are no true masks: it says how far other "
         "views agree, and is no IoU.",
+        "stamp": None,
     }
 
 
@@ -82,10 +92,10 @@ def _scored(title: str, score: Mapping[str, Any]) -> dict[str, Any]:
     interval, stamp = score["interval"], score["stamp"]
     between = f"; 95 % interval {percent(interval['low'])} to {percent(interval['high'])}" if interval else ""
     note = f"against the true masks of {stamp['images']} photos of {stamp['split']}{between}."
-    return {"title": title, "value": score["miou"], "unit": "% mIoU", "note": note}
+    return {"title": title, "value": score["miou"], "unit": "% mIoU", "note": note, "stamp": stamp}
 
 
-def _next(
+def what_next(
     scores: Sequence[Mapping[str, Any]], quality: Mapping[str, Any], lacking: int, suspects: int
 ) -> list[dict[str, str]]:
     """Sentences, each with the part of the page that shows it."""

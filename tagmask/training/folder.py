@@ -20,13 +20,17 @@ from tagmask.files import read_record, sweep, write_json, write_text
 FORMAT = 3
 """Number of the format of run folders and of their model/. It rises with every change that older code cannot read."""
 
-
+MODEL_FILES = ("README.md", "classes.json", "config.yaml", "weights.safetensors")
+"""Files of a trained model."""
 LOGGED = ("lr", "images_per_second", "seconds", "data_share")
 """Numbers in the log's record of a step, besides its losses."""
 
 
 class RunFolder:
-    """Files of one run. Reading raises DataError that names the missing file and the command that writes it."""
+    """Files of one run. Reading raises DataError that names the missing file and the command that writes it.
+
+    A folder that holds a model itself, such as ``model/``, is a run of nothing but this.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -37,7 +41,7 @@ class RunFolder:
         self.data_file = self.path / "data.json"
         self.log_file = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
-        self.model = self.path / "model"
+        self.model = self.path if (self.path / MODEL_FILES[-1]).is_file() else self.path / "model"
         self.masks = self.path / "masks"
         self.metrics_file = self.path / "metrics.json"
         self.report_file = self.path / "report.html"
@@ -45,8 +49,7 @@ class RunFolder:
     @property
     def trained(self) -> bool:
         """Whether a training ended: its model is there, whose card is the last file that it writes."""
-        files = ("README.md", "classes.json", "config.yaml", "weights.safetensors")
-        return all((self.model / name).is_file() for name in files)
+        return all((self.model / name).is_file() for name in MODEL_FILES)
 
     @property
     def last(self) -> RunFolder:

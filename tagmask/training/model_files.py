@@ -17,6 +17,7 @@ from tagmask.config import RunConfig, dump_yaml, load_config
 from tagmask.errors import DataError
 from tagmask.files import of_system, read_record, write_json, write_text, written
 from tagmask.methods import Method, build_method
+from tagmask.training.card import write_card
 from tagmask.training.folder import FORMAT, check_format
 
 
@@ -27,20 +28,21 @@ def save_model(folder: Path, method: Method, config: RunConfig, classes: list[st
     """
     state = {k: v for k, v in method.state_dict().items() if _in_use(method, k)}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    about = {"format": "pt", "method": config.method.name, "encoder": config.encoder.name}
+    header = {"format": "pt", "method": config.method.name, "encoder": config.encoder.name}
     with written(folder / "weights.safetensors") as part:
-        save_file(tensors, part, metadata=about)
+        save_file(tensors, part, metadata=header)
     write_text(folder / "config.yaml", dump_yaml(config))
-    card: dict[str, Any] = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "classes": classes,
         "weights_origin": origin or method.origin(),
         "digest": digest(tensors),
         "supervision": supervision(method, config) + (" + review" if config.data.reviewed else ""),
         "encoder": method.used_encoder,
+        "parameters": sum(p.numel() for name, p in method.named_parameters() if _in_use(method, name)),
     }
-    write_json(folder / "classes.json", card)
-    write_text(folder / "README.md", _card(config, classes, method, card["weights_origin"]))
+    write_json(folder / "classes.json", about)
+    write_card(folder, config, about)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -111,25 +113,3 @@ def supervision(method: Method, config: RunConfig) -> str:
     if method.reads_masks:
         return f"masks of tags{origin}" if origin else "masks"
     return f"tags{origin}"
-
-
-def _card(config: RunConfig, classes: list[str], method: Method, origin: str) -> str:
-    parameters = sum(p.numel() for name, p in method.named_parameters() if _in_use(method, name)) / 1e6
-    kinds = {"tags": "image tags only", "masks": "masks that were made for it"}
-    source = supervision(method, config)
-    taught = kinds.get(source, source) + (", and from people's review of them" if config.data.reviewed else "")
-    return f"""# {config.method.name} on {config.encoder.name}
-
-A tagmask model, trained on {taught}, {config.train.steps} steps of {config.train.batch_size} images at \
-{config.views.crop} px, seed {config.seed}.
-
-- Classes: {", ".join(classes)} (0 is background)
-- Parameters: {parameters:.1f} M
-- Encoder weights: {origin}
-
-```python
-import tagmask
-segmenter = tagmask.load("this folder")
-mask = segmenter.predict("photo.jpg").labels
-```
-"""

@@ -20,6 +20,7 @@ from tagmask.files import read_record
 from tagmask.label.look import Consumer, Look, go_over
 from tagmask.methods import Method
 from tagmask.training import RunFolder
+from tagmask.workflow.card import write_card
 from tagmask.workflow.localize import localize
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.quality import quality
@@ -134,6 +135,8 @@ def _evaluate(
         kept.add_score(result)
         results.append(result)
     _add_classification(kept, split, collection.classes, scorer)
+    if record is None:
+        write_card(run)
     return [*results, *special]
 
 

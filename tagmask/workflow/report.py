@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from tagmask.data import Item, read_image, read_mask, tag_vector
-from tagmask.files import read_csv, read_record, read_text
+from tagmask.files import read_record, read_text
 from tagmask.label import Look, read_missing
 from tagmask.report import Panel, write_report
 from tagmask.report.page import SHOWN
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.quality import doubtful
-from tagmask.workflow.suspects import FILE as SUSPECTS
+from tagmask.workflow.suspects import suspected
 from tagmask.workflow.verdict import verdict
 
 PICTURE = 640
@@ -95,7 +95,6 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
     there = {item.id for item in shown}
     further = [item for item in run.collection.split("all") if item.id in lacking and item.id not in there][:SHOWN]
     drawn = gallery.panels if gallery is not None else {}
-    suspects = folder.path / SUSPECTS
 
     def panel(item: Item) -> Panel:
         tags = None if item.tags is None else tag_vector(item.tags, len(run.collection.classes))
@@ -118,7 +117,7 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
         verdict=(verdict(run) or {}).get("text", ""),
         taught=_taught(run),
         lacking=len(lacking),
-        suspects=len({row[0] for row in read_csv(suspects)[1:]}) if suspects.is_file() else 0,
+        suspects=suspected(folder.path),
     )
 
 

@@ -25,6 +25,7 @@ from tagmask.files import read_record, write_json
 from tagmask.label import Labelled, LabelWriter, describe_missing, go_over
 from tagmask.lock import alone
 from tagmask.registry import METHODS
+from tagmask.workflow.card import write_card
 from tagmask.workflow.disk import disk_plan, print_disk_plan
 from tagmask.workflow.evaluate import evaluate, print_classification
 from tagmask.workflow.label import mask_writer
@@ -113,6 +114,7 @@ def _run(
     results, minutes = work(opening, steps, again, expected, console)
     if comm.rank() > 0:  # of several processes, the first one does the rest
         return {"run": str(out)}
+    write_card(opening)
     summary = _summary(opening, stages, results, {"check": checked, **minutes}, expected)
     write_json(folder.path / "minutes.json", summary["minutes"])
     if console is not None:

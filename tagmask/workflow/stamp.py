@@ -132,7 +132,7 @@ def _trained(run: Run) -> dict[str, Any]:
         "encoder": config.encoder.name,
         "weights": run.model_note["weights_origin"],
         "digest": run.model_note["digest"],
-        "supervision": _supervision(run),
+        "supervision": supervision_of(run),
         "masks": masks,
         "seed": config.seed,
         # What the data is, the photos' ids and the truth say; where data and weights lie is nobody else's.
@@ -144,7 +144,7 @@ def _trained(run: Run) -> dict[str, Any]:
     }
 
 
-def _supervision(run: Run) -> str:
+def supervision_of(run: Run) -> str:
     """As the model's card has it, with the saliency that had a part in masks."""
     found = run.model_note["supervision"]
     if not learned_guided(run.folder):

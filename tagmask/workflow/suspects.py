@@ -112,6 +112,12 @@ def _reduced(image: Tensor) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
+def suspected(folder: Path) -> int:
+    """Photos that suspects.csv in a run folder lists."""
+    file = folder / FILE
+    return len({row[0] for row in read_csv(file)[1:]}) if file.is_file() else 0
+
+
 def write_suspects(file: Path, found: Sequence[Suspect], collection: Collection) -> None:
     """A row for each suspect. Raises DataError."""
     counts = Counter((suspect.tag, suspect.given) for suspect in found)

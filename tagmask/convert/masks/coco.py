@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tagmask.convert.coco import decode, mask_tools
+from tagmask.convert.coco import decode
 from tagmask.convert.masks.common import (
     Drawn,
     Labelled,
@@ -26,9 +26,9 @@ from tagmask.convert.masks.common import (
     find_file,
     write_coco,
 )
-from tagmask.convert.shapes import Part, parts, run_lengths
 from tagmask.data.json_stream import stream_json
 from tagmask.errors import DataError
+from tagmask.parts import coco_objects
 from tagmask.types import IGNORE
 
 FILE = "annotations.json"
@@ -36,35 +36,20 @@ FILE = "annotations.json"
 
 def write(target: Target, photos: Iterator[Labelled]) -> None:
     """Raises DataError without pycocotools, which packs the run lengths."""
-    tools = mask_tools()
     images: list[dict[str, Any]] = []
 
     def annotations() -> Iterator[dict[str, Any]]:
         number = 0
         for image, photo in enumerate(photos, 1):
-            height, width = size = photo.labels.shape
+            height, width = photo.labels.shape
             images.append({"id": image, "file_name": photo.name, "height": height, "width": width})
-            for part in parts(photo.labels):
+            for entry in coco_objects(photo.labels):
                 number += 1
-                packed = tools.frPyObjects({"size": size, "counts": _runs(part, height, width)}, height, width)
-                yield {
-                    "id": number,
-                    "image_id": image,
-                    "category_id": part.label,
-                    "segmentation": {"size": size, "counts": packed["counts"].decode("ascii")},
-                    "area": int(part.inside.sum()),
-                    "bbox": part.box,
-                    "iscrowd": int(part.label == IGNORE),
-                }
+                crowd = int(entry["category_id"] == IGNORE)
+                yield {"id": number, "image_id": image, **entry, "iscrowd": crowd}
 
     categories = [{"id": label, "name": name} for label, name in target.names.items()]
     write_coco(target.out / FILE, annotations(), categories, images)
-
-
-def _runs(part: Part, height: int, width: int) -> list[int]:
-    """Run lengths down the columns of the whole photo."""
-    columns, rows = np.nonzero(part.inside.T)
-    return run_lengths((columns + part.left) * height + rows + part.top, height * width)
 
 
 def read(source: Path, names: Names) -> Iterator[Drawn]:

@@ -25,9 +25,10 @@ from tagmask.convert.masks.common import (
     find_file,
     hex_colour,
 )
-from tagmask.convert.shapes import draw, inside_runs, parts, run_lengths
+from tagmask.convert.shapes import draw, inside_runs
 from tagmask.errors import DataError
 from tagmask.files import write_text, written
+from tagmask.parts import parts, run_lengths
 
 FILE = "annotations.xml"
 Shape = tuple[str, dict[str, str]]

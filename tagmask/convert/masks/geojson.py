@@ -26,9 +26,10 @@ from tagmask.convert.masks.common import (
     id_of,
     write_list,
 )
-from tagmask.convert.shapes import Part, draw, outlines, parts, straightened
+from tagmask.convert.shapes import draw, outlines, straightened
 from tagmask.errors import DataError
 from tagmask.files import read_json, written
+from tagmask.parts import Part, parts
 
 SUFFIX = ".geojson"
 

@@ -33,10 +33,11 @@ from tagmask.convert.masks.common import (
     hex_colour,
     write_list,
 )
-from tagmask.convert.shapes import draw, run_lengths
+from tagmask.convert.shapes import draw
 from tagmask.data.json_stream import stream_json
 from tagmask.errors import DataError
 from tagmask.files import write_text, written
+from tagmask.parts import run_lengths
 
 FILE = "tasks.json"
 SIZES = (3, 4, 8, 16)

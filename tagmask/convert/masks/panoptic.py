@@ -27,12 +27,12 @@ from tagmask.convert.masks.common import (
     relabel,
     write_coco,
 )
-from tagmask.convert.shapes import parts
 from tagmask.data.json_stream import stream_json
 from tagmask.data.names import check_name
 from tagmask.data.pixels import open_picture
 from tagmask.errors import DataError
 from tagmask.files import written
+from tagmask.parts import parts
 from tagmask.types import IGNORE
 
 FILE = "panoptic.json"

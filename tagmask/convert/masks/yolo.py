@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from tagmask.convert.masks.common import REST, Drawn, Labelled, Names, Size, Target, find_file, find_masks, id_of
-from tagmask.convert.shapes import draw, joined, outlines, parts, straightened
+from tagmask.convert.shapes import draw, joined, outlines, straightened
 from tagmask.errors import DataError
 from tagmask.files import read_text, write_text
+from tagmask.parts import parts
 from tagmask.types import IGNORE
 from tagmask.yaml_text import read_yaml_file, to_yaml
 

