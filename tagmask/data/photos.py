@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from glob import glob
@@ -13,7 +13,7 @@ from typing import Any
 from tagmask.data.collection import Item, Problem
 from tagmask.data.find import read_lines
 from tagmask.data.names import flaw
-from tagmask.data.pixels import Notes, read_image
+from tagmask.data.pixels import Notes, read_image, read_photo
 from tagmask.data.walk import Survey, none_found, survey
 from tagmask.errors import DataError
 
@@ -67,17 +67,16 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
     return list(by_id.values()), rest
 
 
-def read_ahead(
-    items: Iterable[Item], notes: Notes | None = None, read: Callable[..., Any] = read_image
-) -> Iterator[tuple[Item, Any]]:
-    """Items with their photos, uint8 (3,H,W), in order, decoded ahead by two threads. notes: as in ``read_photo``.
+def read_ahead(items: Iterable[Item], notes: Notes | None = None, arrays: bool = False) -> Iterator[tuple[Item, Any]]:
+    """Items with their photos, uint8 (3,H,W), in order, decoded ahead by two threads. notes: as in ``read_photo``;
+    arrays: of numpy, which needs no torch.
 
     Pillow decodes outside Python's lock, so threads suffice. A photo that cannot be read comes as its DataError.
     """
 
     def one(item: Item) -> tuple[Item, Any]:
         try:
-            return item, read(item.image, notes=notes)
+            return item, (read_photo if arrays else read_image)(item.image, notes=notes)
         except DataError as error:
             return item, error
 

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from tagmask.data.collection import Item
 from tagmask.data.photos import only, photo_items, read_ahead
-from tagmask.data.pixels import Notes, read_photo
+from tagmask.data.pixels import Notes
 from tagmask.errors import ConfigError, DataError
 from tagmask.label.writer import Labelled, LabelWriter, finish_untagged
 
@@ -96,7 +96,7 @@ def predict_exported(
     writer = LabelWriter(Path(out), items, exported.classes, note, make, overwrite)
     notes: Notes = {}
     console = console or Console(stderr=True)
-    ahead = read_ahead(writer.todo, notes, read_photo)
+    ahead = read_ahead(writer.todo, notes, arrays=True)
     for item, photo in track(ahead, "predict", len(writer.todo), console=console, disable=not console.is_terminal):
         writer.add(item, photo)
     return finish_untagged(writer, found, notes, overlay)

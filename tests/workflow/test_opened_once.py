@@ -62,7 +62,7 @@ def test_a_run_opens_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     recorder.wrap(import_module("tagmask.workflow.opened"), "open_data")
     for room in ("workflow.opened", "workflow.stages", "training.model_files"):
         recorder.wrap(import_module(f"tagmask.{room}"), "build_method")
-    for room in ("data.loader", "data.fingerprint", "workflow.report", "workflow.predict"):
+    for room in ("data.loader", "data.photos", "data.fingerprint", "workflow.report"):
         recorder.wrap(import_module(f"tagmask.{room}"), "read_image", read_for)
     cams_of: Counter = Counter()
     cams = Inference.cams
