@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
 from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
@@ -51,11 +52,18 @@ class Click(BaseModel):
     mask: str
 
 
-def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("localhost",)) -> FastAPI:
+Spread = Callable[[np.ndarray, np.ndarray, Sequence[tuple[int, int, int]]], np.ndarray]
+"""Photo, label map and clicks → label map, as ``spread``."""
+
+
+def make_app(
+    runs: Sequence[Run], token: str, hosts: Sequence[str] = ("localhost",), clicks: Spread = spread
+) -> FastAPI:
     """The application. runs: the one that is reviewed, and at most another to compare with it.
 
     token: what the first request has to bring (?token=...); a cookie stands for it afterwards. hosts: names under which
-    the server may be asked, besides addresses in numbers. Raises DataError for runs of other photos.
+    the server may be asked, besides addresses in numbers. clicks: what a click does. Raises DataError for runs of other
+    photos.
     """
     indices = [Index(run) for run in runs]
     for run, other in zip(runs[1:], indices[1:]):
@@ -171,7 +179,7 @@ def make_app(runs: Sequence[Run], token: str, hosts: Sequence[str] = ("localhost
         labels = pictures[0].sent(wanted.mask, seen.shape[:2])
         if any(len(index.classes) < label for *_, label in wanted.seeds):
             raise DataError(f"A seed's label is at most {len(index.classes)}.")
-        return _file(encode(spread(seen, labels, wanted.seeds)), "png")
+        return _file(encode(clicks(seen, labels, wanted.seeds)), "png")
 
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     return app
@@ -221,14 +229,20 @@ def _cookie(token: str) -> str:
     return f"{COOKIE}_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
 
-def serve(runs: Sequence[Run], host: str = "127.0.0.1", port: int = 0, say: Callable[[str], None] = print) -> None:
-    """Serve until Ctrl-C. port: 0 for a free one. say: is given the address to open."""
+def serve(
+    runs: Sequence[Run],
+    host: str = "127.0.0.1",
+    port: int = 0,
+    say: Callable[[str], None] = print,
+    clicks: Spread = spread,
+) -> None:
+    """Serve until Ctrl-C. port: 0 for a free one. say: is given the address to open. clicks: as in ``make_app``."""
     import uvicorn
 
     token = secrets.token_urlsafe(24)
     everywhere = host in ("0.0.0.0", "::")
     names = {host, "localhost"} | ({socket.gethostname(), socket.getfqdn()} if everywhere else set())
-    app = make_app(runs, token, sorted(names))
+    app = make_app(runs, token, sorted(names), clicks)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -45,6 +45,7 @@ EXTRAS = {
     "saliency": "guides.saliency",
     "onnx": "tagmask export, and predict by the exported file",
     "view": "tagmask view",
+    "guides": "promptable models: tagmask view --clicks",
     "fast": "the dense CRF on a CPU, compiled",
 }
 """What the package's extras are for, which its metadata does not say. What they need, it does."""

@@ -1,0 +1,1 @@
+"""What models that others trained know, where a user has them."""
