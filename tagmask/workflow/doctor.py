@@ -293,11 +293,11 @@ def _saliency() -> Check:
 def extras() -> Iterator[Check]:
     """The package's optional extras: what they are for, and what is not installed of them."""
     for extra in metadata("tagmask").get_all("Provides-Extra") or ():
-        if extra == "dev":
+        if extra not in EXTRAS:  # those of developers
             continue
         needs = [n for n in requirements() if n.marker is not None and n.marker.evaluate({"extra": extra})]
         missing = [need.name for need in needs if _installed(need) is None]
-        found = f"{'not installed' if missing else 'installed'}: {EXTRAS.get(extra, extra)}"
+        found = f"{'not installed' if missing else 'installed'}: {EXTRAS[extra]}"
         way = f"Where you want it, pip install 'tagmask[{extra}]' ({', '.join(missing)})." if missing else ""
         yield Check(f"extra: {extra}", "ok", found, way)
     compiled = kernels() is not None

@@ -197,7 +197,7 @@ def test_a_signal_while_masks_are_written_keeps_those_that_are_there(
         main()
     assert end.value.code == 143 and "the same command" in capsys.readouterr().err
     done = label(run)
-    assert done.skipped == 1 and done.written > 1
+    assert 1 <= done.skipped <= 2 and done.written > 1, "the one that is being written is finished"
 
 
 def test_handlers_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:

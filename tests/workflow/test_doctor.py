@@ -63,7 +63,7 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
 def test_every_extra_is_explained() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = text.split("[project.optional-dependencies]")[1].split("[project.scripts]")[0]
-    assert set(re.findall(r"^(\w+) = \[", section, re.M)) == EXTRAS.keys() | {"dev"}
+    assert set(re.findall(r"^(\w+) = \[", section, re.M)) == EXTRAS.keys() | {"dev", "docs"}
 
 
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

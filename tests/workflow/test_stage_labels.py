@@ -172,7 +172,7 @@ def test_the_crf_of_masks_is_applied() -> None:
             return torch.cat([torch.full((1, 9, 11), 0.5), maps])
 
     inference = fake_inference(cams)
-    inference._autocast = lambda: torch.autocast("cpu", enabled=False)
+    inference.running = lambda: torch.autocast("cpu", enabled=False)
     present = torch.tensor([0, 1])
     seen = look(inference, photo, present)
     plain, scores = WalkedMasks(inference, MasksStage(), Walker())(seen, present)  # type: ignore[arg-type]
