@@ -95,8 +95,21 @@ def write(network: Network, path: Path, about: dict[str, Any]) -> None:
     for value in (*model.graph.input, *model.graph.output):
         for dim, name in zip(value.type.tensor_type.shape.dim, ("photos", "height", "width")):
             dim.dim_param = name
+    _forget_sources(model)
     onnx.helper.set_model_props(model, {META: json.dumps(about, ensure_ascii=False)})
     onnx.save(model, path)
+
+
+def _forget_sources(model: Any) -> None:
+    """Take out the exporter's notes on each node: lines of code, with the paths of this computer."""
+    for place in (model, model.graph, *model.functions):
+        place.ClearField("metadata_props")
+        place.ClearField("doc_string")
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer)
+    nodes = (node for place in (model.graph, *model.functions) for node in place.node)
+    for part in (*values, *nodes):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def reduce(path: Path, precision: Precision, run: Run) -> None:

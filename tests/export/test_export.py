@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tagmask.methods import build_method
 from tagmask.types import IGNORE
 from tagmask.workflow import Run, predict, train
 from tests.methods.contract import CLASSES, ENCODERS, tiny
+from tests.test_docs import ROOT
 from tests.workflow.conftest import BASE
 
 pytest.importorskip("onnxscript")
@@ -69,6 +71,15 @@ def exported(trained: Path) -> Path:
     said = " ".join(done["notes"])
     assert "label.crf" in said and "each photo 2 times" in said
     return out
+
+
+def names_places(content: bytes) -> list[str]:
+    """Folders of this computer in a file that is made to be given away."""
+    return [place for place in (str(ROOT), sys.prefix, str(Path.home())) if place.encode() in content]
+
+
+def test_files_name_no_folder_of_the_computer(exported: Path) -> None:
+    assert not names_places(exported.read_bytes())
 
 
 def test_photos_of_any_size_get_the_labels_of_the_run(trained: Path, exported: Path) -> None:
@@ -193,6 +204,8 @@ def test_a_program_of_torch_export_gives_the_labels_of_the_run(trained: Path, tm
     ]
     found = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
     assert found["file"] == str(out) and max(found["differ"].values()) <= 1e-3
+    with zipfile.ZipFile(out) as archive:
+        assert not [name for name in archive.namelist() if names_places(archive.read(name))]
     labels, confidence = torch.export.load(out).module()(torch.zeros(3, 45, 70, 3, dtype=torch.uint8))
     assert labels.shape == confidence.shape == (3, 45, 70)
 
