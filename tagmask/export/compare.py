@@ -18,6 +18,8 @@ from tagmask.workflow.opened import Run
 
 DIFFER = 0.001
 """Share of pixels that may have another label than by the run."""
+MANY = 0.05
+"""The same in fp16 and int8, from where on it is said."""
 SIDES = (192, 320, 512)
 """Long sides of the photos that an export is compared on."""
 
@@ -75,4 +77,6 @@ def summary(run: Run, out: Path, size: int, differ: dict[str, float]) -> dict[st
             f"The network looks at each photo {passes} times (label.scales, label.flip). label.scales=[1.0] "
             "label.flip=false writes one that looks once."
         )
+    if max(differ.values()) > MANY:
+        notes.append("Many labels differ: score this file before you use it, or take fp32.")
     return {"file": str(out), "megabytes": round(size / 1e6, 1), "differ": differ, "notes": notes}

@@ -22,8 +22,8 @@ from tagmask.methods.base import build_refiner
 from tagmask.refine import DenseCRF
 from tagmask.types import IGNORE
 
-TOGETHER = 8
-"""Photos of one size that a GPU segments at once."""
+GPU_PIXELS = 2_000_000
+"""Pixels that a GPU segments at once, of photos of one size."""
 
 
 class Inference:
@@ -42,7 +42,7 @@ class Inference:
         self.short_side = config.views.short_side
         self.precision = config.train.precision
         self.device = next(method.parameters()).device
-        self.together = TOGETHER if self.device.type == "cuda" else 1
+        self.at_once = GPU_PIXELS if self.device.type == "cuda" else 0
         self._alone = RLock()  # one thread at a time runs the networks
         self.refiner = build_refiner(self.config.refine)
         self.mask_refiner = build_refiner(self.config.refine_masks)
@@ -126,6 +126,10 @@ class Inference:
                 f"Method '{self.method.config.name}' has no segmenter for untagged photos; train one on this run's "
                 "masks first (tagmask run --labels-of)."
             )
+
+    def together(self, photo: Tensor) -> int:
+        """How many photos of this one's size are segmented at once."""
+        return max(1, self.at_once // (photo.shape[-2] * photo.shape[-1]))
 
     @torch.inference_mode()
     def logits(self, *photos: Tensor) -> Tensor:

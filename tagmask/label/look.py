@@ -161,11 +161,11 @@ def go_over(
         with ThreadPoolExecutor(1) as pool:
             waiting: deque[Future] = deque()
             try:
-                for group in _of_one_size(pairs, inference.together):
+                for group in _of_one_size(pairs, inference):
                     looks = [(item, _look(inference, item, photo)) for item, photo in group]
                     _start([look for _, look in looks if isinstance(look, Look)])
                     waiting += [pool.submit(consume, item, look) for item, look in looks]
-                    while len(waiting) > inference.together:
+                    while len(waiting) > len(group):
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
@@ -195,13 +195,15 @@ def _start(looks: Sequence[Look]) -> None:
             look.cams  # noqa: B018 (computed, and kept)
 
 
-def _of_one_size(pairs: Iterable[tuple[Item, Any]], most: int) -> Iterator[list[tuple[Item, Any]]]:
-    """Items and photos that follow each other and have one size, up to ``most`` together."""
+def _of_one_size(pairs: Iterable[tuple[Item, Any]], inference: Inference) -> Iterator[list[tuple[Item, Any]]]:
+    """Items and photos that follow each other and have one size, as many as are segmented at once."""
     group: list[tuple[Item, Any]] = []
+    most = 1
     for item, photo in pairs:
         if group and (len(group) == most or getattr(photo, "shape", None) != getattr(group[0][1], "shape", None)):
             yield group
             group = []
+        most = 1 if isinstance(photo, DataError) else inference.together(photo)
         group.append((item, photo))
     if group:
         yield group

@@ -105,11 +105,8 @@ def _in_use(method: Method, key: str) -> bool:
 
 
 def supervision(method: Method, config: RunConfig) -> str:
-    """What a method learns from: 'tags', 'masks' (that something else made) or 'true masks'; 'tags of true masks' and
-    'masks of tags of true masks' where the tags are the classes in the true masks (``data.tags_from``)."""
-    if method.reads_masks and not config.data.train_masks:
-        return "true masks"
-    origin = " of true masks" if config.data.tags_from == "masks" else ""
+    """What a method learns from: 'tags', 'masks' (that something else made) or 'true masks'; 'tags of true masks' where
+    the tags are the classes in the true masks (``data.tags_from``)."""
     if method.reads_masks:
-        return f"masks of tags{origin}" if origin else "masks"
-    return f"tags{origin}"
+        return "masks" if config.data.train_masks else "true masks"
+    return "tags of true masks" if config.data.tags_from == "masks" else "tags"

@@ -79,9 +79,20 @@ def keep_masks_note(folder: RunFolder, masks: Path) -> None:
             kept |= {"method": config.method.name, "encoder": config.encoder.name}
         if GUIDE in note["settings"] or learned_guided(source):
             kept["guided"] = True
+        if (taught := _taught(source)) not in (None, "tags"):
+            kept["supervision"] = taught
     else:
         kept = {"folder": masks.name}
     write_json(folder.path / MASKS_NOTE, kept)
+
+
+def _taught(folder: RunFolder) -> str | None:
+    """What a run learned from in the first place, through masks of masks; None where nobody knows."""
+    note, about = folder.path / MASKS_NOTE, folder.model / "classes.json"
+    found = read_record(about)["supervision"].partition(" + ")[0] if about.is_file() else None
+    if found == "masks":
+        return read_record(note).get("supervision") if note.is_file() else None
+    return found
 
 
 def learned_guided(folder: RunFolder) -> bool:
@@ -145,11 +156,14 @@ def _trained(run: Run) -> dict[str, Any]:
 
 
 def supervision_of(run: Run) -> str:
-    """As the model's card has it, with the saliency that had a part in masks."""
-    found = run.model_note["supervision"]
-    if not learned_guided(run.folder):
-        return found
-    return f"{found} + saliency" if " of tags" in found else f"{found} of tags + saliency"
+    """As the model's card has it; of masks also what those learned from that made them, and saliency."""
+    base, *more = run.model_note["supervision"].split(" + ")
+    guided, taught = learned_guided(run.folder), _taught(run.folder)
+    if base == "masks" and taught is None and run.config.data.tags_from == "masks":
+        taught = "tags of true masks"
+    if base == "masks" and (taught or guided):
+        base = f"masks of {taught or 'tags'}"
+    return " + ".join([base, *(["saliency"] if guided else []), *more])
 
 
 def truth_of(collection: Collection, items: Iterable[Item], shown: int = 3) -> str:

@@ -33,7 +33,7 @@ def items(tmp_path: Path) -> list[Item]:
 def run(items: list[Item], together: int = 1, ahead: bool = True, source: str = "segmenter") -> tuple[dict, list]:
     """Masks with tags by id, None for an unreadable photo, and how many photos the network saw at once."""
     inference, made, batches = Inference(Pointwise(), config(source=source, crf="afa")), {}, []
-    inference.together = together
+    inference.at_once = together * 20 * 30
     segment = inference.method.segment
 
     def seen(images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from tagmask.config import load_config
 from tagmask.data import fingerprint, open_data
 from tagmask.errors import WeightsError
 from tagmask.evaluate.stamp import headline
-from tagmask.files import read_record
+from tagmask.files import read_record, write_json
 from tagmask.training import RunFolder
-from tagmask.workflow import evaluate, label, run
+from tagmask.workflow import Run, evaluate, label, run
 from tagmask.workflow.plan import choose
-from tagmask.workflow.stamp import MASKS_NOTE, keep_masks_note, learned_guided
+from tagmask.workflow.stamp import MASKS_NOTE, keep_masks_note, learned_guided, supervision_of
 from tests.small_onnx import write_saliency
 from tests.workflow.conftest import BASE
 
@@ -42,6 +43,17 @@ def test_masks_and_scores_say_that_they_are_of_more_than_tags(scenes: Path, tmp_
     third = RunFolder(tmp_path / "third")
     keep_masks_note(third, out / "segmenter" / "masks")
     assert learned_guided(third) and "guides.saliency" not in read_record(third.path / MASKS_NOTE)["settings"]
+    # True masks stay true masks, through masks of masks; tags alone are not repeated.
+    about, before = read_record(out / "model" / "classes.json"), None
+    for name, supervision in (("taught", "true masks"), ("second", "masks"), ("last", "masks")):
+        folder = RunFolder(tmp_path / name)
+        folder.save(Run(out).config)
+        write_json(folder.model / "classes.json", about | {"supervision": supervision})
+        shutil.copytree(out / "segmenter" / "masks", folder.masks)
+        if before is not None:
+            keep_masks_note(folder, before.masks)
+        before = folder
+    assert supervision_of(Run(tmp_path / "last")) == "masks of true masks"
     # It is left out when the run is used, and then nothing says so.
     plain = label(out, "val", tmp_path / "plain", overrides=["guides.saliency=null", "label.soft=true"])
     salient = label(out, "val", tmp_path / "salient", overrides=["label.soft=true"])
