@@ -9,16 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from huggingface_hub import HfApi, snapshot_download
 from PIL import Image
 
-from tagmask.config import DataConfig, GuidesConfig, RunConfig, dump_yaml, load_config, validate
+from tagmask.config import EncoderConfig, RunConfig, dump_yaml, load_config, validate
 from tagmask.encoders.weights import hub_offline_if_unreachable
 from tagmask.errors import DataError, TagmaskError
-from tagmask.files import read_text, write_text
+from tagmask.files import read_record, read_text, write_json, write_text
+from tagmask.strict import PLACE, Strict
+from tagmask.training.card import without_names
 from tagmask.training.folder import MODEL_FILES
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?")
@@ -67,8 +69,9 @@ def push(
         card = card.replace("license: unknown", f"license: {licence}", 1)
     with TemporaryDirectory() as made, _said(f"{name}: the model hub does not take it"):
         place, api = Path(made), HfApi(token=token)
-        for file in ("weights.safetensors", "classes.json"):
-            shutil.copy(folder / file, place / file)
+        shutil.copy(folder / "weights.safetensors", place)
+        about = read_record(folder / "classes.json")
+        write_json(place / "classes.json", about | {"weights_origin": without_names(about["weights_origin"])})
         write_text(place / "config.yaml", dump_yaml(without_places(load_config(folder / "config.yaml"))))
         if pictures:
             _side_by_side(pictures).save(place / EXAMPLES, quality=85)
@@ -85,18 +88,28 @@ def push(
 
 
 def without_places(config: RunConfig) -> RunConfig:
-    """The configuration without data, guides and stages, and without paths of weights: what a model is used with."""
-    bare = config.model_copy(update={"data": DataConfig(), "guides": GuidesConfig(), "stages": None})
-    return validate(_without_weights(bare.model_dump(mode="json")))
+    """The configuration that a model is used with: data, guides, stages, places and all that concerns the machine are
+    as by default."""
+    kept = _kept(config)
+    return validate({key: value for key, value in kept.items() if key not in ("data", "guides", "stages")})
 
 
-def _without_weights(values: dict[str, Any]) -> dict[str, Any]:
-    """A mapping whose weights, at any depth, come from where 'auto' finds them."""
-    found = {key: _without_weights(value) if isinstance(value, dict) else value for key, value in values.items()}
-    if "weights_dir" in found:
-        kept = found["weights"] if found["weights"] in ("auto", "none", "package") else "auto"
-        found |= {"weights": kept, "weights_dir": None}
-    return found
+def _kept(part: Strict) -> dict[str, Any]:
+    """Values of the fields that hold no place, nested, and decide a result; of weights, the words without a path."""
+    values, roles, kept = part.model_dump(mode="json"), part.roles(), {}
+    for name, field in type(part).model_fields.items():
+        inner, role = getattr(part, name), roles[name]
+        if isinstance(inner, Strict):
+            kept[name] = _kept(inner)
+        elif isinstance(part, EncoderConfig) and name == "weights":
+            kept[name] = inner if inner in ("auto", "none", "package") else "auto"
+        elif not (role.computed or role == PLACE or _is_place(field.annotation)):
+            kept[name] = values[name]
+    return kept
+
+
+def _is_place(annotation: Any) -> bool:
+    return annotation is Path or any(_is_place(inner) for inner in get_args(annotation))
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> Image.Image:

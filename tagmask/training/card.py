@@ -21,6 +21,8 @@ TAUGHT = {
 }
 """The words of ``supervision``, and what stands behind them after a plus, for people."""
 UNKNOWN = "not known: look it up where you got them"
+TORCHVISIONS = r"file resnet\d+-[0-9a-f]{8}\.pth"
+"""In an origin: a file that is named as torchvision names its own."""
 NVIDIA = "NVIDIA Source Code License (SegFormer): research and other non-commercial use only"
 
 
@@ -53,7 +55,7 @@ A tagmask model, trained on {", ".join(words)}, {config.train.steps} steps of {c
 
 - Classes: {", ".join(about["classes"])} (0 is background)
 - Parameters: {about["parameters"] / 1e6:.1f} M
-- Encoder weights: {about["weights_origin"]}
+- Encoder weights: {without_names(about["weights_origin"])}
 - Licence of these weights: {licence(config.encoder.name, about["weights_origin"])}
 
 ```python
@@ -69,6 +71,11 @@ mask = segmenter.predict("photo.jpg").labels
     write_text(folder / "README.md", "\n".join(sections))
 
 
+def without_names(origin: str) -> str:
+    """An origin of weights in which files of the user have no name but their digest."""
+    return re.sub(rf"(?!{TORCHVISIONS} )\bfile .+? \(sha256 ", "a file (sha256 ", origin)
+
+
 def licence(encoder: str, origin: str) -> str:
     """Licences of the weights that a training started from, by their origin in words; UNKNOWN where nobody told."""
     found = []
@@ -80,7 +87,7 @@ def licence(encoder: str, origin: str) -> str:
             found.append(NVIDIA)
         elif LITE0_PACKAGE in part:
             found.append("Apache-2.0")
-        elif re.search(r"file resnet\d+-[0-9a-f]{8}\.pth", part):  # as torchvision names its own
+        elif re.search(TORCHVISIONS, part):
             found.append("BSD-3-Clause")
         else:
             known = timm.get_pretrained_cfg(hub[1]) if hub and timm.is_model(hub[1].partition(".")[0]) else None

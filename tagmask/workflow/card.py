@@ -7,9 +7,10 @@ from tagmask.evaluate.stamp import describe
 from tagmask.files import read_record
 from tagmask.report.first_screen import figures
 from tagmask.training import RunFolder
+from tagmask.training.card import without_names
 from tagmask.training.card import write_card as write
 from tagmask.workflow.opened import Run
-from tagmask.workflow.stamp import MASKS_NOTE, supervision_of
+from tagmask.workflow.stamp import GUIDE, MASKS_NOTE, supervision_of
 
 
 def write_card(run: Run) -> None:
@@ -33,7 +34,10 @@ def write_card(run: Run) -> None:
             lines.append(f"{figure['title']}: {percent(figure['value'])} {figure['unit']}, {figure['note']}")
             if stamp := figure["stamp"]:
                 truth = stamp["truth"].partition(":")[0]  # without its folder
-                lines.append(f"Protocol of that: {describe({**stamp, 'truth': truth})}")
+                settings = stamp["settings"] | ({GUIDE: "a network"} if stamp["settings"].get(GUIDE) else {})
+                trained = stamp["run"] | {"weights": without_names(stamp["run"]["weights"])}
+                told = {**stamp, "truth": truth, "settings": settings, "run": trained}
+                lines.append(f"Protocol of that: {describe(told)}")
         write(part.folder.model, part.config, about, supervision_of(part), _data(part), lines)
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tagmask.files import read_record
-from tagmask.training.card import NVIDIA, UNKNOWN, licence
+from tagmask.training.card import NVIDIA, UNKNOWN, licence, without_names
 from tagmask.workflow import Run, evaluate
 
 
@@ -70,3 +70,17 @@ def test_a_card_names_no_place_of_the_user_and_has_a_hubs_front_matter(run: Path
 )
 def test_licences_of_starting_weights_are_said_where_known(encoder: str, origin: str, expected: str) -> None:
     assert licence(encoder, origin) == expected
+
+
+@pytest.mark.parametrize(
+    "origin,expected",
+    [
+        ("file my dogs.pth (sha256 0a)", "a file (sha256 0a)"),
+        ("encoder of irn 01 from tags (file mine.pth (sha256 0)); cnn: file b (2).pth (sha256 1)",
+         "encoder of irn 01 from tags (a file (sha256 0)); cnn: a file (sha256 1)"),
+        ("file resnet50-0676ba61.pth (sha256 0)", "file resnet50-0676ba61.pth (sha256 0)"),
+        ("hub nvidia/mit-b0 (model.safetensors)", "hub nvidia/mit-b0 (model.safetensors)"),
+    ],
+)  # fmt: skip
+def test_files_of_the_user_have_no_name_in_an_origin(origin: str, expected: str) -> None:
+    assert without_names(origin) == expected
