@@ -57,7 +57,7 @@ def photo(run: Path) -> Path:
 class Hub:
     """What ``HfApi`` does, in a folder."""
 
-    def __init__(self, home: Path, public: bool = False) -> None:
+    def __init__(self, home: Path, public: bool | None = None) -> None:
         self.home, self.public, self.tokens, self.sent = home, public, [], []
 
     def __call__(self, token: str | None = None) -> Hub:
@@ -66,6 +66,7 @@ class Hub:
 
     def create_repo(self, name: str, private: bool, exist_ok: bool) -> str:
         self.sent.append((name, private))
+        self.public = not private if self.public is None else self.public
         return f"https://hub/{name}"
 
     def repo_info(self, name: str) -> Any:
@@ -119,10 +120,11 @@ def test_pictures_are_sent_when_they_are_named(run: Path, there: Hub, photo: Pat
     assert Image.open(there.home / "me/dogs" / hub.EXAMPLES).size == (800, 320)
 
 
-def test_nothing_goes_into_a_public_place_unasked(run: Path, there: Hub) -> None:
-    there.public = True
+@pytest.mark.parametrize("public", [True, False])
+def test_a_repository_that_is_more_or_less_public_than_asked_is_refused(run: Path, there: Hub, public: bool) -> None:
+    there.public = public
     with pytest.raises(DataError, match="me/dogs"):
-        tagmask.load(run).push_to_hub("me/dogs")
+        tagmask.load(run).push_to_hub("me/dogs", private=public)
     assert not there.home.exists()
     for name in ("dogs", "a/b/c", "me/dogs@v1", "../dogs"):
         with pytest.raises(DataError, match=re.escape(name)):
@@ -131,7 +133,8 @@ def test_nothing_goes_into_a_public_place_unasked(run: Path, there: Hub) -> None
 
 def test_the_verbs_push_and_predict(run: Path, there: Hub, photo: Path) -> None:
     assert "https://hub/me/dogs" in call("push", run, "me/dogs", "--public").output
-    call("predict", "me/dogs", photo, "-o", "out")
+    fetched = call("predict", "me/dogs", photo, "-o", "out").stderr
+    assert re.search(r"me/dogs .*Hugging Face.* dogs@None\.", fetched)
     call("predict", run, photo, "-o", "own")
     assert Path(f"out/{photo.stem}.png").read_bytes() == Path(f"own/{photo.stem}.png").read_bytes()
 
@@ -144,6 +147,15 @@ def test_a_folder_wins_over_the_hub(run: Path, there: Hub) -> None:
 @pytest.mark.parametrize("name", ["./me", "/me/dogs", "me/dogs/model", "~/dogs", "dogs", "../dogs", "me\\dogs"])
 def test_what_cannot_be_a_name_is_a_path(name: str, there: Hub) -> None:
     assert hub.local(name) == Path(name)
+
+
+@pytest.mark.parametrize("name", ["runs/frist", "mine/frist", "afile/x"])
+def test_of_a_mistyped_path_the_hub_is_not_asked(name: str, there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine").mkdir()
+    Path("afile").touch()
+    monkeypatch.setattr(hub, "snapshot_download", None)
+    with pytest.raises(DataError, match=f"{name}: .*no such folder"):
+        tagmask.load(name)
 
 
 def test_a_repository_without_a_model_is_refused(there: Hub) -> None:
