@@ -46,10 +46,11 @@ def _data(run: Run) -> list[str]:
     counts, found = run.fingerprint["counts"], run.fingerprint
     note = run.folder.path / MASKS_NOTE
     masks = read_record(note) if note.is_file() else {}
+    tagged = "tags read from their true masks" if found["tags_of_masks"] else "tags"
     made = [f"The masks were made by {masks['method']} on {masks['encoder']}."] if "method" in masks else []
     return [
         *made,
-        f"{counts['images']} photos, {counts['labelled']} of them with tags and {counts['masks']} with true masks, "
+        f"{counts['images']} photos, {counts['labelled']} of them with {tagged} and {counts['masks']} with true masks, "
         f"{len(found['classes'])} classes (digest {found['digest'][:12]})",
         *(f"{name}: {split['images']} photos (digest {split['hash']})" for name, split in found["splits"].items()),
     ]
