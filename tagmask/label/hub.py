@@ -109,7 +109,8 @@ def without_places(config: RunConfig) -> RunConfig:
 
 def _kept(part: Strict) -> dict[str, Any]:
     """Values of the fields that hold no place, nested, and decide a result; of weights, the words without a path."""
-    values, roles, kept = part.model_dump(mode="json"), part.roles(), {}
+    values, roles = part.model_dump(mode="json"), part.roles()
+    kept: dict[str, Any] = {}
     for name, field in type(part).model_fields.items():
         inner, role = getattr(part, name), roles[name]
         if isinstance(inner, Strict):
