@@ -1,4 +1,4 @@
-"""``tagmask push``: a run's model to the model hub."""
+"""``tagmask push``: a run's model to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def push(
     ] = None,
     license: Annotated[str | None, typer.Option(help="of the model, as the hub spells it, such as mit")] = None,
 ) -> None:
-    """Send the model and its card to the model hub. The card tells scores and counts, and names no files of yours."""
+    """Send the model and its card to the Hugging Face hub. The card has scores and counts, and no file's name."""
     import tagmask
 
     segmenter = tagmask.load(run)

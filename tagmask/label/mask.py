@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ SHOWN = 800
 """Pixels of a shown picture's longer side, at most."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Mask:
     """labels: uint8 (H,W), 0 background, 1..C classes, 255 unsure. photo: uint8 (H,W,3). classes: names, from the
     background on."""
 
-    labels: np.ndarray
+    labels: np.ndarray = field(repr=False)
     classes: list[str]
-    photo: np.ndarray
+    photo: np.ndarray = field(repr=False)
 
     def found(self) -> dict[str, float]:
         """Share of the photo's pixels by class, background left out, largest first."""
@@ -55,7 +55,7 @@ class Mask:
     def show(self) -> None:
         """Show the label map on its photo: in the notebook, elsewhere in the system's viewer of pictures."""
         python = sys.modules.get("IPython")
-        if python is not None and python.get_ipython() is not None:
+        if python is not None and getattr(python.get_ipython(), "kernel", None) is not None:  # a terminal has none
             python.display.display(self)
         else:
             Image.fromarray(self.overlay()).show()
@@ -94,14 +94,14 @@ class Mask:
         return None
 
 
-@dataclass
+@dataclass(eq=False)
 class Prediction(Mask):
     """scores: float32 (C+1,h,w) on the grid that the model worked on: the photo's own unless ``views.short_side`` of
     the run reduced it. In labels made with tags, a class that wins nowhere in the scores may come from its CAM
     (``label.complete``).
     """
 
-    scores: np.ndarray
+    scores: np.ndarray = field(repr=False)
 
     def _confidence(self, labels: np.ndarray) -> np.ndarray:
         size = self.labels.shape[0], self.labels.shape[1]

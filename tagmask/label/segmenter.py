@@ -100,13 +100,17 @@ class Segmenter:
 
 
 def load(path: str | Path, device: str = "auto", overrides: dict[str, Any] | None = None) -> Segmenter:
-    """A run folder, its ``model/`` folder, or a model on the model hub as a Segmenter.
+    """A run folder, its ``model/`` folder, or a model on the Hugging Face hub as a Segmenter.
 
     path: of a folder; where there is none, user/name or user/name@revision on the hub. overrides: fields of
     LabelConfig. Of a run with a stage 'segmenter' that is the stage's; CAMs are the classifier's. Raises DataError when
     the folder holds no finished model, and where the hub gives none.
     """
     run = RunFolder(hub.local(path))
+    if not run.path.is_dir():
+        raise DataError(
+            f"{path}: there is no such folder. Give a finished run, its model/ folder, or a name on the hub."
+        )
     folder = run.model if run.model.is_dir() else run.path
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -74,7 +74,8 @@ def _delivered(scores: Sequence[Mapping[str, Any]], quality: Mapping[str, Any]) 
     for split in ("train", "val"):
         found = [s for s in scores if s["name"] == "masks" and s["stamp"]["split"] == split and s["miou"] is not None]
         if found:
-            return _scored("Delivered masks, from tags", found[-1])
+            given = "tags of the true masks" if found[-1]["stamp"].get("tags_from") == "masks" else "tags"
+            return _scored(f"Delivered masks, from {given}", found[-1])
     guess = quality.get("train") or next(iter(quality.values()), None)
     if guess is None or guess["estimate"] is None:
         return None

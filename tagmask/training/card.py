@@ -11,7 +11,7 @@ import timm
 
 from tagmask.config import RunConfig
 from tagmask.encoders.weights import LITE0_PACKAGE
-from tagmask.files import write_text
+from tagmask.files import read_text, write_text
 
 TAUGHT = {
     "tags": "image tags only",
@@ -20,7 +20,21 @@ TAUGHT = {
     "saliency": "with saliency, learned from masks of other photos",
 }
 """The words of ``supervision``, and what stands behind them after a plus, for people."""
+START = "<!-- tagmask writes this part anew with each score; what stands above and below stays as you edit it -->"
+END = "<!-- end of what tagmask writes -->"
+FRONT = """---
+library_name: tagmask
+pipeline_tag: image-segmentation
+tags: [image-segmentation{}]
+license: unknown
+---
+
+"""
+WEAK = ", weakly-supervised"
+"""Tag of models that learned from image tags, or from masks that were made of them."""
 UNKNOWN = "not known: look it up where you got them"
+TORCHVISIONS = r"file resnet\d+-[0-9a-f]{8}\.pth"
+"""In an origin: a file that is named as torchvision names its own."""
 NVIDIA = "NVIDIA Source Code License (SegFormer): research and other non-commercial use only"
 
 
@@ -32,19 +46,16 @@ def write_card(
     data: Sequence[str] = (),
     scores: Sequence[str] = (),
 ) -> None:
-    """Write README.md with a model hub's front matter.
+    """Write README.md with a hub's front matter; of one that is there, what stands between START and END.
 
+    The rest of it is the user's: a front matter that was edited stays, and a card without these marks stays whole.
     about: the model's classes.json. taught: the supervision, if more than ``about`` says of it is known. data, scores:
     lines about them, which name none of the user's files.
     """
-    words = [TAUGHT.get(word, word) for word in (taught or about["supervision"]).split(" + ")]
+    taught = taught or about["supervision"]
+    words = [TAUGHT.get(word, word) for word in taught.split(" + ")]
     sections = [
-        f"""---
-library_name: tagmask
-pipeline_tag: image-segmentation
-tags: [image-segmentation, weakly-supervised]
-license: unknown
----
+        f"""{START}
 
 # {config.method.name} on {config.encoder.name}
 
@@ -53,7 +64,7 @@ A tagmask model, trained on {", ".join(words)}, {config.train.steps} steps of {c
 
 - Classes: {", ".join(about["classes"])} (0 is background)
 - Parameters: {about["parameters"] / 1e6:.1f} M
-- Encoder weights: {about["weights_origin"]}
+- Encoder weights: {without_names(about["weights_origin"])}
 - Licence of these weights: {licence(config.encoder.name, about["weights_origin"])}
 
 ```python
@@ -66,7 +77,20 @@ mask = segmenter.predict("photo.jpg").labels
     for title, lines in (("Data", data), ("Scores", scores)):
         if lines:
             sections.append(f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n")
-    write_text(folder / "README.md", "\n".join(sections))
+    part, card = "\n".join(sections), folder / "README.md"
+    before, after = FRONT.format(WEAK if taught.startswith(("tags", "masks of tags")) else ""), f"{END}\n"
+    if card.is_file():
+        front, start, rest = read_text(card).partition(START)
+        _, end, after = rest.partition(END)
+        if not start or not end:
+            return
+        before, after = before if front in (FRONT.format(WEAK), FRONT.format("")) else front, end + after
+    write_text(card, f"{before}{part}\n{after}")
+
+
+def without_names(origin: str) -> str:
+    """An origin of weights in which files of the user have no name but their digest."""
+    return re.sub(rf"(?!{TORCHVISIONS} )\bfile .+? \(sha256 ", "a file (sha256 ", origin)
 
 
 def licence(encoder: str, origin: str) -> str:
@@ -80,7 +104,7 @@ def licence(encoder: str, origin: str) -> str:
             found.append(NVIDIA)
         elif LITE0_PACKAGE in part:
             found.append("Apache-2.0")
-        elif re.search(r"file resnet\d+-[0-9a-f]{8}\.pth", part):  # as torchvision names its own
+        elif re.search(TORCHVISIONS, part):
             found.append("BSD-3-Clause")
         else:
             known = timm.get_pretrained_cfg(hub[1]) if hub and timm.is_model(hub[1].partition(".")[0]) else None

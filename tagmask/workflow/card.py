@@ -7,9 +7,10 @@ from tagmask.evaluate.stamp import describe
 from tagmask.files import read_record
 from tagmask.report.first_screen import figures
 from tagmask.training import RunFolder
+from tagmask.training.card import without_names
 from tagmask.training.card import write_card as write
 from tagmask.workflow.opened import Run
-from tagmask.workflow.stamp import MASKS_NOTE, supervision_of
+from tagmask.workflow.stamp import GUIDE, MASKS_NOTE, supervision_of
 
 
 def write_card(run: Run) -> None:
@@ -33,7 +34,10 @@ def write_card(run: Run) -> None:
             lines.append(f"{figure['title']}: {percent(figure['value'])} {figure['unit']}, {figure['note']}")
             if stamp := figure["stamp"]:
                 truth = stamp["truth"].partition(":")[0]  # without its folder
-                lines.append(f"Protocol of that: {describe({**stamp, 'truth': truth})}")
+                settings = stamp["settings"] | ({GUIDE: "a network"} if stamp["settings"].get(GUIDE) else {})
+                trained = stamp["run"] | {"weights": without_names(stamp["run"]["weights"])}
+                told = {**stamp, "truth": truth, "settings": settings, "run": trained}
+                lines.append(f"Protocol of that: {describe(told)}")
         write(part.folder.model, part.config, about, supervision_of(part), _data(part), lines)
 
 
@@ -42,10 +46,11 @@ def _data(run: Run) -> list[str]:
     counts, found = run.fingerprint["counts"], run.fingerprint
     note = run.folder.path / MASKS_NOTE
     masks = read_record(note) if note.is_file() else {}
+    tagged = "tags read from their true masks" if found["tags_of_masks"] else "tags"
     made = [f"The masks were made by {masks['method']} on {masks['encoder']}."] if "method" in masks else []
     return [
         *made,
-        f"{counts['images']} photos, {counts['labelled']} of them with tags and {counts['masks']} with true masks, "
+        f"{counts['images']} photos, {counts['labelled']} of them with {tagged} and {counts['masks']} with true masks, "
         f"{len(found['classes'])} classes (digest {found['digest'][:12]})",
         *(f"{name}: {split['images']} photos (digest {split['hash']})" for name, split in found["splits"].items()),
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from tagmask.cli.convert import FORMATS
 from tagmask.convert import FORMATS as formats
 from tagmask.data import read_mask, write_mask
 from tagmask.data.review import Journal
+from tagmask.errors import ConfigError
 from tagmask.files import read_json, write_json
 from tagmask.workflow import Run
 
@@ -77,6 +79,14 @@ def test_what_cannot_be_taken_is_said(copy: Path, tmp_path: Path) -> None:
     assert "classes.json" in str(result.exception) and Journal(copy).entries() == []
     result = CliRunner().invoke(app, ["convert", "masks", str(tmp_path), "--to", "coco", "-o", str(tmp_path / "out")])
     assert "config.yaml" in str(result.exception)
+
+
+@pytest.mark.parametrize("words", [("yolo", "--url", "https://a/"), ("coco", "--copy"), ("labelstudio", "--copy")])
+def test_options_that_a_format_does_not_use_are_refused(copy: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    given = ["convert", "masks", str(copy), "-o", str(tmp_path / "out"), "--to", *words]
+    with pytest.raises(ConfigError, match=words[1]):
+        CliRunner().invoke(app, given, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_failures_are_listed(copy: Path, tmp_path: Path) -> None:

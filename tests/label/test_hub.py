@@ -17,14 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from huggingface_hub import constants
 from PIL import Image
 
 import tagmask
-from tagmask.config import load_config
+from tagmask.config import DataConfig, TrainConfig, load_config
 from tagmask.data import write_demo
 from tagmask.errors import DataError
 from tagmask.label import hub
+from tagmask.strict import Strict
 from tagmask.workflow import train
 from tests.cli.calls import call
 from tests.workflow.conftest import BASE
@@ -40,7 +43,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "images": str(home / "scenes" / "images"), "tags": str(home / "scenes" / "tags.csv"),
         "classes": str(home / "scenes" / "classes.txt"),
     }  # fmt: skip
-    encoder = {"name": "test_resnet", "weights_dir": str(home / "weights")}
+    torch.save(timm.create_model("test_resnet").state_dict(), home / "secret dogs.pth")
+    encoder = {"name": "test_resnet", "weights": str(home / "secret dogs.pth"), "weights_dir": str(home / "weights")}
     train(load_config(BASE, {"data": data, "encoder": encoder}), home / "run")
     return home / "run"
 
@@ -53,7 +57,7 @@ def photo(run: Path) -> Path:
 class Hub:
     """What ``HfApi`` does, in a folder."""
 
-    def __init__(self, home: Path, public: bool = False) -> None:
+    def __init__(self, home: Path, public: bool | None = None) -> None:
         self.home, self.public, self.tokens, self.sent = home, public, [], []
 
     def __call__(self, token: str | None = None) -> Hub:
@@ -62,6 +66,7 @@ class Hub:
 
     def create_repo(self, name: str, private: bool, exist_ok: bool) -> str:
         self.sent.append((name, private))
+        self.public = not private if self.public is None else self.public
         return f"https://hub/{name}"
 
     def repo_info(self, name: str) -> Any:
@@ -102,6 +107,8 @@ def test_what_is_sent_holds_no_place_of_the_user_and_predicts_the_same(run: Path
         content = path.read_bytes()
         assert not [word for word in (b"secret", b"scenes", b"train.txt", str(run.parent).encode()) if word in content]
     card = (sent / "README.md").read_text()
+    for text in (card, (sent / "classes.json").read_text()):
+        assert "a file (sha256 " in text
     assert "license: mit" in card and 'tagmask.load("me/dogs")' in card
     one, other = segmenter.predict(photo), tagmask.load("me/dogs@v1").predict(photo)
     assert np.array_equal(one.labels, other.labels) and (there.home.parent / "cache/me/dogs@v1").is_dir()
@@ -113,10 +120,11 @@ def test_pictures_are_sent_when_they_are_named(run: Path, there: Hub, photo: Pat
     assert Image.open(there.home / "me/dogs" / hub.EXAMPLES).size == (800, 320)
 
 
-def test_nothing_goes_into_a_public_place_unasked(run: Path, there: Hub) -> None:
-    there.public = True
+@pytest.mark.parametrize("public", [True, False])
+def test_a_repository_that_is_more_or_less_public_than_asked_is_refused(run: Path, there: Hub, public: bool) -> None:
+    there.public = public
     with pytest.raises(DataError, match="me/dogs"):
-        tagmask.load(run).push_to_hub("me/dogs")
+        tagmask.load(run).push_to_hub("me/dogs", private=public)
     assert not there.home.exists()
     for name in ("dogs", "a/b/c", "me/dogs@v1", "../dogs"):
         with pytest.raises(DataError, match=re.escape(name)):
@@ -125,7 +133,8 @@ def test_nothing_goes_into_a_public_place_unasked(run: Path, there: Hub) -> None
 
 def test_the_verbs_push_and_predict(run: Path, there: Hub, photo: Path) -> None:
     assert "https://hub/me/dogs" in call("push", run, "me/dogs", "--public").output
-    call("predict", "me/dogs", photo, "-o", "out")
+    fetched = call("predict", "me/dogs", photo, "-o", "out").stderr
+    assert re.search(r"me/dogs .*Hugging Face.* dogs@None\.", fetched)
     call("predict", run, photo, "-o", "own")
     assert Path(f"out/{photo.stem}.png").read_bytes() == Path(f"own/{photo.stem}.png").read_bytes()
 
@@ -140,6 +149,15 @@ def test_what_cannot_be_a_name_is_a_path(name: str, there: Hub) -> None:
     assert hub.local(name) == Path(name)
 
 
+@pytest.mark.parametrize("name", ["runs/frist", "mine/frist", "afile/x"])
+def test_of_a_mistyped_path_the_hub_is_not_asked(name: str, there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine").mkdir()
+    Path("afile").touch()
+    monkeypatch.setattr(hub, "snapshot_download", None)
+    with pytest.raises(DataError, match=f"{name}: .*no such folder"):
+        tagmask.load(name)
+
+
 def test_a_repository_without_a_model_is_refused(there: Hub) -> None:
     with pytest.raises(DataError, match=r"me/cats.*weights\.safetensors"):
         tagmask.load("me/cats")
@@ -148,11 +166,36 @@ def test_a_repository_without_a_model_is_refused(there: Hub) -> None:
 def test_weights_from_a_file_are_not_named_by_its_path() -> None:
     own = {"name": "test_resnet", "weights": "/home/me/mine.pth", "weights_dir": "/home/me"}
     method = {"name": "crt", "cnn": own}
-    bare = hub.without_places(
-        load_config({"encoder": own, "method": method, "guides": {"saliency": "/home/me/u.onnx"}})
-    )
+    bare = hub.without_places(load_config({"encoder": own, "method": method}))
     assert "home" not in bare.model_dump_json() and bare.encoder.weights == "auto"
     assert bare.method.cnn.name == bare.encoder.name == "test_resnet"  # type: ignore[attr-defined]
+
+
+def _fill(part: Strict) -> None:
+    """Put a place or a name of the user's into every field that could take one, at any depth."""
+    for name, field in type(part).model_fields.items():
+        inner = getattr(part, name)
+        if isinstance(inner, Strict):
+            _fill(inner)
+        elif "Path" in str(field.annotation):
+            part.__dict__[name] = Path("/home/marker")
+        elif name in ("weights", "saliency") or isinstance(part, DataConfig) and field.annotation == str | None:
+            part.__dict__[name] = "/home/marker"
+
+
+@pytest.mark.parametrize("method", tagmask.list_methods())
+def test_of_no_method_a_place_or_the_machine_is_sent(method: str) -> None:
+    machine = {"accelerator": "gpu", "devices": 7, "nodes": 2, "workers": 77, "keep": 9}
+    config = load_config({"method": {"name": method}, "train": {"lr": 0.007, **machine}, "label": {"threshold": 0.7}})
+    learned = config.method.model_dump(exclude={"guide", "cnn"})
+    _fill(config)
+    bare = hub.without_places(config)
+    assert "marker" in str(config) and "marker" not in bare.model_dump_json()
+    assert {name: getattr(bare.train, name) for name in machine} == {
+        name: getattr(TrainConfig(), name) for name in machine
+    }
+    assert bare.train.lr == 0.007 and bare.label.threshold == 0.7
+    assert bare.method.model_dump(exclude={"guide", "cnn"}) == learned
 
 
 @pytest.fixture

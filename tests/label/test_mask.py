@@ -38,9 +38,17 @@ def test_show_asks_the_notebook_or_the_system(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     MASK.show()
     display = SimpleNamespace(display=shown.append)
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: 1, display=display))
-    MASK.show()
-    assert shown == [(8, 6), MASK]
+    for shell in (None, SimpleNamespace(), SimpleNamespace(kernel=1)):  # plain Python, IPython's terminal, a notebook
+        python = SimpleNamespace(get_ipython=lambda shell=shell: shell, display=display)
+        monkeypatch.setitem(sys.modules, "IPython", python)
+        MASK.show()
+    assert shown == [(8, 6), (8, 6), (8, 6), MASK]
+
+
+def test_masks_are_printed_short_and_compared_as_objects() -> None:
+    prediction = Prediction(LABELS, CLASSES, PHOTO, np.zeros((3, 6, 8), np.float32))
+    assert repr(prediction) == f"Prediction(classes={CLASSES})"
+    assert prediction != Prediction(LABELS, CLASSES, PHOTO, prediction.scores) and prediction in [MASK, prediction]
 
 
 def test_a_palette_picture() -> None:

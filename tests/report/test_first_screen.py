@@ -53,6 +53,12 @@ def test_true_masks_give_the_figures() -> None:
     assert found["next"][0] == {"text": "The weakest classes on test: cow 40.0 %, dog 80.0 %.", "to": "classes"}
 
 
+def test_masks_from_tags_of_the_true_masks_are_not_said_to_be_from_tags() -> None:
+    masks = score("masks", "train", 0.7)
+    masks["stamp"]["tags_from"] = "masks"
+    assert said([masks], {})["good"][0]["title"] == "Delivered masks, from tags of the true masks"
+
+
 def test_without_true_masks_it_says_what_is_estimated() -> None:
     new, delivered = said([], QUALITY)["good"]
     assert (new["value"], delivered["value"]) == (0.6, 0.81) and "no IoU" in delivered["note"]

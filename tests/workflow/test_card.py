@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from tagmask.files import read_record
-from tagmask.training.card import NVIDIA, UNKNOWN, licence
+from tagmask.training.card import NVIDIA, UNKNOWN, licence, without_names, write_card
 from tagmask.workflow import Run, evaluate
+from tagmask.workflow.stamp import supervision_of
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +49,47 @@ def test_a_score_of_other_weights_is_not_on_the_card(run: Path, tmp_path: Path) 
 
 def test_a_card_names_no_place_of_the_user_and_has_a_hubs_front_matter(run: Path, scenes: Path) -> None:
     names = [item.id for item in Run(run).collection.items]
-    for text in (card(run), card(run / "segmenter")):
+    for part in (run, run / "segmenter"):
+        text = card(part)
         assert not [word for word in (str(scenes), str(run), "secret", "scenes:masks", *names) if word in text]
         head = yaml.safe_load(text.split("---\n")[1])
         assert head["library_name"] == "tagmask" and head["license"] == "unknown"
-        assert head["pipeline_tag"] == "image-segmentation" and "weakly-supervised" in head["tags"]
+        assert head["pipeline_tag"] == "image-segmentation"
+        of_tags = supervision_of(Run(part)).startswith(("tags", "masks of tags"))
+        assert ("weakly-supervised" in head["tags"]) == of_tags and (of_tags or part != run)
+
+
+def test_what_a_user_edits_stays_and_the_rest_is_written_anew(run: Path, tmp_path: Path) -> None:
+    about, config = read_record(run / "model" / "classes.json"), Run(run).config
+    file = tmp_path / "README.md"
+    write_card(tmp_path, config, about)
+    first = file.read_text()
+    file.write_text(first.replace("license: unknown", "license: mit") + "\nFrom our garden.\n")
+    write_card(tmp_path, config, about, scores=["Garden: 61.0 % mIoU"])
+    edited = file.read_text()
+    assert "license: mit" in edited and edited.endswith("\nFrom our garden.\n") and "Garden: 61.0" in edited
+    write_card(tmp_path, config, about)
+    assert file.read_text() == first.replace("license: unknown", "license: mit") + "\nFrom our garden.\n"
+    file.write_text("My own words.\n")
+    write_card(tmp_path, config, about)
+    assert file.read_text() == "My own words.\n"
+
+
+@pytest.mark.parametrize(
+    "taught,weak",
+    [
+        ("tags", True), ("tags + review", True), ("tags of true masks", True), ("masks of tags + saliency", True),
+        ("true masks", False), ("masks of true masks", False), ("masks", False),
+    ],
+)  # fmt: skip
+def test_only_what_learned_from_tags_is_called_weakly_supervised(
+    run: Path, tmp_path: Path, taught: str, weak: bool
+) -> None:
+    about, config = read_record(run / "model" / "classes.json"), Run(run).config
+    write_card(tmp_path, config, about)  # of tags
+    write_card(tmp_path, config, about, taught)
+    head = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
+    assert head["tags"] == ["image-segmentation", "weakly-supervised"][: 1 + weak]
 
 
 @pytest.mark.parametrize(
@@ -70,3 +107,17 @@ def test_a_card_names_no_place_of_the_user_and_has_a_hubs_front_matter(run: Path
 )
 def test_licences_of_starting_weights_are_said_where_known(encoder: str, origin: str, expected: str) -> None:
     assert licence(encoder, origin) == expected
+
+
+@pytest.mark.parametrize(
+    "origin,expected",
+    [
+        ("file my dogs.pth (sha256 0a)", "a file (sha256 0a)"),
+        ("encoder of irn 01 from tags (file mine.pth (sha256 0)); cnn: file b (2).pth (sha256 1)",
+         "encoder of irn 01 from tags (a file (sha256 0)); cnn: a file (sha256 1)"),
+        ("file resnet50-0676ba61.pth (sha256 0)", "file resnet50-0676ba61.pth (sha256 0)"),
+        ("hub nvidia/mit-b0 (model.safetensors)", "hub nvidia/mit-b0 (model.safetensors)"),
+    ],
+)  # fmt: skip
+def test_files_of_the_user_have_no_name_in_an_origin(origin: str, expected: str) -> None:
+    assert without_names(origin) == expected
