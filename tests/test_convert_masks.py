@@ -22,7 +22,7 @@ from tagmask.data import Collection, Item, palette, read_mask, write_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_json, write_json
 
-CLASSES = ["cat", 'dog "big" & <small>', "tree: ä"]
+CLASSES = ["cat", '#dog "big" & <small>', "tree: ä"]
 SIDES = array_shapes(min_dims=2, max_dims=2, max_side=11)
 MAPS = arrays(np.uint8, SIDES, elements=st.sampled_from([0, 0, 1, 1, 2, 3, 255]))
 IDS = ("a/b c", "b/ünï.côde 1", "x")
@@ -137,8 +137,12 @@ def test_what_cannot_be_written_or_read_is_said(scene: tuple[Collection, dict[st
         masks_to("cvat", collection, masks, masks)
     with pytest.raises(DataError, match="nothing"):
         masks_to("cvat", collection, root / "nothing", root / "out")
-    with pytest.raises(DataError, match="'unsure'"):
-        masks_to("cvat", Collection("table", root, ["Unsure".lower()], collection.items), masks, root / "out")
+    for name in ("background", "unsure"):
+        other = Collection("table", root, ["cat", name], collection.items)
+        with pytest.raises(DataError, match=f"'{name}'"):
+            masks_to("cvat", other, masks, root / "out")
+        with pytest.raises(DataError, match=f"'{name}'"):
+            masks_from("cvat", root / "nothing", other, root / "out")
     for format in FORMATS:
         with pytest.raises((DataError, ConfigError), match="nothing"):
             masks_from(format, root / "nothing", collection, root / "out")
