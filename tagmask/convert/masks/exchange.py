@@ -31,6 +31,8 @@ FORMATS: dict[str, ModuleType] = {
 }
 """Each has ``write(target, photos)``, which takes the photos one by one, and ``read(source, names)``, which gives them
 so. What ``read`` raises is of the whole file, what its ``Drawn.draw`` raises of one photo."""
+NEVER_UNSURE = ("yolo",)
+"""Formats in which pixels of 255 are background."""
 LOCAL = "/data/local-files/?d="
 """Where Label Studio serves files of its own disk."""
 Progress = Callable[[int, int], None]
@@ -127,7 +129,8 @@ def masks_from(
             write_mask(out / f"{item.id}.png", labels)
             masks += 1
             progress(masks, len(collection.items))
-    note = {"classes": ["background", *collection.classes], "ignore": IGNORE, "converted": {"from": format}}
+    made = {"from": format, "says_unsure": format not in NEVER_UNSURE}
+    note = {"classes": ["background", *collection.classes], "ignore": IGNORE, "converted": made}
     write_json(out / "classes.json", note)
     return {"masks": masks, "absent": len(collection.items) - len(known), "failed": failed}
 
