@@ -15,7 +15,7 @@ from tagmask.cli.convert import FORMATS
 from tagmask.convert import FORMATS as formats
 from tagmask.data import read_mask, write_mask
 from tagmask.data.review import Journal
-from tagmask.errors import DataError
+from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_json, write_json
 from tagmask.workflow import Run
 
@@ -99,6 +99,9 @@ def test_what_cannot_be_taken_is_said(copy: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["review", str(copy), "--import", str(tmp_path / "masks")])
         assert isinstance(result.exception, DataError) and "classes.json" in str(result.exception)
         assert Journal(copy).entries() == []
+    for words in (["--to", "yolo", "--url", "https://a/"], ["--to", "coco", "--copy"]):
+        result = CliRunner().invoke(app, ["convert", "masks", str(copy), *words, "-o", str(tmp_path / "out")])
+        assert isinstance(result.exception, ConfigError) and words[2] in str(result.exception)
     result = CliRunner().invoke(app, ["convert", "masks", str(tmp_path), "--to", "coco", "-o", str(tmp_path / "out")])
     assert "config.yaml" in str(result.exception)
 

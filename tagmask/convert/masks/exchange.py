@@ -129,6 +129,8 @@ def masks_from(
             write_mask(out / f"{item.id}.png", labels)
             masks += 1
             progress(masks, len(collection.items))
+    if not masks and not failed:
+        raise DataError(f"{source}: holds no masks. Is it a file of another format than {format}?")
     made = {"from": format, "says_unsure": format not in NEVER_UNSURE}
     note = {"classes": ["background", *collection.classes], "ignore": IGNORE, "converted": made}
     write_json(out / "classes.json", note)

@@ -24,6 +24,7 @@ from tagmask.convert.masks.common import (
     Target,
     colour,
     find_file,
+    name_of,
     relabel,
     write_coco,
 )
@@ -105,5 +106,6 @@ def _draw(path: Path, entry: dict[str, Any], categories: dict[Any, Any], names: 
     table = {0: IGNORE}
     for segment in entry["segments_info"]:
         where = f"{path}: segment {segment['id']} of {entry['file_name']}"
-        table[segment["id"]] = names.label(categories.get(segment["category_id"]), where)
+        name = name_of(segment["category_id"], categories, where, "'categories'")
+        table[segment["id"]] = names.label(name, where)
     return relabel(pixels[..., 0] | pixels[..., 1] << 8 | pixels[..., 2] << 16, table, picture)
