@@ -1,7 +1,7 @@
 """COCO's panoptic format (https://cocodataset.org/#format-data): a PNG of segments for each photo, and their classes.
 
 Written: ``panoptic.json`` and ``panoptic/<id>.png``, where a pixel's segment is red + 256 green + 65536 blue. Each part
-of a class is a segment; the background is one of a category of its own, 'background', which is no thing; 255 is
+of a class is a segment; the background is one of a category of its own, 'background' (isthing 0); 255 is
 segment 0, as COCO has it.
 """
 

@@ -1,8 +1,8 @@
 """Ultralytics' text format for segmentation (https://docs.ultralytics.com/datasets/segment): a polygon a line.
 
 Written: ``labels/<split>/<id>.txt``, ``images/<split>/<id>.<ext>`` (links to the photos) and ``data.yaml``. A line is a
-part of a class: its number from 0, then x and y of the points in shares of width and height. A hole hangs on a line
-that is gone along twice. The format knows no unsure pixels: 255 becomes background.
+part of a class: its number from 0, then x and y of the points in shares of width and height. Holes are joined
+to the outline by a zero-width cut. The format knows no unsure pixels: 255 becomes background.
 
 Points lie a quarter of a pixel outside the centres of a part's outermost pixels. So the mask comes back exactly by the
 centres of pixels, and also where points are cut to whole pixels and filled with their border, as trainers do with
