@@ -161,8 +161,9 @@ def _present(path: Path, labels: torch.Tensor, classes: int) -> torch.Tensor:
         found = read_mask(path, classes) if path.is_file() else None
     except DataError:
         found = None
-    fits = found is not None and found.shape == labels.shape
-    return found if fits else torch.full(labels.shape, -1)
+    if found is None or found.shape != labels.shape:
+        return torch.full_like(labels, -1, dtype=torch.int16)
+    return found
 
 
 def gain(first: Run | str | Path, second: Run | str | Path) -> list[dict[str, Any]]:
