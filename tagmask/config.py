@@ -50,8 +50,8 @@ class DataConfig(Strict):
     tags: Annotated[Place | None, PLACE] = Field(
         None, description="CSV or JSONL of tags; default: tags.csv or tags.jsonl in root"
     )
-    tags_from: Literal["auto", "masks"] = Field(
-        "auto", description="masks: a photo's tags are the classes in its true mask; auto: where masks alone are given"
+    tags_from: Literal["masks"] | None = Field(
+        None, description="masks: a photo's tags are the classes in its true mask, and a plan learns from the masks"
     )
     separator: str = Field(";", description="between tags in one CSV cell")
     images: Annotated[Place | None, PLACE] = Field(

@@ -22,7 +22,7 @@ from tagmask.data import Collection, Item, palette, read_mask, write_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_json, write_json
 
-CLASSES = ["cat", 'dog "big" & <small>', "tree: ä"]
+CLASSES = ["cat", '#dog "big" & <small>', "tree: ä"]
 SIDES = array_shapes(min_dims=2, max_dims=2, max_side=11)
 MAPS = arrays(np.uint8, SIDES, elements=st.sampled_from([0, 0, 1, 1, 2, 3, 255]))
 IDS = ("a/b c", "b/ünï.côde 1", "x")
@@ -137,14 +137,37 @@ def test_what_cannot_be_written_or_read_is_said(scene: tuple[Collection, dict[st
         masks_to("cvat", collection, masks, masks)
     with pytest.raises(DataError, match="nothing"):
         masks_to("cvat", collection, root / "nothing", root / "out")
-    with pytest.raises(DataError, match="'unsure'"):
-        masks_to("cvat", Collection("table", root, ["Unsure".lower()], collection.items), masks, root / "out")
+    for name in ("background", "unsure"):
+        other = Collection("table", root, ["cat", name], collection.items)
+        with pytest.raises(DataError, match=f"'{name}'"):
+            masks_to("cvat", other, masks, root / "out")
+        with pytest.raises(DataError, match=f"'{name}'"):
+            masks_from("cvat", root / "nothing", other, root / "out")
     for format in FORMATS:
         with pytest.raises((DataError, ConfigError), match="nothing"):
             masks_from(format, root / "nothing", collection, root / "out")
         (root / "empty").mkdir(exist_ok=True)
         with pytest.raises((DataError, ConfigError), match="empty"):
             masks_from(format, root / "empty", collection, root / "out")
+
+
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [
+        ("cvat", "<View><Image/></View>"),
+        ("cvat", "<annotations/>"),
+        ("labelstudio", "[]"),
+        ("labelstudio", '[{"data": {"image": "x.png"}}]'),
+        ("coco", '{"images": [], "categories": [], "annotations": []}'),
+        ("coco-panoptic", '{"images": [], "categories": [], "annotations": []}'),
+    ],
+)
+def test_a_file_without_masks(format: str, content: str, scene: tuple[Collection, dict[str, np.ndarray], Path]) -> None:
+    collection, _, root = scene
+    (root / "empty.file").write_text(content)
+    with pytest.raises(DataError, match="empty.file"):
+        masks_from(format, root / "empty.file", collection, root / "out")
+    assert not (root / "out").exists()
 
 
 DAMAGED: dict[str, list[tuple[str, str, str]]] = {
@@ -238,6 +261,7 @@ def test_damaged_folders(scene: tuple[Collection, dict[str, np.ndarray], Path]) 
 
     fails("yolo", "labels/train/a/b c.txt", "0 0.5 0.5 0.2 0.2\n", "line 1")
     fails("yolo", "labels/train/a/b c.txt", "\n9 0 0 1 0 1 1\n", "line 2")
+    fails("yolo", "labels/train/a/b c.txt", "9 0 0 1 0 1 1\n", "class 9 is not in 'names'")
     fails("yolo", "labels/train/a/b c.txt", "cat 0 0 1 0 1 1\n", "b c")
     fails("yolo", "labels/train/a/b c.txt", "0 0 0 1 0 1\n", "b c")
     fails("yolo", "labels/train/a/b c.txt", b"\xff\xfe", "b c.txt")
@@ -248,11 +272,15 @@ def test_damaged_folders(scene: tuple[Collection, dict[str, np.ndarray], Path]) 
     feature = '{"properties": {"class": "%s"}, "geometry": {"type": "%s", "coordinates": [[[0, 0], [1, 0], [1, 1]]]}}'
     fails("geojson", "x.geojson", '{"features": [' + feature % ("catt", "Polygon") + "]}", "'cat'")
     fails("geojson", "x.geojson", '{"features": [' + feature % ("cat", "Point") + "]}", "feature 1")
-    fails("geojson", "x.geojson", '{"features": [{}]}', "x")
+    fails("geojson", "x.geojson", '{"features": [{}]}', "feature 1: has no properties")
+    fails("geojson", "x.geojson", '{"features": [{"properties": null}]}', "feature 1: has no properties")
+    fails("geojson", "x.geojson", '{"features": [{"properties": {}}]}', "feature 1: has no geometry")
+    fails("geojson", "x.geojson", '{"features": [{"properties": {}, "geometry": {}}]}', "feature 1: has no class")
+    fails("geojson", "x.geojson", "{}", "'features' is missing")
     fails("geojson", "x.geojson", "[", "x.geojson")
     for format, file in (("yolo", "data.yaml"), ("cityscapes", "labels.json"), ("voc", "labelmap.txt")):
         (root / format / file).write_text("names: 3\n")
-        with pytest.raises(DataError, match=file if format == "cityscapes" else format):
+        with pytest.raises(DataError, match={"voc": "voc", "yolo": "'names'"}.get(format, file)):
             masks_from(format, root / format, collection, root / "none")
     Image.fromarray(np.full((5, 7), 9, np.uint8)).save(root / "cityscapes" / "x_gtFine_labelIds.png")
     (root / "cityscapes" / "labels.json").unlink()

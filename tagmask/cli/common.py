@@ -45,7 +45,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run folder", show_
 Configs = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file or packaged name; repeatable")]
 Tags = Annotated[Path | None, typer.Option(help="CSV or JSONL of tags")]
 Masks = Annotated[
-    Path | None, typer.Option(help="folder of true masks: for evaluation, and to learn from where there are no tags")
+    Path | None, typer.Option(help="folder of true masks, for evaluation; to learn from with data.tags_from=masks")
 ]
 Method = Annotated[str | None, typer.Option("--method", "-m", help="name of a method, see 'tagmask methods'")]
 Encoder = Annotated[str | None, typer.Option("--encoder", "-e", help="name of an encoder")]

@@ -127,14 +127,13 @@ def masks(
     json: common.Json = False,
 ) -> None:
     """The masks of a run's photos to the files of another tool."""
-    from tagmask.convert import masks_to
+    from tagmask.convert import FORMATS, masks_to
     from tagmask.errors import ConfigError
     from tagmask.workflow import Run
 
-    if copy and format not in ("yolo", "voc"):
-        raise ConfigError(f"--copy is for yolo and voc, not for {format}: leave it out.")
-    if url is not None and format != "labelstudio":
-        raise ConfigError(f"--url is for labelstudio, not for {format}: leave it out.")
+    for option, is_set, used in (("--copy", copy, ("yolo", "voc")), ("--url", url is not None, ("labelstudio",))):
+        if is_set and format in FORMATS and format not in used:
+            raise ConfigError(f"{option}: only {' and '.join(used)} use it. Leave it away.")
     opened = Run(run)
     opened.config  # noqa: B018 (says that this is no run)
     given = {} if url is None else {"url": url}

@@ -24,7 +24,11 @@ def review(
     ] = None,
     imported: Annotated[
         Path | None,
-        typer.Option("--import", metavar="FOLDER", help="take the masks in it that differ from the run's as drawn"),
+        typer.Option(
+            "--import",
+            metavar="FOLDER",
+            help="take the masks in it that differ from the run's as drawn; labels are the run's",
+        ),
     ] = None,
     json: common.Json = False,
 ) -> None:

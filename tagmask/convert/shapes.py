@@ -50,7 +50,7 @@ def straightened(ring: np.ndarray) -> np.ndarray:
 
 
 def joined(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """One ring of a part's ``outlines``: each hole hangs on a line to its left that is gone along twice.
+    """One ring of a part's ``outlines``: each hole is joined to the outline on its left by a zero-width cut.
 
     From the leftmost point of a hole the line goes over pixels of the part, to the next ring. That one begins further
     left, so it is in the ring already, and has a point in this row.

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from tagmask.config import DataConfig
-from tagmask.data.collection import Collection, Problem
+from tagmask.data.collection import Collection
 from tagmask.data.find import data_root, image_folder, mask_folder
 from tagmask.data.layout import role, subfolders
 from tagmask.data.review import Journal, reviewed
@@ -25,17 +25,15 @@ from tagmask.registry import SOURCES
 def open_data(config: DataConfig, seed: int = 0) -> Collection:
     """Read the data set that a configuration names and fix its train, val and test lists.
 
-    ``source='auto'`` takes the layouts of VOC, COCO and CUB, then a table of tags, then class folders, then
-    ``data.masks`` alone, whichever is there first. With masks alone, and with ``data.tags_from`` 'masks', tags are the
-    classes in the masks. ``seed`` decides which share is held out where there is no val list. The decisions of a review
+    ``source='auto'`` takes the layouts of VOC, COCO and CUB, then a table of tags, then class folders,
+    whichever is there first. With ``data.tags_from`` 'masks' tags are the classes in the masks, and no table or class
+    folder is looked for. ``seed`` decides which share is held out where there is no val list. The decisions of a review
     come last (``data.reviewed``). Raises DataError.
     """
     source = detect(config, data_root(config)) if config.source == "auto" else config.source
     collection = SOURCES.get(source)(config)
-    if config.tags_from == "masks" or source == "masks":
+    if config.tags_from == "masks":
         collection = tagged_by_masks(collection)
-        if (config.source, config.tags_from) == ("auto", "auto") and (hint := _other_places(config, collection.root)):
-            collection.problems.append(Problem(str(collection.root), f"no table of tags is read.{hint}"))
     bases = [image_folder(config, collection.root), collection.root]
     collection = assign_splits(collection, config, seed, bases)
     if config.reviewed is None:
@@ -60,8 +58,6 @@ def detect(config: DataConfig, root: Path) -> str:
         return "table"
     if class_folders(config, root).names:
         return "folders"
-    if config.masks is not None and holds_images(root):
-        return "masks"
     raise DataError(
         f"{root}: {_what_is_there(config, root)}. Write {TABLE_NAMES[0]} there (columns image,tags). Looked for "
         f"{' and '.join(TABLE_NAMES)}, for one folder a class, and for the layouts of VOC (JPEGImages with "
@@ -82,7 +78,7 @@ def _masks_to_learn_from(config: DataConfig, root: Path) -> str:
     masks = mask_folder(config, root)
     if masks is None or not holds_images(root):
         return ""
-    return f" To learn from the masks instead of tags, set {shlex.quote(f'data.masks={masks}')}."
+    return f" To learn from the masks in {masks} instead of tags, set data.tags_from=masks."
 
 
 def _other_places(config: DataConfig, root: Path) -> str:

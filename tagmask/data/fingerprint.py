@@ -129,8 +129,7 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
         f"{counts['unlabelled']} unlabelled, {counts['unreadable']} unreadable; {counts['masks']} masks."
     )
     if fp["tags_of_masks"]:
-        alone = "There are masks and no tags: the" if fp["source"] == "masks" else "The"
-        console.print(f"{alone} tags of a photo are the classes in its mask (data.tags_from=masks).")
+        console.print("The tags of a photo are the classes in its mask (data.tags_from=masks).")
     if sizes:
         (w0, w1, w2), (h0, h1, h2) = (tuple(sizes[k][s] for s in ("min", "median", "max")) for k in ("width", "height"))
         console.print(f"Width {w0} to {w2} (median {w1:g}), height {h0} to {h2} (median {h1:g}) pixels.")

@@ -32,9 +32,11 @@ def masks(config: DataConfig) -> Collection:
 
     Classes are ``data.classes``, or else ``classes.txt`` in the root, or else the names in ``data.colour_map``; where
     there are none of these, none yet. Photos in folders called train, val or test are of these splits, unless there
-    are lists. Raises DataError without photos, and without a folder of masks.
+    are lists. Raises DataError without photos, without a folder of masks, and where ``data.tags_from`` is not 'masks'.
     """
     root = data_root(config)
+    if config.tags_from != "masks":
+        raise DataError(f"{root}: data.source=masks has no tags. To learn from the masks, set data.tags_from=masks.")
     base, folder = image_folder(config, root), mask_folder(config, root)
     if folder is None:
         raise DataError(f"{root}: there is no folder of masks to learn from. Set data.masks to it.")

@@ -107,8 +107,7 @@ class Run:
         """Open the data, look at every file once, leave unreadable ones out, and freeze classes and splits.
 
         save: in the folder, as fingerprint.json and data.json. resume: a run that has begun keeps what is saved, and
-        photos that came later take no part. Where tags were read from masks, the configuration says so from here on.
-        Raises DataError when the folder lies among the photos: its masks would be
+        photos that came later take no part. Raises DataError when the folder lies among the photos: its masks would be
         taken for photos the next time.
         """
         if "collection" in self.__dict__:
@@ -121,9 +120,6 @@ class Run:
             raise DataError(
                 f"{self.folder.path}: lies in the data's folder {collection.root}; write the run elsewhere (--out)."
             )
-        if collection.tags_of_masks and self.config.data.tags_from != "masks":
-            data = self.config.data.model_copy(update={"tags_from": "masks"})
-            self.config = self.config.model_copy(update={"data": data})
         self.fingerprint = fingerprint(collection)
         self.collection = clean(collection, self.fingerprint)
         if save:

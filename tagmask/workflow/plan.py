@@ -114,10 +114,12 @@ def choose(
         Choice("train.power", 0.9, "polynomial decay"),
         Choice("train.checkpoint_every", max(20, steps // 5), "five places to resume from"),
         Choice("encoder.name", encoder, why_encoder),
-        Choice("method.name", name, "there are masks and no tags" if teach else match.why if match else PICK),
+        Choice(
+            "method.name",
+            name,
+            "it learns from the true masks (data.tags_from)" if teach else match.why if match else PICK,
+        ),
     ]
-    if found.get("tags_of_masks"):
-        choices.append(Choice("data.tags_from", "masks", "a photo's tags are the classes in its mask"))
     if short > limit:
         choices.append(Choice("views.short_side", limit, f"photos of {short:g} pixels: a crop should hold its objects"))
     if fast_bf16(device):
@@ -146,13 +148,12 @@ def choose(
 
 
 def masks_teach(found: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    """Whether a data set has masks and no tags, so that a segmenter learns from the masks.
+    """Whether a segmenter learns from the true masks, because the user asks for them (``data.tags_from``) alone.
 
-    Not where the user wants tags of the masks (``data.tags_from``), or sets anything of a method. found: the
-    fingerprint; given: sections of what the user sets.
+    Not where the classes come from elsewhere (another source), nor where the user sets stages, or anything of a method.
+    found: the fingerprint; given: sections of what the user sets.
     """
-    wanted = given.get("method") or "tags_from" in (given.get("data") or {})
-    return found.get("source") == "masks" and not wanted
+    return found.get("source") == "masks" and not given.get("method") and given.get("stages") is None
 
 
 def _encoder(config: EncoderConfig, own: Mapping[str, Any], fast: bool) -> tuple[str, str]:

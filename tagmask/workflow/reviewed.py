@@ -111,17 +111,23 @@ def import_masks(run: Run | str | Path, folder: str | Path) -> dict[str, Any]:
     """Take masks ``folder``/<id>.png of a run's photos into its review, those that differ from the present ones.
 
     The present mask is the one that somebody drew, or else that of masks/. Each that differs becomes an entry 'mask' of
-    the journal. Returns counts: added, same, without_photo; and failed, a list of file and why, of masks that cannot be
-    read or are not of their photo's size. Raises DataError for a folder without masks, and one whose classes.json has
-    other classes.
+    the journal. Where masks come from a format without 255 (as classes.json says), pixels of 255 in the present mask
+    stay so where the new one has background. Without a classes.json labels are the run's. Returns counts: added, same,
+    without_photo; and failed, a list of file and why, of masks that cannot be read or are not of their photo's size.
+    Raises DataError for a folder without masks, and one whose classes.json has other classes or is damaged.
     """
     run, folder = opened(run), Path(folder)
     paths = sorted(folder.rglob("*.png"))
     if not paths:
         raise DataError(f"{folder}: there are no masks (<id>.png) in it.")
     classes, about = run.collection.classes, folder / "classes.json"
-    if about.is_file() and read_record(about)["classes"][1:] != classes:
+    note = read_record(about) if about.is_file() else {"classes": ["background", *classes]}
+    made = note.get("converted") or {}
+    if not isinstance(note["classes"], list) or not isinstance(made, dict):
+        raise DataError(f"{about}: not as tagmask writes it. Restore it, or convert the masks anew.")
+    if note["classes"][1:] != classes:
         raise DataError(f"{about}: other classes than the run's ({', '.join(classes)}). Make the masks with those.")
+    keep_unsure = made.get("says_unsure") is False
     decisions = decisions_of(run.folder.path, run.learned_review)
     there, journal = {item.id: item for item in run.collection.items}, Journal(run.folder.path)
     counts = dict.fromkeys(("added", "same", "without_photo"), 0)
@@ -137,8 +143,11 @@ def import_masks(run: Run | str | Path, folder: str | Path) -> dict[str, Any]:
         except DataError as error:
             failed.append({"file": str(path), "why": str(error)})
             continue
-        present = decisions.get(item.id, Decision()).mask or run.folder.masks / f"{item.id}.png"
-        if _same(present, labels, len(classes)):
+        path = decisions.get(item.id, Decision()).mask or run.folder.masks / f"{item.id}.png"
+        present = _present(path, labels, len(classes))
+        if keep_unsure:
+            labels[(labels == 0) & (present == IGNORE)] = IGNORE
+        if torch.equal(present, labels):
             counts["same"] += 1
         else:
             journal.add(item.id, "mask", labels=labels.numpy())
@@ -146,12 +155,15 @@ def import_masks(run: Run | str | Path, folder: str | Path) -> dict[str, Any]:
     return {**counts, "failed": failed}
 
 
-def _same(path: Path, labels: torch.Tensor, classes: int) -> bool:
-    """Whether a file holds this label map; one that is damaged does not."""
+def _present(path: Path, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """The label map in a file; -1 (H,W) where there is none of this size, or a damaged one."""
     try:
-        return path.is_file() and torch.equal(read_mask(path, classes), labels)
+        found = read_mask(path, classes) if path.is_file() else None
     except DataError:
-        return False
+        found = None
+    if found is None or found.shape != labels.shape:
+        return torch.full_like(labels, -1, dtype=torch.int16)
+    return found
 
 
 def gain(first: Run | str | Path, second: Run | str | Path) -> list[dict[str, Any]]:

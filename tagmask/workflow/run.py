@@ -62,7 +62,7 @@ def run(
     configs, values, overrides: as in ``load_config``; what they leave open is chosen from the data and the machine.
     Returns a JSON-able summary: plan, minutes of each step, scores, files. console: where progress is printed.
     effort: how much the plan does; default: 'standard', or 'quick' where method or stages are named, for several
-        devices, and where there are masks and no tags.
+        devices, and where the true masks teach (``data.tags_from``).
     dry_run: build the networks with their weights, so that what is missing or does not fit is said, and stop there.
     """
     with nullcontext() if dry_run else alone(Path(out)):

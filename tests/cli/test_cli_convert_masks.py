@@ -16,7 +16,7 @@ from tagmask.cli.convert import FORMATS
 from tagmask.convert import FORMATS as formats
 from tagmask.data import read_mask, write_mask
 from tagmask.data.review import Journal
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_json, write_json
 from tagmask.workflow import Run
 
@@ -70,13 +70,39 @@ def test_masks_go_out_and_come_back_into_the_review(copy: Path, tmp_path: Path) 
     assert answer("review", copy, "--import", back, status=1)["imported"]["added"] == 1
 
 
+def test_unsure_pixels_outlive_a_format_without_them(copy: Path, tmp_path: Path) -> None:
+    _, second, *_ = ids = sorted(path.stem for path in (copy / "masks").glob("*.png"))
+    labels = {}
+    for id in ids:
+        path = copy / "masks" / f"{id}.png"
+        labels[id] = read_mask(path, 9).numpy()
+        labels[id][:5, :7] = 255
+        write_mask(path, labels[id])
+    answer("convert", "masks", copy, "--to", "yolo", "-o", tmp_path / "yolo")
+    answer("convert", "masks-from", "yolo", tmp_path / "yolo", "--of", copy, "-o", tmp_path / "back")
+    drawn = read_mask(tmp_path / "back" / f"{second}.png", 9).numpy()
+    drawn[0, 0] = 1
+    write_mask(tmp_path / "back" / f"{second}.png", drawn)
+    taken = answer("review", copy, "--import", tmp_path / "back")["imported"]
+    assert taken == {"added": 1, "same": len(ids) - 1, "without_photo": 0, "failed": []}
+    (entry,) = Journal(copy).entries()
+    labels[second][0, 0] = 1
+    np.testing.assert_array_equal(read_mask(copy / str(entry.mask), 9), labels[second])
+
+
 def test_what_cannot_be_taken_is_said(copy: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["review", str(copy), "--import", str(tmp_path / "none")])
     assert "none" in str(result.exception)
-    write_json(tmp_path / "masks" / "classes.json", {"classes": ["background", "zebra"]})
     write_mask(tmp_path / "masks" / "a.png", np.zeros((3, 3), int))
-    result = CliRunner().invoke(app, ["review", str(copy), "--import", str(tmp_path / "masks")])
-    assert "classes.json" in str(result.exception) and Journal(copy).entries() == []
+    classes = ["background", *Run(copy).collection.classes]
+    for note in ({"classes": ["background", "zebra"]}, {"classes": 5}, {"classes": classes, "converted": 5}, {}):
+        write_json(tmp_path / "masks" / "classes.json", note)
+        result = CliRunner().invoke(app, ["review", str(copy), "--import", str(tmp_path / "masks")])
+        assert isinstance(result.exception, DataError) and "classes.json" in str(result.exception)
+        assert Journal(copy).entries() == []
+    for words in (["--to", "yolo", "--url", "https://a/"], ["--to", "coco", "--copy"]):
+        result = CliRunner().invoke(app, ["convert", "masks", str(copy), *words, "-o", str(tmp_path / "out")])
+        assert isinstance(result.exception, ConfigError) and words[2] in str(result.exception)
     result = CliRunner().invoke(app, ["convert", "masks", str(tmp_path), "--to", "coco", "-o", str(tmp_path / "out")])
     assert "config.yaml" in str(result.exception)
 

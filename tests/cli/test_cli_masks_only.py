@@ -23,6 +23,9 @@ TINY = [
 ]  # fmt: skip
 
 
+ASKED = "data.tags_from=masks"
+
+
 @pytest.fixture(scope="module")
 def photos(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of photos alone; masks lie beside it, one lacks."""
@@ -42,9 +45,9 @@ def test_run_learns_from_masks(photos: Path, tmp_path: Path, monkeypatch: pytest
     right = loader.read_mask
     monkeypatch.setattr(loader, "read_mask", lambda path, *rest: read.append(path) or right(path, *rest))
     out = tmp_path / "run"
-    words = ("run", photos, "--masks", photos.parent / "masks", "-o", out, *TINY)
+    words = ("run", photos, "--masks", photos.parent / "masks", ASKED, "-o", out, *TINY)
     text = call(*words).output
-    assert 'method.name="supervised"' in text and 'data.tags_from="masks"' in text and "masks and no tags" in text
+    assert 'method.name="supervised"' in text and "data.tags_from" in text
     assert config_of(out).method.name == "supervised" and config_of(out).data.tags_from == "masks"
     splits = read_json(out / "data.json")["splits"]
     trained, held_out = set(splits["train"]), set(splits["val"])
@@ -60,7 +63,7 @@ def test_run_learns_from_masks(photos: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_train_with_masks_alone(photos: Path, tmp_path: Path) -> None:
-    call("train", photos, "--masks", photos.parent / "masks", "-m", "supervised", "-o", tmp_path / "run", *TINY)
+    call("train", photos, "--masks", photos.parent / "masks", ASKED, "-m", "supervised", "-o", tmp_path / "run", *TINY)
     run = Run(tmp_path / "run")
     assert run.config.data.tags_from == "masks" and run.collection.tags_of_masks
     assert run.model_note["supervision"] == "true masks"
@@ -71,7 +74,9 @@ def test_a_method_of_tags_takes_the_masks_classes(
 ) -> None:
     monkeypatch.setattr(loader, "read_mask", lambda *_: pytest.fail("a method of tags reads no mask in training"))
     out = tmp_path / "run"
-    call("run", photos, "--masks", photos.parent / "masks", "-m", "baseline", "-o", out, *TINY, "method.warmup=2")
+    call(
+        "run", photos, "--masks", photos.parent / "masks", ASKED, "-m", "baseline", "-o", out, *TINY, "method.warmup=2"
+    )
     assert config_of(out).method.name == "baseline"
     scores = {(s["name"], s["stamp"]["split"]): s["stamp"] for s in read_json(out / "metrics.json")["scores"]}
     assert scores["segmenter", "val"]["run"]["supervision"] == "tags of true masks"
@@ -81,20 +86,34 @@ def test_a_method_of_tags_takes_the_masks_classes(
     assert plan["data"]["tags_from"] == "masks" and plan["method"]["name"] == "supervised"
 
 
-def test_tags_from_masks_follow_the_recipe_where_they_are_asked_for(photos: Path) -> None:
-    words = (photos, "--masks", photos.parent / "masks", "--dry-run", "--json", *TINY, "data.tags_from=masks")
+def test_stages_on_tags_of_masks_follow_the_recipe(photos: Path) -> None:
+    words = (
+        photos,
+        "--masks",
+        photos.parent / "masks",
+        "--dry-run",
+        "--json",
+        *TINY,
+        ASKED,
+        "stages={masks: {}, segmenter: {}}",
+    )
     plan = json.loads(call("run", *words).stdout)
     assert plan["config"]["method"]["name"] == "baseline" and "segmenter" in plan["config"]["stages"]
 
 
 def test_check_says_what_it_found(photos: Path, tmp_path: Path) -> None:
-    words = ("check", photos, "--masks", photos.parent / "masks", "--save", tmp_path / "found.json")
+    words = ("check", photos, "--masks", photos.parent / "masks", ASKED, "--save", tmp_path / "found.json")
     text = " ".join(call(*words).output.split())
-    assert "There are masks and no tags" in text and "15 with tags" in text and "1 unlabelled" in text
+    assert (
+        "The tags of a photo are the classes in its mask" in text and "15 with tags" in text and "1 unlabelled" in text
+    )
     assert read_json(tmp_path / "found.json")["tags_of_masks"] is True
 
 
 @pytest.mark.parametrize("verb", ["check", "run", "train"])
-def test_neither_tags_nor_masks(verb: str, photos: Path, tmp_path: Path) -> None:
+def test_tags_that_were_forgotten(verb: str, photos: Path, tmp_path: Path) -> None:
+    out = ("--save", tmp_path / "f") if verb == "check" else ("-o", tmp_path / "run")
     with pytest.raises(DataError, match=r"no tags.*tags\.csv"):
-        raise_error(verb, photos, *(("--save", tmp_path / "f") if verb == "check" else ("-o", tmp_path / "run")))
+        raise_error(verb, photos, *out)
+    with pytest.raises(DataError, match=r"no tags.*data\.tags_from=masks"):
+        raise_error(verb, photos, "--masks", photos.parent / "masks", *out)

@@ -29,7 +29,8 @@ def scenes(root: Path, masks: dict[str, Rows | None], palette: bool = True, fold
 
 
 def opened(root: Path, **settings: object) -> Collection:
-    return open_data(DataConfig(root=root, **{"val_share": 0, "masks": "masks", **settings}))  # type: ignore[arg-type]
+    given = {"val_share": 0, "masks": "masks", "tags_from": "masks", **settings}
+    return open_data(DataConfig(root=root, **given))  # type: ignore[arg-type]
 
 
 def tags_of(collection: Collection) -> dict[str, list[str] | None]:
@@ -109,29 +110,25 @@ def test_masks_that_cannot_be_used(tmp_path: Path) -> None:
 def test_tags_go_before_masks_unless_asked(tmp_path: Path) -> None:
     scenes(tmp_path, MASKS)
     (tmp_path / "tags.csv").write_text("image,tags\none,house\nground,tree\n")
-    collection = opened(tmp_path)
+    collection = opened(tmp_path, tags_from=None)
     assert tags_of(collection) == {"both": None, "one": ["house"], "ground": ["tree"], "ignored": None, "bare": None}
     assert collection.source == "table" and not collection.tags_of_masks
     assert fingerprint(collection)["warnings"], "masks and tags disagree"
-    collection = opened(tmp_path, tags_from="masks", masks=None)
+    collection = opened(tmp_path, masks=None)
     assert collection.source == "masks" and tags_of(collection)["both"] == ["1", "2"]
-    collection = opened(tmp_path, source="table", tags_from="masks")
+    collection = opened(tmp_path, source="table")
     assert collection.source == "table" and tags_of(collection)["both"] == ["house", "tree"]
 
 
-def test_masks_are_learned_from_only_where_they_are_named(tmp_path: Path) -> None:
+def test_masks_are_learned_from_only_where_they_are_asked_for(tmp_path: Path) -> None:
     scenes(tmp_path, MASKS)
-    with pytest.raises(DataError, match=r"no tags.*data\.masks=.*masks"):
-        opened(tmp_path, masks=None)
+    for masks in (None, "masks"):
+        with pytest.raises(DataError, match=r"no tags.*masks.*data\.tags_from=masks"):
+            opened(tmp_path, tags_from=None, masks=masks)
+    with pytest.raises(DataError, match=r"data\.tags_from=masks"):
+        opened(tmp_path, tags_from=None, source="masks")
     with pytest.raises(DataError, match=r"data\.masks"):
-        opened(tmp_path / "images", masks=None, tags_from="masks")
-
-
-def test_another_table_is_mentioned(tmp_path: Path) -> None:
-    scenes(tmp_path, MASKS)
-    (tmp_path / "labels.csv").write_text("image,tags\none,house\n")
-    assert any("labels.csv" in problem.what for problem in opened(tmp_path).problems)
-    assert not opened(tmp_path, tags_from="masks").problems
+        opened(tmp_path / "images", masks=None)
 
 
 def test_splits_of_folders(tmp_path: Path) -> None:
@@ -150,5 +147,5 @@ def test_voc_without_annotations(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "JPEGImages" / "a.jpg")
     write_mask(tmp_path / "SegmentationClass" / "a.png", np.array([[0, 12, 255], [0, 15, 0]]))
     with pytest.raises(DataError, match=r"data\.tags_from"):
-        opened(tmp_path, masks=None)
-    assert tags_of(opened(tmp_path, masks=None, tags_from="masks")) == {"a": ["dog", "person"]}
+        opened(tmp_path, masks=None, tags_from=None)
+    assert tags_of(opened(tmp_path, masks=None)) == {"a": ["dog", "person"]}

@@ -24,6 +24,7 @@ from tagmask.convert.masks.common import (
     Target,
     check_declared,
     find_file,
+    name_of,
     write_coco,
 )
 from tagmask.data.json_stream import stream_json
@@ -79,6 +80,6 @@ def _draw(
     labels = np.zeros(size, np.uint8)
     for entry in sorted(objects.take(image["id"]), key=lambda entry: not entry.get("iscrowd")):
         where = f"{path}: annotation {entry.get('id')}"
-        label = names.label(categories.get(entry["category_id"]), where)
+        label = names.label(name_of(entry["category_id"], categories, where, "'categories'"), where)
         labels[decode(entry["segmentation"], size, where)] = IGNORE if entry.get("iscrowd") else label
     return labels

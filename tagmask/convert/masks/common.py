@@ -89,10 +89,19 @@ class Names:
 
     def label(self, name: Any, where: str | Path) -> int:
         """1..C of a class, 0 of 'background', 255 of 'unsure'. Raises DataError that names the nearest class."""
-        found = self._labels.get(visible(name)) if isinstance(name, str) else None
+        if not isinstance(name, str):
+            raise DataError(f"{where}: has no class. Give it one.")
+        found = self._labels.get(visible(name))
         if found is None:
-            raise DataError(f"{where}: '{name}' is no class of the run.{nearest(str(name), self._labels)}")
+            raise DataError(f"{where}: '{name}' is no class of the run.{nearest(name, self._labels)}")
         return found
+
+
+def name_of(number: Any, table: Mapping[Any, Any], where: str | Path, listed: str) -> Any:
+    """The name that a file's own list gives a number. listed: what the list is called. Raises DataError."""
+    if number not in table:
+        raise DataError(f"{where}: class {number} is not in {listed}. Add it there.")
+    return table[number]
 
 
 class Spill:
@@ -124,7 +133,11 @@ def sound(where: str | Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        what = f"{type(error).__name__}: {error}" if isinstance(error, LookupError | TypeError) else error
+        what = str(error)
+        if isinstance(error, KeyError):
+            what = f"{error} is missing"
+        elif isinstance(error, LookupError | TypeError | AttributeError):
+            what = "something in it is of another kind"
         raise DataError(f"{where}: not as the format says ({what}). Mend it, or export it again.") from error
 
 

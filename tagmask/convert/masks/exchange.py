@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from tagmask.convert.masks import cityscapes, coco, cvat, geojson, labelstudio, panoptic, voc, yolo
-from tagmask.convert.masks.common import REST, UNSURE, Drawn, Labelled, Names, Target, sound
+from tagmask.convert.masks.common import BACKGROUND, REST, UNSURE, Drawn, Labelled, Names, Target, sound
 from tagmask.data import Collection, Item, read_mask, write_mask
 from tagmask.data.collection import OWN_LIST
 from tagmask.data.name_index import NameIndex
@@ -31,6 +31,8 @@ FORMATS: dict[str, ModuleType] = {
 }
 """Each has ``write(target, photos)``, which takes the photos one by one, and ``read(source, names)``, which gives them
 so. What ``read`` raises is of the whole file, what its ``Drawn.draw`` raises of one photo."""
+NEVER_UNSURE = ("yolo",)
+"""Formats in which pixels of 255 are background."""
 LOCAL = "/data/local-files/?d="
 """Where Label Studio serves files of its own disk."""
 Progress = Callable[[int, int], None]
@@ -51,12 +53,11 @@ def masks_to(
     split: only these photos. copy: photos that lie in the format's folders are copied, not linked. url: what stands
     before a photo's name, for Label Studio. Returns counts: masks; without_mask; failed, a list of file and why, of
     masks that cannot be read or are not of their photo's size. Raises ConfigError for another format, DataError where
-    ``out`` is not empty, where there is no mask, and for a class called 'unsure'.
+    ``out`` is not empty, where there is no mask, and for a class called 'background' or 'unsure'.
     """
     masks, out = Path(masks), Path(out)
     module = _module(format, out)
-    if UNSURE in map(visible, collection.classes):
-        raise DataError(f"{collection.root}: a class is called '{UNSURE}', as pixels of 255 are. Rename the class.")
+    _names(collection)
     items = collection.items if split is None else collection.split(split)
     there = [item for item in items if (masks / f"{item.id}.png").is_file()]
     if not there:
@@ -94,11 +95,11 @@ def masks_from(
 
     Returns counts: masks; absent, photos of the collection that ``source`` does not have; failed, a list of file or
     photo and why, of photos that the collection does not have, unknown classes, other sizes, damaged shapes. The others
-    are read. Raises ConfigError for another format, and DataError where ``out`` is not empty and where nothing of
-    ``source`` can be read.
+    are read. Raises ConfigError for another format, and DataError where ``out`` is not empty, where nothing of
+    ``source`` can be read, and for a class called 'background' or 'unsure'.
     """
     source, out = Path(source), Path(out)
-    entries, photos = _module(format, out).read(source, Names(collection.classes)), _Photos(collection, source)
+    entries, photos = _module(format, out).read(source, _names(collection)), _Photos(collection, source)
     failed: list[dict[str, str]] = []
     known: set[str] = set()
     masks = 0
@@ -128,7 +129,10 @@ def masks_from(
             write_mask(out / f"{item.id}.png", labels)
             masks += 1
             progress(masks, len(collection.items))
-    note = {"classes": ["background", *collection.classes], "ignore": IGNORE, "converted": {"from": format}}
+    if not masks and not failed:
+        raise DataError(f"{source}: holds no masks. Is it a file of another format than {format}?")
+    made = {"from": format, "says_unsure": format not in NEVER_UNSURE}
+    note = {"classes": ["background", *collection.classes], "ignore": IGNORE, "converted": made}
     write_json(out / "classes.json", note)
     return {"masks": masks, "absent": len(collection.items) - len(known), "failed": failed}
 
@@ -139,6 +143,14 @@ def _module(format: str, out: Path) -> ModuleType:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is not an empty folder; name a new one (--out).")
     return FORMATS[format]
+
+
+def _names(collection: Collection) -> Names:
+    """Raises DataError for a class that is called as other pixels are."""
+    for name, what in ((BACKGROUND, "what no class covers is"), (UNSURE, "pixels of 255 are")):
+        if name in map(visible, collection.classes):
+            raise DataError(f"{collection.root}: a class is called '{name}', as {what}. Rename the class.")
+    return Names(collection.classes)
 
 
 def _base(collection: Collection) -> Path:

@@ -66,7 +66,10 @@ def _draw(path: Path, names: Names, size: Size) -> np.ndarray:
     labels = np.zeros(size, np.uint8)
     for number, feature in enumerate(content["features"], 1):
         where = f"{path}: feature {number}"
-        given, shape = feature["properties"], feature["geometry"]
+        given, shape = (feature.get(key) for key in ("properties", "geometry"))
+        for key, value in (("properties", given), ("geometry", shape)):
+            if not isinstance(value, dict):
+                raise DataError(f"{where}: has no {key}. Export it again.")
         label = names.label((given.get("classification") or {}).get("name", given.get("class")), where)
         if shape["type"] not in ("Polygon", "MultiPolygon"):
             raise DataError(f"{where}: a {shape['type']}, and no polygon. Make polygons of it.")

@@ -1,7 +1,7 @@
 """COCO's panoptic format (https://cocodataset.org/#format-data): a PNG of segments for each photo, and their classes.
 
 Written: ``panoptic.json`` and ``panoptic/<id>.png``, where a pixel's segment is red + 256 green + 65536 blue. Each part
-of a class is a segment; the background is one of a category of its own, 'background', which is no thing; 255 is
+of a class is a segment; the background is one of a category of its own, 'background' (isthing 0); 255 is
 segment 0, as COCO has it.
 """
 
@@ -24,6 +24,7 @@ from tagmask.convert.masks.common import (
     Target,
     colour,
     find_file,
+    name_of,
     relabel,
     write_coco,
 )
@@ -105,5 +106,6 @@ def _draw(path: Path, entry: dict[str, Any], categories: dict[Any, Any], names: 
     table = {0: IGNORE}
     for segment in entry["segments_info"]:
         where = f"{path}: segment {segment['id']} of {entry['file_name']}"
-        table[segment["id"]] = names.label(categories.get(segment["category_id"]), where)
+        name = name_of(segment["category_id"], categories, where, "'categories'")
+        table[segment["id"]] = names.label(name, where)
     return relabel(pixels[..., 0] | pixels[..., 1] << 8 | pixels[..., 2] << 16, table, picture)

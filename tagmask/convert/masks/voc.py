@@ -8,6 +8,7 @@ own numbers; PNGs in colours by those of ``labelmap.txt``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -34,6 +35,8 @@ from tagmask.files import write_text, written
 from tagmask.types import IGNORE
 
 LABELS = "labelmap.txt"
+COLOURED = re.compile(r":[0-9]+,[0-9]+,[0-9]+:[^:]*:[^:]*$")
+"""What tells a class whose name begins with '#' from a comment."""
 
 
 def write(target: Target, photos: Iterator[Labelled]) -> None:
@@ -58,7 +61,7 @@ def read(source: Path, names: Names) -> Iterator[Drawn]:
         colours = {}
         found = []
         for number, line in read_lines(source / LABELS):
-            if not line.startswith("#"):
+            if not line.startswith("#") or COLOURED.search(line):
                 name, given, _, _ = line.rsplit(":", 3)
                 red, green, blue = map(int, given.split(","))
                 found.append(names.label(name, f"{source / LABELS}, line {number}"))

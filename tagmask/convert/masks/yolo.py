@@ -1,8 +1,8 @@
 """Ultralytics' text format for segmentation (https://docs.ultralytics.com/datasets/segment): a polygon a line.
 
 Written: ``labels/<split>/<id>.txt``, ``images/<split>/<id>.<ext>`` (links to the photos) and ``data.yaml``. A line is a
-part of a class: its number from 0, then x and y of the points in shares of width and height. A hole hangs on a line
-that is gone along twice. The format knows no unsure pixels: 255 becomes background.
+part of a class: its number from 0, then x and y of the points in shares of width and height. Holes are joined
+to the outline by a zero-width cut. The format knows no unsure pixels: 255 becomes background.
 
 Points lie a quarter of a pixel outside the centres of a part's outermost pixels. So the mask comes back exactly by the
 centres of pixels, and also where points are cut to whole pixels and filled with their border, as trainers do with
@@ -17,7 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tagmask.convert.masks.common import REST, Drawn, Labelled, Names, Size, Target, find_file, find_masks, id_of
+from tagmask.convert.masks.common import (
+    REST,
+    Drawn,
+    Labelled,
+    Names,
+    Size,
+    Target,
+    find_file,
+    find_masks,
+    id_of,
+    name_of,
+)
 from tagmask.convert.shapes import draw, joined, outlines, straightened
 from tagmask.errors import DataError
 from tagmask.files import read_text, write_text
@@ -49,7 +60,9 @@ def read(source: Path, names: Names) -> Iterator[Drawn]:
     """Photos that have a file; an empty one is background."""
     path = find_file(source, FILE)
     settings = read_yaml_file(path)
-    given = settings["names"]
+    given = settings.get("names") if isinstance(settings, dict) else None
+    if not isinstance(given, list | dict):
+        raise DataError(f"{path}: holds no 'names', a list of the classes.")
     listed = enumerate(given) if isinstance(given, list) else given.items()
     classes = {int(number): str(name) for number, name in listed}
     splits = {Path(place).name for place in settings.values() if isinstance(place, str)} | {REST}
@@ -69,7 +82,7 @@ def _draw(path: Path, classes: dict[int, str], names: Names, size: Size) -> np.n
         first, *shares = line.split()
         if len(shares) == 4:
             raise DataError(f"{where}: a box, and no polygon. Export segments.")
-        label = names.label(classes.get(int(first)), where)
+        label = names.label(name_of(int(first), classes, where, f"'names' of {FILE}"), where)
         draw(labels, [_points(shares, size)], label)
     return labels
 
