@@ -18,6 +18,7 @@ from tagmask.export.compare import SIDES, check, compare, photos_of, shown, summ
 from tagmask.export.network import Network, program
 from tagmask.export.runtime import META, Exported, need
 from tagmask.files import written
+from tagmask.training.card import without_names
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.stamp import mask_note
 
@@ -67,7 +68,7 @@ def _about(run: Run, precision: Precision) -> dict[str, Any]:
         "classes": run.model_note["classes"],
         "method": run.config.method.name,
         "encoder": run.config.encoder.name,
-        "weights": run.model_note["weights_origin"],
+        "weights": without_names(run.model_note["weights_origin"]),
         "supervision": run.model_note["supervision"],
         "max_side": config.max_side,
         "version": version("tagmask"),

@@ -16,6 +16,8 @@ from tagmask.files import read_text, write_text
 TAUGHT = {
     "tags": "image tags only",
     "masks": "masks that were made for it",
+    "masks of tags": "masks that were made from image tags",
+    "masks of true masks": "masks by a model that learned from true masks",
     "review": "and from people's review of them",
     "saliency": "with saliency, learned from masks of other photos",
 }

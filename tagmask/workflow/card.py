@@ -38,7 +38,15 @@ def write_card(run: Run) -> None:
                 trained = stamp["run"] | {"weights": without_names(stamp["run"]["weights"])}
                 told = {**stamp, "truth": truth, "settings": settings, "run": trained}
                 lines.append(f"Protocol of that: {describe(told)}")
-        write(part.folder.model, part.config, about, supervision_of(part), _data(part), lines)
+        write(part.folder.model, part.config, about, _supervision(part, first), _data(part), lines)
+
+
+def _supervision(part: Run, first: Run) -> str:
+    """What a model learned from. Of a stage's masks the run's own model is known, which learned from tags."""
+    found = supervision_of(part)
+    if part is not first and found.split(" + ")[0] == "masks" and first.model_note["supervision"].startswith("tags"):
+        return found.replace("masks", "masks of tags", 1)
+    return found
 
 
 def _data(run: Run) -> list[str]:

@@ -11,7 +11,6 @@ import yaml
 from tagmask.files import read_record
 from tagmask.training.card import NVIDIA, UNKNOWN, licence, without_names, write_card
 from tagmask.workflow import Run, evaluate
-from tagmask.workflow.stamp import supervision_of
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +54,7 @@ def test_a_card_names_no_place_of_the_user_and_has_a_hubs_front_matter(run: Path
         head = yaml.safe_load(text.split("---\n")[1])
         assert head["library_name"] == "tagmask" and head["license"] == "unknown"
         assert head["pipeline_tag"] == "image-segmentation"
-        of_tags = supervision_of(Run(part)).startswith(("tags", "masks of tags"))
-        assert ("weakly-supervised" in head["tags"]) == of_tags and (of_tags or part != run)
+        assert "weakly-supervised" in head["tags"], "also of the segmenter, whose masks came from tags"
 
 
 def test_what_a_user_edits_stays_and_the_rest_is_written_anew(run: Path, tmp_path: Path) -> None:
