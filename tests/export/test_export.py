@@ -169,7 +169,7 @@ def test_reduced_photos_and_several_scales_are_in_the_file(trained: Path, tmp_pa
     "method, encoder",
     [
         ({"name": "tscd"}, "mit"),
-        ({"name": "tscd"}, "cnn"),
+        ({"name": "tscd", "affinity": "none"}, "cnn"),
         ({"name": "eca"}, "vit"),
         ({"name": "cosa", "head": "largefov"}, "vit"),
         ({"name": "cosa"}, "cnn"),
@@ -182,7 +182,8 @@ def test_reduced_photos_and_several_scales_are_in_the_file(trained: Path, tmp_pa
 def test_segmenters_of_all_methods_are_exported(
     method: dict[str, str], encoder: str, scenes: Path, tmp_path: Path
 ) -> None:
-    config = tiny(method, ENCODERS[encoder], label={"scales": [1.0], "flip": False, "crf": "none"})
+    label = {"scales": [1.0], "flip": False, "crf": "none"}
+    config = tiny(method, ENCODERS[encoder], views={"local": {"size": 32}}, label=label)
     torch.manual_seed(0)
     inference = Inference(build_method(config, CLASSES), config)
     write(Network(inference), tmp_path / "net.onnx", {"classes": ["a", "b", "c"], "max_side": 2048})
