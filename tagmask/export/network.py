@@ -11,6 +11,7 @@ from timm.layers import padding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tagmask.errors import ConfigError
 from tagmask.label.infer import Inference, scaled
 from tagmask.types import IGNORE
 
@@ -22,12 +23,17 @@ class Network(nn.Module):
     """What ``Inference`` does without tags, but for the dense CRF and tiles.
 
     Takes photos uint8 (B,H,W,3), RGB; gives labels uint8 (B,H,W), 255 where less sure than ``label.unsure``, and the
-    probability of each label, float32 (B,H,W). Raises ConfigError for a method without a segmenter.
+    probability of each label, float32 (B,H,W). Raises ConfigError for a method without a segmenter, and for Swins.
     """
 
     def __init__(self, inference: Inference) -> None:
         super().__init__()
         inference.need_segmenter()
+        if getattr(inference.method.encoder, "kind", "") == "swin":
+            raise ConfigError(
+                "A Swin cannot be exported: tracing its windows for all sizes does not end. Teach a segmenter on "
+                "another encoder with this run's masks (--labels-of)."
+            )
         self.config, self.short_side = inference.config, inference.short_side
         self.method = copy.deepcopy(inference.method).cpu().float().eval().requires_grad_(False)
 

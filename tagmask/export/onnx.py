@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from tagmask.errors import DataError
 from tagmask.export.compare import SIDES, check, compare, photos_of, shown, summary
 from tagmask.export.network import Network, program
 from tagmask.export.runtime import META, Exported, need
@@ -52,7 +53,13 @@ def export_onnx(
         if precision != "fp32":
             reduce(part, precision, run)
         exported = Exported(part)
-        differ = compare(run, lambda photo: exported.run(photo)[0])
+        try:
+            differ = compare(run, lambda photo: exported.run(photo)[0])
+        except Exception as error:  # onnxruntime has a class for each reason
+            raise DataError(
+                f"{out}: not written, since onnxruntime does not run it ({' '.join(str(error).split())[:200]}). The "
+                "head 'upernet' is known for this; '--to torch' may do."
+            ) from error
         if precision == "fp32":
             check(differ, out)
         size = part.stat().st_size

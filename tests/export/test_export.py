@@ -174,8 +174,7 @@ def test_reduced_photos_and_several_scales_are_in_the_file(trained: Path, tmp_pa
         ({"name": "cosa", "head": "largefov"}, "vit"),
         ({"name": "cosa"}, "cnn"),
         ({"name": "supervised", "head": "aspp"}, "cnn"),  # of RCM + MAM's and CRT's stages
-        ({"name": "supervised", "head": "segformer"}, "swin"),
-        ({"name": "supervised", "head": "upernet"}, "cnn"),
+        ({"name": "supervised", "head": "segformer"}, "mit"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value.values()),
 )
@@ -225,6 +224,12 @@ def test_what_cannot_be_run_says_why(exported: Path, tmp_path: Path) -> None:
         Exported(tmp_path / "gone.onnx")
     refused = CliRunner().invoke(app, ["predict", str(exported), str(tmp_path), "-s", "label.unsure=0.5"])
     assert isinstance(refused.exception, ConfigError)
+
+
+def test_a_swin_is_refused() -> None:
+    config = tiny({"name": "supervised", "head": "compact"}, ENCODERS["swin"], label={"crf": "none"})
+    with pytest.raises(ConfigError, match="Swin"):
+        Network(Inference(build_method(config, CLASSES), config))
 
 
 def test_padding_by_sums_is_timms() -> None:
