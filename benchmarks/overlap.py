@@ -41,7 +41,7 @@ def main() -> None:
         busy += time.perf_counter() - began
 
     inference.running = timed  # type: ignore[method-assign]
-    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    found: dict[str | None, list[tuple[float, float]]] = {None: [], "logits": []}
     for _ in range(given.rounds):
         for ahead, kept in found.items():
             with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tagmask.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from tagmask.errors import ConfigError, WeightsError
+from tagmask.onnx_session import open_session
 
 SIDE = 320
 """Of the network's input, pixels, where its file does not say: that of U²-Net (Qin et al., 2020)."""
@@ -31,21 +32,13 @@ class Saliency:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
-            import onnxruntime
+            self.session = open_session(path, torch.get_num_threads())
         except ImportError as error:
             raise ConfigError(
                 "guides.saliency needs onnxruntime: pip install 'tagmask[saliency]', or leave guides.saliency out."
             ) from error
-        self.path = path
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside other work, spinning is slow
-        options.log_severity_level = 3
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-        try:
-            self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
         except Exception as error:  # onnxruntime has a class for each reason, none of which is documented
             raise WeightsError(
                 f"{path}: not readable as an ONNX network ({' '.join(str(error).split())[:200]}). Fetch it again, or "

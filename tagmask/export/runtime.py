@@ -18,6 +18,7 @@ from tagmask.data.photos import only, photo_items, read_ahead
 from tagmask.data.pixels import Notes
 from tagmask.errors import ConfigError, DataError
 from tagmask.label.writer import Labelled, LabelWriter, finish_untagged
+from tagmask.onnx_session import open_session
 
 META = "tagmask"
 """Key of the metadata in an exported file."""
@@ -34,25 +35,23 @@ def need(package: str) -> Any:
 
 
 class Exported:
-    """A segmenter that ``tagmask export`` wrote. about: what it says of itself; classes: foreground names.
+    """A segmenter that ``tagmask export`` wrote. about: what it says of itself; classes: foreground names; note: what
+    is kept beside its masks.
 
     Raises ConfigError without onnxruntime, DataError for another file.
     """
 
     def __init__(self, path: str | Path) -> None:
-        runtime = need("onnxruntime")
-        options = runtime.SessionOptions()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside other work, spinning is slow
-        options.log_severity_level = 3
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in wanted if name in runtime.get_available_providers()]
+        need("onnxruntime")
         self.path = Path(path)
         if not os.path.isfile(path):
             raise DataError(f"{path}: no such file. 'tagmask export RUN -o {self.path.name}' writes it.")
         try:
-            self.session = runtime.InferenceSession(os.fspath(path), options, providers=providers)
+            self.session = open_session(path)
             self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map[META])
             self.classes: list[str] = self.about["classes"]
+            self.max_side: int = self.about["max_side"]
+            self.note = {key: self.about[key] for key in ("tags", "source", "settings", "model")}
         except Exception as error:  # onnxruntime has a class for each reason, none of which is documented
             why = " ".join(str(error).split())[:200]
             raise DataError(f"{path}: not a segmenter that 'tagmask export' wrote ({why}). Export it again.") from error
@@ -63,7 +62,7 @@ class Exported:
         A photo whose long side is above ``label.max_side`` is segmented at that size.
         """
         height, width = photo.shape[:2]
-        factor = self.about["max_side"] / max(height, width)
+        factor = self.max_side / max(height, width)
         if factor < 1:
             size = max(1, round(width * factor)), max(1, round(height * factor))
             photo = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR, reducing_gap=3))
@@ -92,8 +91,7 @@ def predict_exported(
     def make(item: Item, photo: Any) -> tuple[Any, None, Sequence[str]]:
         return exported.run(np.ascontiguousarray(photo.transpose(1, 2, 0)))[0], None, ()
 
-    note = {key: exported.about[key] for key in ("tags", "source", "settings", "model")}
-    writer = LabelWriter(Path(out), items, exported.classes, note, make, overwrite)
+    writer = LabelWriter(Path(out), items, exported.classes, exported.note, make, overwrite)
     notes: Notes = {}
     console = console or Console(stderr=True)
     ahead = read_ahead(writer.todo, notes, arrays=True)

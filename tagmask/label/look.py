@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -138,12 +138,13 @@ def go_over(
     title: str,
     console: Console | None,
     notes: Notes | None = None,
-    ahead: bool = False,
+    ahead: Literal["logits", "cams"] | None = None,
 ) -> None:
     """Read each item's photo once and hand it to all consumers, so that these share what is computed of it.
 
-    notes: takes what is odd about the photos. ahead: the consumers want masks; a thread makes and writes them (CRF,
-    PNG) while the network looks at the next photos. A GPU segments those of one size that follow each other at once.
+    notes: takes what is odd about the photos. ahead: what the network gives for the consumers' masks; a thread makes
+    and writes these (CRF, PNG) while the network looks at the next photos. A GPU segments those of one size that follow
+    each other at once.
     """
     console = console or Console(stderr=True)
 
@@ -153,7 +154,7 @@ def go_over(
 
     def looked_at() -> Iterator[None]:
         pairs = read_ahead(items, notes)
-        if not ahead:
+        if ahead is None:
             for item, photo in pairs:
                 consume(item, _look(inference, item, photo))
                 yield
@@ -163,7 +164,8 @@ def go_over(
             try:
                 for group in _of_one_size(pairs, inference):
                     looks = [(item, _look(inference, item, photo)) for item, photo in group]
-                    _start([look for _, look in looks if isinstance(look, Look)])
+                    # A mask that a person drew needs no network.
+                    _start([look for i, look in looks if isinstance(look, Look) and i.corrected is None], ahead)
                     waiting += [pool.submit(consume, item, look) for item, look in looks]
                     while len(waiting) > len(group):
                         yield waiting.popleft().result()
@@ -182,17 +184,15 @@ def _look(inference: Inference, item: Item, photo: Tensor | DataError) -> Look |
     return photo if isinstance(photo, DataError) else Look(inference, photo, tags)
 
 
-def _start(looks: Sequence[Look]) -> None:
+def _start(looks: Sequence[Look], what: Literal["logits", "cams"]) -> None:
     """Let the network look at photos of one size."""
-    if not looks:
-        return
-    inference = looks[0].inference
-    if inference.source == "segmenter":
-        for look, logits in zip(looks, inference.logits(*(look.photo for look in looks)), strict=True):
-            look.__dict__["logits"] = logits
-    else:
+    if what == "cams":
         for look in looks:
             look.cams  # noqa: B018 (computed, and kept)
+    elif looks:
+        together = looks[0].inference.logits(*(look.photo for look in looks))
+        for look, logits in zip(looks, together, strict=True):
+            look.__dict__["logits"] = logits
 
 
 def _of_one_size(pairs: Iterable[tuple[Item, Any]], inference: Inference) -> Iterator[list[tuple[Item, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from torch import Tensor
@@ -45,7 +45,8 @@ def label(
         writer = mask_writer(maker, items, Path(out) if out else run.folder.masks, overwrite)
         if rounds and not of_cams:
             writer.make = kept_classes(writer.make, Path(str(maker.config.data.train_masks)))
-        go_over(maker.inference, writer.todo, [writer.add], "label", console, ahead=True)
+        ahead: Literal["logits", "cams"] = "logits" if maker.inference.source == "segmenter" else "cams"
+        go_over(maker.inference, writer.todo, [writer.add], "label", console, ahead=ahead)
         return writer.finish()
 
 

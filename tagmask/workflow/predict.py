@@ -44,5 +44,5 @@ def predict(
     run.inference.need_segmenter()  # before masks that are there are overwritten
     writer = LabelWriter(out, items, names[1:], mask_note(run, False), make, overwrite, run.config.label.soft)
     notes: Notes = {}
-    go_over(run.inference, writer.todo, [writer.add], "predict", console, notes, ahead=True)
+    go_over(run.inference, writer.todo, [writer.add], "predict", console, notes, ahead="logits")
     return finish_untagged(writer, found, notes, overlay)

@@ -170,7 +170,7 @@ class Stages:
         stale = note.is_file() and read_record(note).get("model") != part.model_note["digest"]
         writer = mask_writer(part, items, folder, overwrite=stale and folder == self.run.folder.masks)
         writer.make = kept_classes(writer.make, self.run.folder.path / self.labels[name])
-        go_over(part.inference, writer.todo, [writer.add], folder.name, console, ahead=True)
+        go_over(part.inference, writer.todo, [writer.add], folder.name, console, ahead="logits")
         return writer.finish()
 
     def train(self, name: str, console: Console | None = None) -> dict[str, Any]:

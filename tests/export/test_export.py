@@ -37,6 +37,14 @@ from tagmask.export.compare import check, compare  # noqa: E402
 from tagmask.export.onnx import export_onnx, reduce, write  # noqa: E402
 from tagmask.export.runtime import Exported, predict_exported  # noqa: E402
 
+ABOUT = {
+    "classes": ["a", "b", "c"],
+    "max_side": 2048,
+    "tags": False,
+    "source": "segmenter",
+    "settings": {},
+    "model": "",
+}
 TINY = {
     "encoder": {"name": "test_resnet"},
     "method": {"name": "supervised", "head": "compact"},
@@ -136,7 +144,7 @@ def test_masks_are_predicted_where_there_is_no_torch(
 
 def test_a_large_photo_is_segmented_at_the_largest_side(exported: Path) -> None:
     network = Exported(exported)
-    network.about["max_side"] = 64
+    network.max_side = 64
     labels, confidence = network.run(np.zeros((50, 200, 3), np.uint8))
     assert labels.shape == confidence.shape == (50, 200)
 
@@ -185,7 +193,7 @@ def test_segmenters_of_all_methods_are_exported(
     config = tiny(method, ENCODERS[encoder], views={"local": {"size": 32}}, label=label)
     torch.manual_seed(0)
     inference = Inference(build_method(config, CLASSES), config)
-    write(Network(inference), tmp_path / "net.onnx", {"classes": ["a", "b", "c"], "max_side": 2048})
+    write(Network(inference), tmp_path / "net.onnx", ABOUT)
     check_sizes(inference, Exported(tmp_path / "net.onnx"), read_image(sorted(scenes.rglob("*.png"))[0]))
 
 

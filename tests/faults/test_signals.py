@@ -197,7 +197,8 @@ def test_a_signal_while_masks_are_written_keeps_those_that_are_there(
         main()
     assert end.value.code == 143 and "the same command" in capsys.readouterr().err
     done = label(run)
-    assert 1 <= done.skipped <= 2 and done.written > 1, "the one that is being written is finished"
+    # The first; that in whose writing the signal came; and at most the one that the thread had waiting.
+    assert 2 <= done.skipped <= 3 and done.written > 1
 
 
 def test_handlers_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,8 @@ def run(items: list[Item], together: int = 1, ahead: bool = True, source: str = 
         threads.add(threading.current_thread() is threading.main_thread())
 
     threads: set[bool] = set()
-    go_over(inference, items, [consume], "test", Console(quiet=True), ahead=ahead)
+    kind = {"segmenter": "logits", "cam": "cams"}[source] if ahead else None
+    go_over(inference, items, [consume], "test", Console(quiet=True), ahead=kind)
     assert threads == {not ahead}
     return made, batches
 
@@ -79,5 +80,5 @@ def test_what_fails_in_the_thread_ends_the_pass(items: list[Item]) -> None:
 
     inference = Inference(Pointwise(), config())
     with pytest.raises(DataError, match="disk: full"):
-        go_over(inference, items, [consume], "test", Console(quiet=True), ahead=True)
+        go_over(inference, items, [consume], "test", Console(quiet=True), ahead="logits")
     assert seen[:4] == ["0", "1", "2", "3"] and len(seen) < len(items)
