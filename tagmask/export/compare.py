@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tagmask.data import read_image
 from tagmask.errors import DataError
 from tagmask.label import Inference, Look
-from tagmask.workflow.opened import Run
+from tagmask.workflow.opened import Run, opened
 
 DIFFER = 0.001
 """Share of pixels that may have another label than by the run."""
@@ -22,6 +22,13 @@ MANY = 0.05
 """The same in fp16 and int8, from where on it is said."""
 SIDES = (192, 320, 512)
 """Long sides of the photos that an export is compared on."""
+
+
+def to_export(run: Run | str | Path, overrides: Sequence[str]) -> Run:
+    """The run whose segmenter counts. Raises DataError at once where its photos, to compare on, are not there."""
+    found = opened((run if isinstance(run, Run) else Run(run)).last, overrides)
+    photos_of(found, len(SIDES))
+    return found
 
 
 def compare(run: Run, exported: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:

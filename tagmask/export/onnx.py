@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from tagmask.errors import DataError
-from tagmask.export.compare import SIDES, check, compare, photos_of, shown, summary
+from tagmask.export.compare import SIDES, check, compare, photos_of, shown, summary, to_export
 from tagmask.export.network import Network, program
 from tagmask.export.runtime import META, Exported, need
 from tagmask.files import written
 from tagmask.training.card import without_names
-from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.opened import Run
 from tagmask.workflow.stamp import mask_note
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -47,7 +47,7 @@ def export_onnx(
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         need(package)
-    run, out = opened((run if isinstance(run, Run) else Run(run)).last, overrides), Path(out)
+    run, out = to_export(run, overrides), Path(out)
     with written(out) as part:
         write(Network(run.inference), part, _about(run, precision))
         if precision != "fp32":

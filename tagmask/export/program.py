@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from tagmask.export.compare import check, compare, summary
+from tagmask.export.compare import check, compare, summary, to_export
 from tagmask.export.network import Network, program
 from tagmask.files import written
-from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.opened import Run
 
 
 def export_program(run: Run | str | Path, out: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def export_program(run: Run | str | Path, out: str | Path, overrides: Sequence[s
     Compared, and returned, as by ``export_onnx``. Raises ConfigError for a run without a segmenter, DataError where the
     labels differ.
     """
-    run, out = opened((run if isinstance(run, Run) else Run(run)).last, overrides), Path(out)
+    run, out = to_export(run, overrides), Path(out)
     traced = program(Network(run.inference))
     module = traced.module()
     differ = compare(run, lambda photo: module(torch.from_numpy(photo)[None])[0][0].numpy())

@@ -18,6 +18,7 @@ def first_screen(
     quality: Mapping[str, Any],
     data: Mapping[str, Any],
     taught: Sequence[str],
+    source: str,
     lacking: int,
     suspects: int,
     place: str,
@@ -25,13 +26,13 @@ def first_screen(
     """Sentences and figures: 'learned', 'good' (of new photos and of the delivered masks), 'next'.
 
     scores, quality: as in metrics.json. data: the fingerprint. taught: what was trained, in words, one network each.
-    lacking: masks that lack a tagged class. suspects: photos whose tags are probably wrong. place: the run's folder.
+    source: what it learned from, such as 'tags' or 'true masks'. lacking: masks that lack a tagged class. suspects:
+    photos whose tags are probably wrong. place: the run's folder.
     """
     counts, train = data["counts"], data["splits"].get("train", {})
     photos = train.get("labelled", counts["labelled"])
-    learned = [
-        f"{_count(data['classes'], 'class', 'classes')}, from the tags of {photos} photos: {_some(data['classes'])}."
-    ]
+    classes = data["classes"]
+    learned = [f"{_count(classes, 'class', 'classes')}, from the {source} of {photos} photos: {_some(classes)}."]
     return {
         "learned": [*learned, *taught],
         "good": figures(scores, quality),
@@ -84,7 +85,7 @@ def _delivered(scores: Sequence[Mapping[str, Any]], quality: Mapping[str, Any]) 
         "value": guess["estimate"],
         "unit": "% estimated",
         "note": f"on {guess['images']} photos of {guess['split']}. There are no true masks: it says how far other "
-        "views agree, and is no IoU.",
+        "views agree. It is no IoU, and says nothing about outlines: look at some masks.",
         "stamp": None,
     }
 

@@ -69,6 +69,7 @@ def write_report(
     doubtful: Sequence[Panel] = (),
     verdict: str = "",
     taught: Sequence[str] = (),
+    source: str = "tags",
     lacking: int = 0,
     suspects: int = 0,
 ) -> Path:
@@ -78,7 +79,7 @@ def write_report(
     but of one split, or None, and 'quality' by split, where it was estimated. log: rows of log.jsonl. fingerprint: of
     the data, as ``tagmask check`` saves it. further: photos that are shown if their masks lack a class. doubtful:
     photos with their masks, the most doubtful first. verdict: the page's first line, where there is one. taught,
-    lacking, suspects: see ``first_screen``.
+    source, lacking, suspects: see ``first_screen``.
     """
     groups = [(name, [(panel, _pictures(panel)) for panel in chosen]) for name, chosen in choose(panels, further)]
     shown = [panel for _, members in groups for panel in members]
@@ -95,7 +96,9 @@ def write_report(
     page = pages.get_template("report.html").render(
         title=title,
         verdict=verdict,
-        first=first_screen(scores, metrics.get("quality", {}), fingerprint, taught, lacking, suspects, str(run)),
+        first=first_screen(
+            scores, metrics.get("quality", {}), fingerprint, taught, source, lacking, suspects, str(run)
+        ),
         scores=scores,
         classification=metrics["classification"],
         quality=metrics.get("quality", {}),

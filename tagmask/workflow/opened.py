@@ -48,6 +48,10 @@ class Run:
         Raises DataError when the classes have changed or photos of a split are gone.
         """
         if not self.folder.data_file.is_file():
+            if self.folder.model == self.folder.path:
+                raise DataError(
+                    f"{self.folder.path}: a model without its run, so without photos. Give the run's folder."
+                )
             raise DataError(
                 f"{self.folder.data_file}: missing; it says which photos the run was trained on. Train again."
             )

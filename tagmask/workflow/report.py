@@ -116,6 +116,7 @@ def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -
         doubtful=doubtful(run),
         verdict=(verdict(run) or {}).get("text", ""),
         taught=_taught(run),
+        source=run.model_note["supervision"].partition(" + ")[0],
         lacking=len(lacking),
         suspects=suspected(folder.path),
     )

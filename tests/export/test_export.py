@@ -35,6 +35,7 @@ pytest.importorskip("onnxruntime")
 
 from tagmask.export.compare import check, compare  # noqa: E402
 from tagmask.export.onnx import export_onnx, reduce, write  # noqa: E402
+from tagmask.export.program import export_program  # noqa: E402
 from tagmask.export.runtime import Exported, predict_exported  # noqa: E402
 
 ABOUT = {
@@ -222,6 +223,12 @@ def test_labels_that_differ_are_refused(trained: Path, tmp_path: Path) -> None:
     differ = compare(Run(trained), lambda photo: np.zeros(photo.shape[:2], np.uint8))
     with pytest.raises(DataError, match=r"net\.onnx: not written"):
         check(differ, tmp_path / "net.onnx")
+
+
+def test_a_model_without_its_photos_is_refused(trained: Path, tmp_path: Path) -> None:
+    for export in (export_onnx, export_program):
+        with pytest.raises(DataError, match="Give the run's folder"):
+            export(trained / "model", tmp_path / "file")
 
 
 def test_what_cannot_be_run_says_why(exported: Path, tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ QUALITY = {
 }  # fmt: skip
 
 
-def said(scores: list[dict[str, Any]], quality: dict[str, Any], lacking: int = 0, suspects: int = 0) -> dict[str, Any]:
-    return first_screen(scores, quality, DATA, ["baseline, 9 steps."], lacking, suspects, "runs/first")
+def said(
+    scores: list[dict[str, Any]], quality: dict[str, Any], lacking: int = 0, suspects: int = 0, source: str = "tags"
+) -> dict[str, Any]:
+    return first_screen(scores, quality, DATA, ["baseline, 9 steps."], source, lacking, suspects, "runs/first")
 
 
 def test_true_masks_give_the_figures() -> None:
@@ -51,6 +53,10 @@ def test_true_masks_give_the_figures() -> None:
     assert found["good"][0]["note"] == "against the true masks of 7 photos of test; 95 % interval 50.0 to 75.0."
     assert found["learned"] == ["2 classes, from the tags of 10 photos: cow, dog.", "baseline, 9 steps."]
     assert found["next"][0] == {"text": "The weakest classes on test: cow 40.0 %, dog 80.0 %.", "to": "classes"}
+
+
+def test_a_run_from_true_masks_is_not_said_to_be_from_tags() -> None:
+    assert said([], {}, source="true masks")["learned"][0] == "2 classes, from the true masks of 10 photos: cow, dog."
 
 
 def test_masks_from_tags_of_the_true_masks_are_not_said_to_be_from_tags() -> None:
