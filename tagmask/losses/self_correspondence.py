@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagmask.errors import TagmaskError
-from tagmask.tensors import check_shapes, resize, strips
+from tagmask.tensors import check_shapes, strips
 
 EPS = 1e-8
 """Lower bound of a norm in a cosine: a vector of zeros has cosine 0 with everything."""
@@ -32,9 +32,11 @@ def self_correspondence(
     taken as a mean over images and pairs. ``centered``: subtract from M_pq its mean over q, and add its mean over all
     pairs of all images. Gradient flows into all four maps: detach the class maps if they are the target.
 
-    cam_a (B,C,h,w) and cam_b (B,C,h',w'): class maps. seg_a, seg_b: (B,K,·,·) logits, resized to the class maps of
-    their view where sizes differ (bilinear, align_corners=False). points_a (B,n,2), points_b (B,m,2): (x,y), −1/1
-    being the corner pixels' centres; values between pixels are bilinear, points outside read the border.
+    cam_a (B,C,·,·) and cam_b (B,C,·,·): class maps. seg_a, seg_b: (B,K,·,·) logits. The two maps of a view may differ
+    in size; they cover the same image, and nothing is resized: each is read at the same places of the image. points_a
+    (B,n,2), points_b (B,m,2): (x,y), −1/1 being the corner pixels' centres of the larger of the view's two maps.
+    Corners of a coarser map lie further inside the image, as in a resize with align_corners=False. Values between
+    pixels are bilinear, points outside the pixels' centres read the border.
     Returns a scalar, in [−1,1] unless centered; in the widest type of the maps, at least float32. Memory besides the
     samples is bounded: pairs are processed in strips, and the forward pass computes the gradients. There are no second
     derivatives. Raises TagmaskError when shapes do not fit and for an empty batch.
@@ -55,9 +57,8 @@ def self_correspondence(
         dtype = torch.promote_types(dtype, maps.dtype)
     cam_a, cam_b, seg_a, seg_b = (maps.to(dtype) for maps in (cam_a, cam_b, seg_a, seg_b))
     with torch.autocast(cam_a.device.type, enabled=False):
-        a, b = _sample(cam_a, points_a), _sample(cam_b, points_b)
-        s = _sample(resize(seg_a, cam_a.shape[-2:]), points_a)
-        t = _sample(resize(seg_b, cam_b.shape[-2:]), points_b)
+        a, s = _sample(cam_a, seg_a, points_a)
+        b, t = _sample(cam_b, seg_b, points_b)
         if centered:
             row_means = (a @ b.mean(1)[:, :, None])[..., 0]
             offset = row_means.mean() - row_means
@@ -106,7 +107,13 @@ class _PairSum(torch.autograd.Function):
         return tuple(grad * g if needed else None for g, needed in zip(ctx.saved_tensors, ctx.needs_input_grad))
 
 
-def _sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Unit vectors (B,n,K) over the channels of maps (B,K,h,w) at points (B,n,2)."""
-    values = F.grid_sample(maps, points[:, None].to(maps), padding_mode="border", align_corners=True)
-    return F.normalize(values[:, :, 0], dim=1, eps=EPS).mT.contiguous()
+def _sample(cam: Tensor, seg: Tensor, points: Tensor) -> list[Tensor]:
+    """Unit vectors over the channels of both maps (B,·,·,·) of a view at points (B,n,2): (B,n,C) and (B,n,K)."""
+    height, width = (max(sizes) for sizes in zip(cam.shape[-2:], seg.shape[-2:]))
+    corner = cam.new_tensor([1 - 1 / width, 1 - 1 / height])  # centre of the corner pixel, in halves of the image
+    places = (points.to(cam) * corner)[:, None]
+    vectors = []
+    for maps in (cam, seg):
+        values = F.grid_sample(maps, places, padding_mode="border", align_corners=False)
+        vectors.append(F.normalize(values[:, :, 0], dim=1, eps=EPS).mT.contiguous())
+    return vectors

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -15,10 +14,10 @@ from tagmask.losses import self_correspondence
 
 
 def read(maps: list, x: float, y: float) -> list[float]:
-    """Values of maps (K,h,w) at a point of [-1,1]: corner pixels' centres at -1 and 1, bilinear, border repeated."""
+    """Values of maps (K,h,w) at a place of the image, −1 and 1 being its borders: bilinear, the border repeated."""
     height, width = len(maps[0]), len(maps[0][0])
-    u = min(max((x + 1) / 2 * (width - 1), 0), width - 1)
-    v = min(max((y + 1) / 2 * (height - 1), 0), height - 1)
+    u = min(max((x + 1) / 2 * width - 0.5, 0), width - 1)
+    v = min(max((y + 1) / 2 * height - 0.5, 0), height - 1)
     left, top = min(int(u), max(width - 2, 0)), min(int(v), max(height - 2, 0))
     right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
     fx, fy = u - left, v - top
@@ -27,6 +26,12 @@ def read(maps: list, x: float, y: float) -> list[float]:
         + fy * ((1 - fx) * m[bottom][left] + fx * m[bottom][right])
         for m in maps
     ]
+
+
+def places(points: Tensor, *maps: Tensor) -> list[list[list[float]]]:
+    """Places in the images of points (B,n,2), whose −1 and 1 are the larger map's corner pixels' centres."""
+    height, width = (max(m.shape[axis] for m in maps) for axis in (-2, -1))
+    return [[[x * (1 - 1 / width), y * (1 - 1 / height)] for x, y in image] for image in points.tolist()]
 
 
 def cosine(p: list[float], q: list[float]) -> float:
@@ -41,18 +46,17 @@ def loops(
     """Equation 7, as a mean, from plain numbers in double precision."""
     agreement: list[list[list[float]]] = []
     total, count = 0.0, 0
+    first, second = places(points_a, cam_a, seg_a), places(points_b, cam_b, seg_b)
     for i in range(len(cam_a)):
         maps = [x[i].double().tolist() for x in (cam_a, cam_b)]
-        agreement.append(
-            [[cosine(read(maps[0], *p), read(maps[1], *q)) for q in points_b[i].tolist()] for p in points_a[i].tolist()]
-        )
+        agreement.append([[cosine(read(maps[0], *p), read(maps[1], *q)) for q in second[i]] for p in first[i]])
     everything = [m for image in agreement for row in image for m in row]
     overall = sum(everything) / len(everything)
     for i in range(len(cam_a)):
         maps = [x[i].double().tolist() for x in (seg_a, seg_b)]
-        for n, p in enumerate(points_a[i].tolist()):
+        for n, p in enumerate(first[i]):
             row = agreement[i][n]
-            for k, q in enumerate(points_b[i].tolist()):
+            for k, q in enumerate(second[i]):
                 m = row[k] - sum(row) / len(row) + overall if centered else row[k]
                 total += m * max(cosine(read(maps[0], *p), read(maps[1], *q)), 0.0)
                 count += 1
@@ -130,15 +134,21 @@ def test_points_are_corner_centres_and_beyond_is_the_border() -> None:
     assert agreement(-1, -3) == pytest.approx(1) and agreement(-1, 3) == pytest.approx(0)
 
 
-def test_segmentation_is_resized_to_the_class_maps() -> None:
-    cam_a, cam_b, *_, points_a, points_b = case()
-    seg_a, seg_b = torch.randn(2, 4, 16, 20), torch.randn(2, 4, 2, 2)
-    resized = [
-        F.interpolate(seg, size=cam.shape[-2:], mode="bilinear", align_corners=False)
-        for seg, cam in ((seg_a, cam_a), (seg_b, cam_b))
-    ]
-    expected = self_correspondence(cam_a, cam_b, *resized, points_a, points_b)
-    torch.testing.assert_close(self_correspondence(cam_a, cam_b, seg_a, seg_b, points_a, points_b), expected)
+@pytest.mark.parametrize("centered", [False, True])
+def test_maps_of_different_sizes_are_read_at_the_same_places(centered: bool) -> None:
+    """Logits finer than their class maps in one view; in the other coarser along one axis, finer along the other."""
+    inputs = case(torch.float64)
+    inputs[2:4] = [torch.randn(2, 4, *size, dtype=torch.float64) for size in ((16, 15), (2, 6))]
+    assert self_correspondence(*inputs, centered).item() == pytest.approx(loops(*inputs, centered), abs=1e-12)
+
+
+def test_every_position_of_a_finer_segmentation_gets_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cams = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(2)]
+    segs = [torch.rand(1, 4, 128, 128, generator=generator).requires_grad_() for _ in range(2)]
+    many, few = (torch.rand(1, n, 2, generator=generator) * 2 - 1 for n in (160_000, 4))
+    self_correspondence(*cams, *segs, many, few).backward()
+    assert segs[0].grad is not None and segs[0].grad.abs().sum(1).gt(0).all()
 
 
 def test_vectors_of_zeros_agree_with_nothing_and_stay_finite() -> None:
