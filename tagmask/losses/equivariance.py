@@ -11,8 +11,9 @@ from tagmask.tensors import check_shapes, full
 def equivariance(cam_warped: Tensor, cam_of_warped: Tensor) -> Tensor:
     """Mean of |A(E(I)) − E(A(I))|: the warped maps of an image against the maps of the warped image.
 
-    Xu et al., Self Correspondence Distillation, AAAI 2023, equation 12; the norm is a mean over images, classes
-    and positions, so that it does not grow with the maps. Gradient flows into both arguments.
+    Xu et al., Self Correspondence Distillation, AAAI 2023, equation 12; the norm is a mean over images, classes and
+    positions, so that it does not grow with the maps' size. It is proportional to their values: where maps that
+    merely shrink shall gain nothing, give normalised ones. Gradient flows into both arguments.
 
     cam_warped, cam_of_warped: (B,C,h,w), any range. Returns a scalar ≥ 0, float32 for half-precision maps. Raises
     TagmaskError when the shapes differ, and for empty maps.

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from tagmask.cam.maps import resize
+from tagmask.cam.maps import multi_scale, normalize, resize
 from tagmask.config import ShortSchedule, Strict
 from tagmask.data.views import make_affine, warp
 from tagmask.losses import balanced_cross_entropy, equivariance, self_correspondence
@@ -41,6 +41,7 @@ class TSCDConfig(AffinityConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "release": {
+            "scd_maps": "normalized",
             "centered": True,
             "weight_equ": 0.0,
             "refine_options": {"variant": "release"},
@@ -50,13 +51,19 @@ class TSCDConfig(AffinityConfig):
 
     name: Literal["tscd"] = "tscd"  # type: ignore[assignment]
     variant: Literal["paper", "release"] = Field(
-        "paper", description="defaults of centered, weight_equ, VARM and the energy"
+        "paper", description="defaults of scd_maps, centered, weight_equ, VARM and the energy"
     )
     refine: str = Field("varm", description="refinement of pseudo labels: none, par, pamr or varm")
     affine: AffineConfig = Field(AffineConfig(), description="the affine map that makes the second view")
     points: Few = Field(40, description="points x points positions of each view are compared")
+    scd_maps: Literal["raw", "normalized"] = Field(
+        "raw", description="class maps that scd compares: the network's own, or multi-scale CAMs in [0,1]"
+    )
     centered: bool = Field(False, description="take from class map agreement its mean at each point")
     detach: bool = Field(True, description="class map agreement is a target: no gradient into class maps")
+    equ_maps: Literal["raw", "normalized"] = Field(
+        "raw", description="class maps that equ compares: as they are, or of the tags and brought to [0,1]"
+    )
     affinity_symmetric: bool = Field(False, description="add the transposed attention")
     weight_scd: Factor = Field(0.1, description="of self correspondence distillation")
     weight_equ: Factor = Field(0.1, description="of the equivariance of class maps")
@@ -85,6 +92,12 @@ class TSCDConfig(AffinityConfig):
             preset.pop("refine_options", None)
         return preset
 
+    @model_validator(mode="after")
+    def _check_detach(self) -> TSCDConfig:
+        if self.scd_maps == "normalized" and not self.detach:
+            raise ValueError("scd_maps=normalized has no gradient to give to class maps; set detach=true, or raw")
+        return self
+
 
 @METHODS.register("tscd")
 class TSCD(AffinityMethod):
@@ -99,8 +112,11 @@ class TSCD(AffinityMethod):
         """seg, aux (equation 14) and reg, which go by pseudo labels; scd (7) and equ (12), which compare two views."""
         terms: dict[str, Tensor] = {}
         logits = self.decoder(features) if active & {"seg", "scd", "reg"} else None
-        if active & {"seg", "aux", "reg"}:
-            labels = self.labels(batch, maps.detach(), scores)
+        by_labels = active & {"seg", "aux", "reg"}
+        normalized = "scd" in active and self.config.scd_maps == "normalized"
+        cams = self.training_cams(batch, maps.detach()) if by_labels or normalized else None
+        if cams is not None and by_labels:
+            labels = self.cut(batch, cams, scores)
             if logits is not None and "seg" in active:
                 terms["seg"] = balanced_cross_entropy(logits, labels)
             if self.affinity is not None and "aux" in active:
@@ -108,22 +124,32 @@ class TSCD(AffinityMethod):
             if logits is not None and "reg" in active:
                 terms["reg"] = dense_energy(self.config.energy, batch, logits, labels)
         if active & {"scd", "equ"}:
-            terms |= self._view_terms(batch, active, maps, logits)
+            terms |= self._view_terms(batch, active, maps, cams if normalized else None, logits)
         return terms
 
-    def _view_terms(self, batch: Batch, active: set[str], maps: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
-        """scd and equ, which compare the images with a second view A(I); maps (B,C,h,w) raw, with gradient."""
+    def _view_terms(
+        self, batch: Batch, active: set[str], maps: Tensor, cams: Tensor | None, logits: Tensor | None
+    ) -> dict[str, Tensor]:
+        """scd and equ, which compare the images with a second view A(I).
+
+        maps (B,C,h,w) raw, with gradient; cams (B,C,·,·) in [0,1], which scd compares instead of maps if given.
+        """
         cfg = self.config
         terms = {}
         height, width = batch.images.shape[-2:]
         size = (max(1, round(height * cfg.affine.scale)), max(1, round(width * cfg.affine.scale)))
         affine = self._draw_affine(batch)
-        second = self.encoder(look(batch.images, size, affine))
+        view = look(batch.images, size, affine)
+        second = self.encoder(view)
+        maps_b = self.classifier.cam(second.maps[-1])
         # Class activation maps are rectified (equation 2).
-        cam_a, cam_b = full(maps).relu(), full(self.classifier.cam(second.maps[-1])).relu()
+        cam_a, cam_b = full(maps).relu(), full(maps_b).relu()
         if logits is not None and "scd" in active:
             points_a, points_b = (self._draw_points(batch, cam_a.device) for _ in range(2))
             target_a, target_b = (cam_a.detach(), cam_b.detach()) if cfg.detach else (cam_a, cam_b)
+            if cams is not None:
+                target_a = cams
+                target_b = multi_scale(self.class_maps, view, cfg.cam_scales, cfg.cam_flip, plain=maps_b)
             terms["scd"] = self_correspondence(
                 target_a, target_b, logits, self.decoder(second), points_a, points_b, cfg.centered
             )
@@ -134,6 +160,9 @@ class TSCD(AffinityMethod):
             if affine is not None:  # only where the second view shows a part of the image
                 seen = look(torch.ones_like(cam_a[:, :1]), grid, moved) > 0.999
                 warped, cam_b = warped * seen, cam_b * seen
+            if cfg.equ_maps == "normalized":  # on one grid, so that maps that follow the view cost nothing
+                tags = batch.tags[:, :, None, None]  # of an absent class it would be noise
+                warped, cam_b = normalize(warped) * tags, normalize(cam_b) * tags
             terms["equ"] = equivariance(warped, cam_b)
         return terms
 

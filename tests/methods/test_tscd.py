@@ -76,12 +76,16 @@ class TestTSCDWithAttention(SlowTraining):
         ({"weight_equ": 0.0, "weight_scd": 0.0}, 2, {"cls", "seg", "reg"}, 2),
         (ALL_OFF | {"weight_equ": 0.1}, 2, {"cls", "equ"}, 2),
         (ALL_OFF | {"weight_scd": 0.1}, 2, {"cls", "scd"}, 2),
+        (ALL_OFF | {"weight_scd": 0.1, "scd_maps": "normalized"}, 2, {"cls", "scd"}, 4),
+        ({"scd_maps": "normalized"}, 2, {"cls", "seg", "scd", "equ", "reg"}, 4),
+        ({"scd_maps": "normalized", "weight_scd": 0.0}, 2, {"cls", "seg", "equ", "reg"}, 3),
         (ALL_OFF | {"weight_reg": 0.1}, 2, {"cls", "reg"}, 2),
         (ALL_OFF, 2, {"cls"}, 1),
     ],
 )
 def test_only_terms_with_a_weight_are_computed(changes: dict, step: int, terms: set[str], calls: int) -> None:
-    """Passes: the batch (whose own maps are its CAM), its mirror images for the CAMs, and the second view."""
+    """Passes: the batch (whose own maps are its CAM), its mirror images for the CAMs, the second view, and its mirror
+    images for its CAMs."""
     method = build(**changes)
     passes = watch_encoder(method)
     decoded: list[int] = []
@@ -129,22 +133,42 @@ def test_classification_loss_equals_equation_13() -> None:
     assert method.losses(batch, 0).terms["cls"].item() == pytest.approx(total / (4 * CLASSES), rel=1e-9)
 
 
-def test_equivariance_equals_equation_12() -> None:
-    """A halves the size: each value of A(m1) is the mean of four of m1."""
-    method, batch = in_double(build(affine={"scale": 0.5}, **ALL_OFF | {"weight_equ": 0.1}))
+@pytest.mark.parametrize("kind", ["raw", "normalized"])
+def test_equivariance_equals_equation_12(kind: str) -> None:
+    """A halves the size: each value of A(m1) is the mean of four of m1. Normalized, both are, and of tags alone."""
+    method, batch = in_double(build(affine={"scale": 0.5}, equ_maps=kind, **ALL_OFF | {"weight_equ": 0.1}))
     half = batch.images.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1))
     m1, m2 = (method.class_maps(x).relu().detach() for x in (batch.images, half))  # type: ignore[operator]
     assert m1.shape[-2:] == (4, 4) and m2.shape[-2:] == (2, 2)
     total = 0.0
     for b in range(4):
         for c in range(CLASSES):
-            for y in range(2):
-                for x in range(2):
-                    warped = sum(float(m1[b, c, 2 * y + i, 2 * x + j]) for i in (0, 1) for j in (0, 1)) / 4
-                    total += abs(warped - float(m2[b, c, y, x]))
+            cells = [(y, x) for y in range(2) for x in range(2)]
+            warped = [sum(float(m1[b, c, 2 * y + i, 2 * x + j]) for i in (0, 1) for j in (0, 1)) / 4 for y, x in cells]
+            seen = [float(m2[b, c, y, x]) for y, x in cells]
+            if kind == "normalized":
+                warped, seen = (
+                    [float(batch.tags[b, c]) * (v - min(m)) / (max(m) - min(m) + 1e-5) for v in m]
+                    for m in (warped, seen)
+                )
+            total += sum(abs(p - q) for p, q in zip(warped, seen, strict=True))
     expected = total / (4 * CLASSES * 4)
     assert expected > 0
     assert method.losses(batch, 5).terms["equ"].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["raw", "normalized"])
+def test_smaller_maps_have_less_equivariance_loss_only_if_raw(kind: str) -> None:
+    method, batch = in_double(build(equ_maps=kind, affine={"scale": 0.5}))
+    weight = method.classifier.conv.weight.data  # type: ignore[union-attr]
+    largest = weight * (10 / method.class_maps(batch.images).max().item())  # type: ignore[operator]
+    values = []
+    for factor in (1.0, 0.5, 0.1):
+        weight.copy_(factor * largest)
+        values.append(method.losses(batch, 5).terms["equ"].item())
+    assert values[0] > 0
+    factors = (1.0, 0.5, 0.1) if kind == "raw" else (1.0, 1.0, 1.0)
+    assert values == pytest.approx([values[0] * factor for factor in factors], rel=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["paper", "release"])
@@ -156,8 +180,9 @@ def test_total_equals_equation_15(variant: str) -> None:
     assert losses.total.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_equivariance_has_gradient_into_both_branches() -> None:
-    method = build(weight_seg=0.0, weight_reg=0.0)
+@pytest.mark.parametrize("kind", ["raw", "normalized"])
+def test_equivariance_has_gradient_into_both_branches(kind: str) -> None:
+    method = build(weight_seg=0.0, weight_reg=0.0, equ_maps=kind)
     passes = watch_encoder(method)
     method.losses(squares(), 5).terms["equ"].backward()
     assert len(passes) == 2
@@ -165,14 +190,20 @@ def test_equivariance_has_gradient_into_both_branches() -> None:
         assert features.maps[-1].grad is not None and features.maps[-1].grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_class_maps_are_the_target_of_self_correspondence(detach: bool) -> None:
-    method = build(detach=detach, weight_seg=0.0, weight_reg=0.0)
+@pytest.mark.parametrize(("detach", "maps"), [(True, "raw"), (False, "raw"), (True, "normalized")])
+def test_class_maps_are_the_target_of_self_correspondence(detach: bool, maps: str) -> None:
+    method = build(detach=detach, scd_maps=maps, weight_seg=0.0, weight_reg=0.0)
     passes = watch_encoder(method)
     method.losses(squares(), 5).terms["scd"].backward()
     weight = method.classifier.conv.weight  # type: ignore[union-attr]
     assert (weight.grad is None or not weight.grad.any()) == detach
-    assert all(features.maps[-1].grad.abs().sum() > 0 for features in passes), "both views teach the encoder"
+    learning = [features.maps[-1].grad for features in passes if features.maps[-1].requires_grad]
+    assert len(learning) == 2 and all(grad.abs().sum() > 0 for grad in learning), "both views teach the encoder"
+
+
+def test_cams_without_gradient_are_no_target_that_learns() -> None:
+    with pytest.raises(ConfigError, match="scd_maps"):
+        build(detach=False, scd_maps="normalized")
 
 
 def test_random_numbers_come_from_the_batch() -> None:
@@ -252,17 +283,18 @@ class Pool(Encoder):
         return Features([torch.nn.functional.avg_pool2d(x, 8)])
 
 
+@pytest.mark.parametrize("kind", ["raw", "normalized"])
 @pytest.mark.parametrize(
     ("affine", "least"),
-    [({"translation": 0.4}, 1e-7), ({"rotation": 30.0, "translation": 0.2, "flip": 0.5}, 2e-4)],
+    [({"translation": 0.4}, 1e-7), ({"rotation": 30.0, "translation": 0.2, "flip": 0.5}, 1e-3)],
     ids=["shift", "turn"],
 )
-def test_maps_that_follow_the_view_have_no_equivariance_loss(affine: dict[str, float], least: float) -> None:
+def test_maps_that_follow_the_view_have_no_equivariance_loss(affine: dict[str, float], least: float, kind: str) -> None:
     """On colours that rise evenly, where bilinear values and means of a cell are exact.
 
     Of a turned view some cells reach out of the image by a corner.
     """
-    method = build(affine={"scale": 1.0} | affine, **ALL_OFF | {"weight_equ": 0.1})
+    method = build(affine={"scale": 1.0} | affine, equ_maps=kind, **ALL_OFF | {"weight_equ": 0.1})
     method.encoder, method.classifier.conv = Pool(), torch.nn.Identity()  # type: ignore[union-attr]
     method.double()
     batch = squares()
@@ -270,7 +302,7 @@ def test_maps_that_follow_the_view_have_no_equivariance_loss(affine: dict[str, f
     batch.images = torch.stack([x, y, 0.3 + 0.3 * x + 0.2 * y]).double().expand(4, 3, 48, 64)
     assert method.losses(batch, 5).terms["equ"].item() <= least
     noise = squares(1)
-    assert method.losses(noise, 5).terms["equ"].item() > 1e-4, "where values between pixels are not exact"
+    assert method.losses(noise, 5).terms["equ"].item() > 5e-3, "where values between pixels are not exact"
 
 
 def test_an_affine_for_another_grid_moves_points_alike() -> None:
@@ -290,10 +322,13 @@ def test_an_affine_for_another_grid_moves_points_alike() -> None:
 def test_release_is_a_set_of_ordinary_switches() -> None:
     release = tiny(SETTINGS | {"variant": "release"}).method
     energy = {"weight": 1e-4, "sigma_rgb": 15.0, "sigma_xy": 100.0, "scale": 0.5, "gradient": "release"}
-    assert (release.centered, release.weight_equ) == (True, 0.0)  # type: ignore[attr-defined]
+    assert (release.centered, release.weight_equ, release.scd_maps) == (True, 0.0, "normalized")  # type: ignore[attr-defined]
     assert release.refine_options == {"variant": "release"}  # type: ignore[attr-defined]
     assert release.energy.model_dump() == energy  # type: ignore[attr-defined]
-    spelled = {"centered": True, "weight_equ": 0.0, "refine_options": {"variant": "release"}, "energy": energy}
+    spelled = {
+        "scd_maps": "normalized", "centered": True, "weight_equ": 0.0, "refine_options": {"variant": "release"},
+        "energy": energy,
+    }  # fmt: skip
     methods = [build(variant="release"), build(**spelled)]
     values = [m.eval().losses(squares(), 5).terms for m in methods]
     assert values[0].keys() == values[1].keys()
