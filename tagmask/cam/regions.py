@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,15 +38,16 @@ def region_masks(cams: Tensor, tags: Tensor, threshold: float) -> Tensor:
 
 
 @torch.no_grad()
-def class_prototypes(features: Tensor, masks: Tensor) -> Tensor:
+def class_prototypes(features: Tensor, masks: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
     """L2-normalised mean feature of each class, over the batches of all processes. Without gradient.
 
     The paper of ``region_masks``, equation 3 and the mean over images after it: the mean of an image's features in
     the mask of a class, then the mean over the images in which that mask is not empty, then L2 normalisation.
-    (Equation 3 prints a sum, but its text says average. They differ: with sums, large regions would outweigh small
-    ones.)
+    (Equation 3 prints a sum over the mask, but its text says average. After L2 normalisation they differ only for a
+    class that several images of the batch have: with sums, ``reduction='sum'``, large regions outweigh small ones.)
 
-    features: (B,D,h,w), any range. masks: bool or 0/1 (B,K,h,w), as ``region_masks`` gives them.
+    features: (B,D,h,w), any range. masks: bool or 0/1 (B,K,h,w), as ``region_masks`` gives them. reduction: of the
+    features in one image's mask.
     Returns (K,D) of unit length, float32 for half-precision features; 0 for a class without a position. Raises
     TagmaskError when the shapes do not fit.
 
@@ -58,7 +61,8 @@ def class_prototypes(features: Tensor, masks: Tensor) -> Tensor:
     counts = inside.sum(2)
     # Autocast would compute the product in half precision.
     with torch.autocast(features.device.type, enabled=False):
-        means = torch.einsum("bkp,bdp->bkd", inside / counts.clamp(min=1)[:, :, None], features.flatten(2))
-    sums = comm.all_sum(means.sum(0))
+        weights = inside / counts.clamp(min=1)[:, :, None] if reduction == "mean" else inside
+        found = torch.einsum("bkp,bdp->bkd", weights, features.flatten(2))
+    sums = comm.all_sum(found.sum(0))
     images = comm.all_sum((counts > 0).sum(0))
     return F.normalize(sums / images.clamp(min=1)[:, None], dim=1)

@@ -21,6 +21,7 @@ def multi_scale_attention(
     normalized: bool = True,
     reduction: Literal["mean", "sum"] = "mean",
     valid: Tensor | None = None,
+    target: Literal["mean", "renormalized"] = "mean",
 ) -> Tensor:
     """L1 distance of each scale's CAM to a weighted mean of the other network's CAMs of all scales.
 
@@ -29,6 +30,10 @@ def multi_scale_attention(
     is ⅓ Σ_j ξ_ij support_j. For CAMs in [0,1] ξ is in [1,2], so the printed target reaches up to 2; ``normalized``
     divides the ξ of a scale i by their mean. Targets are constants: gradient flows into ``cams_main`` only, and not
     through ξ.
+
+    CAMs that peak at 1 in different places have a mean that peaks below 1, so a trained map that is divided by its own
+    maximum never equals the target. ``target='renormalized'`` divides each target by its maximum; a common factor of
+    the ξ, which is all that ``normalized`` changes, does nothing then.
 
     cams_main: one (B,C,h,w) in [0,1] a scale, usually three, on one grid. cams_support: likewise, any number; one
     scale of ``cams_main`` is the paper's single-multi module (SMM). tags: (B,C) of 0/1; only tagged classes count.
@@ -60,6 +65,8 @@ def multi_scale_attention(
         if normalized:
             weights = weights / weights.mean(1, keepdim=True)
     targets = (weights[..., None] * support).mean(1)
+    if target == "renormalized":
+        targets = targets / targets.amax(-1, keepdim=True).clamp(min=1e-5)
     distances = (targets - main).abs().sum(-1)
     if reduction == "mean":
         distances = distances / valid.sum((-2, -1)).clamp(min=1)[tagged.nonzero()[:, 0]]

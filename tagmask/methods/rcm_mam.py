@@ -33,12 +33,17 @@ class RCMMAMConfig(ClassifierConfig):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "literal": {"contrast_log": False, "attention_normalized": False, "reduction": "sum"},
+        "literal": {
+            "prototype_reduction": "sum",
+            "contrast_log": False,
+            "attention_normalized": False,
+            "reduction": "sum",
+        },
     }
 
     name: Literal["rcm_mam"] = "rcm_mam"
     variant: Literal["paper", "literal"] = Field(
-        "paper", description="literal: contrast_log, attention_normalized and reduction as equations 5, 7 and 8 print"
+        "paper", description="literal: equations 3, 5, 7 and 8 as printed; docs/methods/rcm_mam.md lists what it sets"
     )
     features: int = Field(256, ge=1, le=2**16, description="channels of the features that are contrasted")
     scales: Scales = Field([0.5, 1.0, 2.0], description="of the image in training; 1 is one of them")
@@ -47,12 +52,16 @@ class RCMMAMConfig(ClassifierConfig):
     self_supervision: Literal["contrastive", "direct"] = Field(
         "contrastive", description="what regions teach: features, by prototypes; or the CAMs themselves (Table 2)"
     )
+    prototype_reduction: Literal["mean", "sum"] = Field("mean", description="of a class's features in one image")
     temperature: Positive = Field(0.5, description="of the contrast")
     contrast_log: bool = Field(True, description="InfoNCE; false: its softmax without the logarithm")
     attention: Literal["none", "smm", "mmm", "mam"] = Field(
         "mam", description="smm: scale 1 learns the mean of scales; mmm: each scale does; mam: unlike scales weigh more"
     )
     attention_normalized: bool = Field(True, description="mam: weights of a scale's target sum to the number of scales")
+    attention_target: Literal["mean", "renormalized"] = Field(
+        "mean", description="what smm, mmm and mam learn: the mean over scales, or that over its maximum"
+    )
     reduction: Literal["mean", "sum"] = Field("mean", description="of rcm and mam over positions")
     gate: float = Field(0.0, ge=0, lt=1, description=GATE)
     warmup: Natural = Field(0, description="step from which rcm is on")
@@ -198,7 +207,7 @@ class RCMMAM(ClassifierMethod):
     def _contrast(self, batch: Batch, features: Tensor, guidance: Guidance) -> Tensor:
         """rcm of MainNet's features (B,D,h,w); takes up the batch's prototypes."""
         cfg, masks = self.config, self._regions(batch, guidance)
-        found = class_prototypes(guidance.features, masks)
+        found = class_prototypes(guidance.features, masks, cfg.prototype_reduction)
         self.prototypes.copy_(torch.where(found.any(1, keepdim=True), found, self.prototypes))
         return regional_contrast(features, masks, self.prototypes, cfg.temperature, cfg.contrast_log, cfg.reduction)
 
@@ -209,9 +218,15 @@ class RCMMAM(ClassifierMethod):
             cams = [peak_normalize(maps.float() * valid[:, None])]
         else:
             cams = self._scaled_cams(self.main, batch.images, maps, valid)
-        attention = cfg.attention == "mam"
         return multi_scale_attention(
-            cams, guidance.cams, guidance.trusted, attention, cfg.attention_normalized, cfg.reduction, valid
+            cams,
+            guidance.cams,
+            guidance.trusted,
+            cfg.attention == "mam",
+            cfg.attention_normalized,
+            cfg.reduction,
+            valid,
+            cfg.attention_target,
         )
 
     def class_maps(self, images: Tensor) -> Tensor:

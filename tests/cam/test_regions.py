@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tagmask import comm
 from tagmask.cam import class_prototypes, region_masks
@@ -40,7 +41,7 @@ def test_absent_classes_have_no_region_and_a_cam_at_the_threshold_is_background(
     assert region_masks(cams, torch.tensor([[1, 1]]), 0.19).flatten().tolist() == [False, False, True]
 
 
-def slow_prototypes(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def slow_prototypes(features: torch.Tensor, masks: torch.Tensor, reduction: str) -> torch.Tensor:
     result = torch.zeros(masks.shape[1], features.shape[1], dtype=torch.float64)
     for k in range(masks.shape[1]):
         total, images = torch.zeros(features.shape[1], dtype=torch.float64), 0
@@ -52,31 +53,36 @@ def slow_prototypes(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor
                 if masks[b, k, y, x]
             ]
             if mine:
-                total += sum(mine) / len(mine)
+                total += sum(mine) / (len(mine) if reduction == "mean" else 1)
                 images += 1
         if images:
             result[k] = total / images / (total / images).norm()
     return result
 
 
-def test_class_prototypes_equal_loops() -> None:
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_class_prototypes_equal_loops(reduction: Any) -> None:
     cams, tags = drawn()
     tags[:, 2] = 0  # nowhere
     masks = region_masks(cams, tags, 0.3)
     features = torch.randn(4, 7, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = slow_prototypes(features, masks)
-    result = class_prototypes(features, masks)
+    expected = slow_prototypes(features, masks, reduction)
+    result = class_prototypes(features, masks, reduction)
     torch.testing.assert_close(result, expected)
-    torch.testing.assert_close(class_prototypes(features, masks.int()), expected)
+    torch.testing.assert_close(class_prototypes(features, masks.int(), reduction), expected)
     assert not result[3].any() and result[:3].norm(dim=1).allclose(torch.ones(3, dtype=torch.float64))
 
 
-def test_a_large_region_does_not_outweigh_a_small_one() -> None:
+def test_a_large_region_does_not_outweigh_a_small_one_but_in_a_sum() -> None:
     features = torch.zeros(2, 2, 1, 4)
     features[0, 0] = features[1, 1] = 1
     masks = torch.ones(2, 1, 1, 4)
     masks[1, 0, 0, 1:] = 0
     torch.testing.assert_close(class_prototypes(features, masks), torch.tensor([[0.5, 0.5]]).sqrt())
+    summed = class_prototypes(features, masks, "sum")
+    torch.testing.assert_close(summed, F.normalize(torch.tensor([[4.0, 1.0]])), msg="4 positions against 1")
+    alone = class_prototypes(features[:1], masks[:1], "sum")
+    torch.testing.assert_close(alone, class_prototypes(features[:1], masks[:1]), msg="of one image there is one length")
 
 
 def test_prototypes_are_constants_and_full_precision() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,7 +18,9 @@ def drawn(dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor
     return list(maps[:3]), list(maps[3:])
 
 
-def slow(main: list[Tensor], support: list[Tensor], attention: bool, normalized: bool, reduction: str) -> float:
+def slow(
+    main: list[Tensor], support: list[Tensor], attention: bool, normalized: bool, reduction: str, target: str
+) -> float:
     """Equations 6 to 8, class by class and scale by scale, in float64."""
     total = 0.0
     for b in range(3):
@@ -40,20 +42,35 @@ def slow(main: list[Tensor], support: list[Tensor], attention: bool, normalized:
                         xi.append(2 - (dot / (aa**0.5 * gg**0.5) if aa * gg else 0.0))
                     if normalized:
                         xi = [len(xi) * v / sum(xi) for v in xi]
+                mean = [
+                    sum(v * float(g[p]) for v, g in zip(xi, others, strict=True)) / len(others) for p in range(len(a))
+                ]
+                top = max(mean) if target == "renormalized" else 1
                 for p in range(len(a)):
-                    target = sum(v * float(g[p]) for v, g in zip(xi, others, strict=True)) / len(others)
-                    total += abs(target - float(a[p])) / (len(a) if reduction == "mean" else 1)
+                    total += abs(mean[p] / top - float(a[p])) / (len(a) if reduction == "mean" else 1)
     return total / 3
 
 
 @pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_equals_loops(attention: bool, normalized: bool, reduction: str) -> None:
+@pytest.mark.parametrize("target", ["mean", "renormalized"])
+def test_equals_loops(attention: bool, normalized: bool, reduction: Any, target: Any) -> None:
     main, support = drawn()
     for chosen in (main, main[1:2]):
-        result = multi_scale_attention(chosen, support, TAGS, attention, normalized, reduction)  # type: ignore[arg-type]
-        assert result.item() == pytest.approx(slow(chosen, support, attention, normalized, reduction), rel=1e-5)
+        result = multi_scale_attention(chosen, support, TAGS, attention, normalized, reduction, target=target)
+        assert result.item() == pytest.approx(slow(chosen, support, attention, normalized, reduction, target), rel=1e-5)
+
+
+def test_only_a_renormalized_target_is_reached_by_a_map_over_its_maximum() -> None:
+    """Three CAMs that peak in different places: their mean peaks below 1, as no trained map does."""
+    support = [torch.tensor(x).view(1, 1, 1, 3) for x in ([1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.4, 0.9, 1.0])]
+    tags, mean = torch.ones(1, 1), torch.stack(support).mean(0)
+    trained = [mean / mean.max()]
+    assert multi_scale_attention(trained, support, tags, attention=False, target="renormalized").item() < 1e-6
+    assert multi_scale_attention(trained, support, tags, attention=False).item() > 0.1
+    nothing = [torch.zeros(1, 1, 1, 3)]
+    assert multi_scale_attention(nothing, nothing, tags, target="renormalized") == 0
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

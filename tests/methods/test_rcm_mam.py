@@ -119,9 +119,9 @@ def by_hand(method: RCMMAM, images: Tensor, support: bool, end: int = 4) -> tupl
 
 
 @pytest.mark.parametrize("attention", ["mam", "mmm", "smm"])
-@pytest.mark.parametrize("variant", ["paper", "literal"])
-def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
-    method = apart(build(attention=attention, variant=variant)).eval()
+@pytest.mark.parametrize("changes", [{}, {"variant": "literal"}, {"attention_target": "renormalized"}])
+def test_terms_equal_equations_1_to_8(attention: str, changes: dict[str, str]) -> None:
+    method = apart(build(attention=attention, **changes)).eval()
     batch = squares()
     batch.tags[0, 1] = 1  # two classes in one image
     batch.boxes[:, 2] = 48  # the right quarter is padding
@@ -133,7 +133,7 @@ def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
         whole = torch.stack(by_hand(method, batch.images, support=True)[0])
         assert (whole.amax((-2, -1)) > whole[..., :3].amax((-2, -1))).any(), "padding has some maximum"
     images, height, width = len(batch.images), *features.shape[-2:]
-    literal = variant == "literal"
+    literal, renormalized = "variant" in changes, "attention_target" in changes
 
     masks: dict[tuple[int, int, int], int] = {}
     for b in range(images):
@@ -149,13 +149,13 @@ def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
 
     prototypes = []
     for k in range(CLASSES + 1):
-        means = []
+        found = []
         for b in range(images):
             mine = [guide[b, :, y, x].double() for (i, y, x), label in masks.items() if i == b and label == k]
             if mine:
-                means.append(torch.stack(mine).mean(0))
-        mean = torch.stack(means).mean(0)
-        prototypes.append(mean / mean.norm())
+                found.append(sum(mine) if literal else sum(mine) / len(mine))
+        mean = sum(found) / len(found)
+        prototypes.append(mean / mean.norm())  # type: ignore[union-attr]
     rcm = torch.zeros((), dtype=torch.float64)
     for (b, y, x), label in masks.items():
         feature = features[b, :, y, x].double()
@@ -178,6 +178,8 @@ def test_terms_equal_equations_1_to_8(attention: str, variant: str) -> None:
                     if not literal:
                         xi = [3 * v / sum(xi) for v in xi]
                 target = sum(v * g for v, g in zip(xi, others, strict=True)) / 3
+                if renormalized:
+                    target = target / target.max()  # type: ignore[union-attr]
                 l1 = (target - a).abs().sum()
                 mam += (l1 if literal else l1 / len(a)) / images
 
@@ -383,8 +385,11 @@ def test_the_ladder_on_msrc_has_the_modules_of_tables_1_and_2(tmp_path: Path) ->
 
 
 def test_literal_is_a_set_of_ordinary_switches() -> None:
-    spelled = {"contrast_log": False, "attention_normalized": False, "reduction": "sum"}
-    values = [apart(build(**changes)).losses(squares(), 5).terms for changes in ({"variant": "literal"}, spelled)]
+    spelled = {"prototype_reduction": "sum", "contrast_log": False, "attention_normalized": False, "reduction": "sum"}
+    values = [
+        apart(build(**changes)).losses(squares(), 5).terms
+        for changes in ({"variant": "literal"}, {"attention_target": "mean"} | spelled)
+    ]
     assert all(torch.equal(value, values[1][name]) for name, value in values[0].items())
     mixed = tiny(SETTINGS | {"variant": "literal", "contrast_log": True})
     assert mixed.method.contrast_log is True and mixed.method.reduction == "sum"  # type: ignore[attr-defined]
