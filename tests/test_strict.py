@@ -61,7 +61,7 @@ def test_differences_are_those_of_the_wanted_role() -> None:
     assert differing(one, other, lambda role: role.learned) == ["steps"]
     assert differing(one, other, lambda role: not role.computed) == ["steps", "part.colour"]
     assert differing(one, one.model_copy(), lambda role: True) == []
-    assert differing(load_config(), load_config({"method": {"name": "supervised"}}), lambda role: role.used) == []
+    assert differing(load_config(), load_config({"method": {"name": "seam"}}), lambda role: role.used) == []
 
 
 @pytest.mark.parametrize(

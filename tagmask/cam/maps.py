@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,13 +35,15 @@ def multi_scale(
     flip: bool = True,
     size: tuple[int, int] | None = None,
     plain: Tensor | None = None,
+    flip_merge: Literal["max", "sum"] = "max",
 ) -> Tensor:
     """Class activation maps, summed over scales of the images and their mirror images. Without gradient.
 
     For each scale s the images are resized to round(s·H) × round(s·W), at least 1 × 1, and ``forward`` gives their
-    maps before the ReLU, which are resized to ``size``. The maximum of an image's map and its mirror image's passes a
-    ReLU. The sum over scales is normalised (``normalize``). All resizing is bilinear, align_corners=False. Images and
-    mirror images go through ``forward`` as one batch of 2B.
+    maps before the ReLU, which are resized to ``size``. An image's map and its mirror image's, after a ReLU, are merged
+    by ``flip_merge``: the larger value, or the sum, in which a place seen in one of the two counts half. The sum over
+    scales is normalised (``normalize``). All resizing is bilinear, align_corners=False. Images and mirror images go
+    through ``forward`` as one batch of 2B.
 
     images: (B,3,H,W). forward: (n,3,h,w) → (n,C,h',w'). size: of the result; default: that of the images.
     plain: (B,C,h',w'), ``forward`` of the images, if a training step has it already; scale 1 then needs a pass of the
@@ -62,7 +65,8 @@ def multi_scale(
         if flip:
             straight, mirrored = cams.chunk(2)
             # Resizing commutes with mirroring: mirror the small maps.
-            cams = torch.maximum(resize(straight, size), resize(mirrored.flip(-1), size))
+            straight, mirrored = resize(straight, size), resize(mirrored.flip(-1), size)
+            cams = torch.maximum(straight, mirrored) if flip_merge == "max" else straight.relu() + mirrored.relu()
         cams = resize(cams, size).relu()
         total = cams if total is None else total.add_(cams)
     assert total is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from tagmask.encoders import Encoder, build_encoder, norm_parameters
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.registry import HEADS, METHODS, REFINERS
-from tagmask.strict import Scales
+from tagmask.strict import Scales, used_for
 from tagmask.tensors import full
 from tagmask.types import Batch, Losses, View
 
@@ -106,7 +106,8 @@ class Method(nn.Module):
 
     def cams_of_scales(self, images: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
         """(B,C,H,W) CAMs in [0,1] of all classes: ``cam_maps`` over scales and, with ``flip``, mirror images."""
-        return multi_scale(self.cam_maps, images, scales, flip)
+        config: Any = self.config
+        return multi_scale(self.cam_maps, images, scales, flip, flip_merge=config.flip_merge)
 
     def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:
         """Optimiser groups: encoders at ``lr``, everything new at ``lr * head_lr``; norm layers at ``lr`` or frozen."""
@@ -163,6 +164,9 @@ class ClassifierConfig(MethodConfig):
 
     cam_scales: Scales = Field([1.0], description=CAM_SCALES)
     cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
+    flip_merge: Annotated[Literal["max", "sum"], used_for("cams")] = Field(
+        "max", description="CAMs in use: of an image's map and its mirror image's, the larger value or the sum"
+    )
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:

@@ -37,7 +37,7 @@ class CRTConfig(ClassifierConfig):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "release": {"kernel": 3, "cnn_detach": True, "l1_size": "image"},
+        "release": {"kernel": 3, "cnn_detach": True, "l1_size": "image", "flip_merge": "sum"},
     }
 
     name: Literal["crt"] = "crt"

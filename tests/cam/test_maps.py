@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,26 +30,30 @@ def test_normalize_constant_is_zero() -> None:
 def network(images: torch.Tensor) -> torch.Tensor:
     """Two maps at a quarter of the size; a position ramp makes it differ for the mirror image."""
     maps = F.adaptive_avg_pool2d(images, (max(1, images.shape[-2] // 4), max(1, images.shape[-1] // 4)))
-    ramp = torch.linspace(-1, 1, maps.shape[-1])
+    ramp = torch.linspace(-1, 1, maps.shape[-1]).to(maps)
     return torch.stack([maps[:, 0] - maps[:, 1] + 0.3 * ramp, maps[:, 2] * ramp - 0.1], 1)
 
 
-def by_hand(images: torch.Tensor, scales: list[float], flip: bool) -> torch.Tensor:
-    """Image by image and scale by scale, each step spelled out."""
+def by_hand(images: torch.Tensor, scales: list[float], flip: bool, merge: str) -> torch.Tensor:
+    """Image by image and scale by scale, each step spelled out, in float64."""
 
     def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
     height, width = images.shape[-2:]
     results = []
-    for image in images:
-        total = torch.zeros(2, height, width)
+    for image in images.double():
+        total = torch.zeros(2, height, width, dtype=torch.float64)
         for scale in scales:
             small = resize(image[None], (max(1, round(scale * height)), max(1, round(scale * width))))
-            cam = resize(network(small), (height, width))[0]
+            views = [resize(network(small), (height, width))[0]]
             if flip:
-                cam = torch.maximum(cam, resize(network(small.flip(3)), (height, width))[0].flip(2))
-            total += cam.clamp(min=0)
+                views.append(resize(network(small.flip(3)), (height, width))[0].flip(2))
+            for c in range(2):
+                for y in range(height):
+                    for x in range(width):
+                        values = [max(0.0, float(view[c, y, x])) for view in views]
+                        total[c, y, x] += max(values) if merge == "max" else sum(values)
         for c in range(2):
             total[c] -= total[c].min()
             total[c] /= total[c].max() + 1e-5
@@ -57,11 +63,21 @@ def by_hand(images: torch.Tensor, scales: list[float], flip: bool) -> torch.Tens
 
 @pytest.mark.parametrize("scales", [[1.0], [1.0, 0.5, 1.5]])
 @pytest.mark.parametrize("flip", [True, False])
-def test_multi_scale_equals_steps_by_hand(scales: list[float], flip: bool) -> None:
+@pytest.mark.parametrize("merge", ["max", "sum"])
+def test_multi_scale_equals_steps_by_hand(scales: list[float], flip: bool, merge: Any) -> None:
     images = torch.rand(2, 3, 33, 22, generator=torch.Generator().manual_seed(0))
-    result = multi_scale(network, images, scales, flip)
-    torch.testing.assert_close(result, by_hand(images, scales, flip), rtol=1e-4, atol=1e-5)
+    result = multi_scale(network, images, scales, flip, flip_merge=merge)
+    torch.testing.assert_close(result, by_hand(images, scales, flip, merge).float(), rtol=1e-4, atol=1e-5)
     assert result.min() == 0 and 0.99 < result.max() < 1
+
+
+def test_a_place_seen_in_one_of_two_views_counts_half_in_a_sum_only() -> None:
+    """The first column is seen in the image alone, where its mirror image has -1; the second in both."""
+    views = torch.tensor([[[[0.8, 0.8, 0.0]]], [[[0.0, 0.8, -1.0]]]])
+    image = torch.zeros(1, 3, 1, 3)
+    found = [multi_scale(lambda x: views, image, flip_merge=merge).flatten().tolist() for merge in ("max", "sum")]
+    assert found[0] == pytest.approx([1, 1, 0], abs=1e-4)
+    assert found[1] == pytest.approx([0.5, 1, 0], abs=1e-4)
 
 
 def test_multi_scale_calls_the_network_once_a_scale() -> None:

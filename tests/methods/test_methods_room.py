@@ -29,7 +29,7 @@ def test_a_method_is_a_file_of_its_own_and_has_what_it_says(name: str) -> None:
     assert kind.__module__ == f"tagmask.methods.{name}"
     assert kind.has_cams == (kind.cam_maps is not Method.cam_maps)
     assert kind.has_segmenter == (kind.segment is not Method.segment)
-    assert {"cam_scales", "cam_flip"} <= kind.config_class.model_fields.keys() or not kind.has_cams
+    assert {"cam_scales", "cam_flip", "flip_merge"} <= kind.config_class.model_fields.keys() or not kind.has_cams
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,14 @@ def test_release_over_a_packaged_configuration_is_the_release(name: str) -> None
     assert differing <= set(preset) | {"variant"}, "and nothing else changes"
 
 
+def test_mirror_images_are_merged_as_released() -> None:
+    released = {"crt_voc": "sum", "tscd_voc": "max", "eca_voc": "max", "cosa_voc": "max"}
+    merged = {name: load_config(name, overrides=["method.variant=release"]).method for name in released}
+    assert {name: method.flip_merge for name, method in merged.items()} == released  # type: ignore[attr-defined]
+    summed = [load_config(name).method.flip_merge for name in ("rcm_mam_voc", "seam_voc")]  # type: ignore[attr-defined]
+    assert summed == ["sum", "sum"], "as their code family"
+
+
 def test_what_is_set_with_the_variant_or_later_stays() -> None:
     kept = ["method.weight_csc=0.3", "method.variant=release"]
     for overrides in (kept, kept[::-1]):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tagmask.cam import multi_scale
 from tagmask.config import load_config, merge
 from tagmask.data import read_mask
 from tagmask.errors import ConfigError
@@ -55,6 +56,9 @@ def test_network_and_cams_are_chosen_at_use(trained: Path) -> None:
             torch.testing.assert_close(found, torch.nn.functional.interpolate(expected, size=(64, 64), mode="bilinear"))
         assert not torch.equal(online.method.segment(image), plain.segment(image))
         assert not torch.equal(ensemble.cams(image), plain.cams(image))
+        summed = opened(trained, ["method.flip_merge=sum"]).method
+        expected = multi_scale(summed.cam_maps, image, summed.config.cam_scales, flip_merge="sum")  # type: ignore[attr-defined]
+        assert torch.equal(summed.cams(image), expected) and not torch.equal(summed.cams(image), plain.cams(image))
 
 
 def test_scores_say_how_the_run_was_used(run: Path) -> None:
