@@ -130,16 +130,16 @@ class Baseline(OneStageMethod):
         return multi_scale(self.class_maps, batch.images, cfg.cam_scales, cfg.cam_flip, half, plain=maps)
 
     @torch.no_grad()
-    def cut(self, batch: Batch, cams: Tensor, scores: Tensor) -> Tensor:
+    def cut(self, batch: Batch, cams: Tensor, scores: Tensor, thresholds: tuple[float, float] | None = None) -> Tensor:
         """(B,H,W) pseudo labels of CAMs (B,C,h,w) in [0,1] on any grid; scores (B,C).
 
+        thresholds: the lower one first; default: ``low`` and ``high`` of the settings.
         Where a tagged class scores under ``gate`` in this crop the object was probably cropped out, and its
         normalised CAM is noise: the class is left out there, and what would be background is ignored.
         """
         cfg = self.config
         trusted = batch.tags * (scores.sigmoid() >= cfg.gate)
-        labels = pseudo_labels(
-            cams, trusted, cfg.high, cfg.low, refine=self.refiner, images=batch.images, boxes=batch.boxes
-        )
+        low, high = thresholds or (cfg.low, cfg.high)
+        labels = pseudo_labels(cams, trusted, high, low, refine=self.refiner, images=batch.images, boxes=batch.boxes)
         doubtful = (trusted < batch.tags).any(dim=1)[:, None, None]
         return labels.masked_fill(doubtful & (labels == 0), IGNORE)

@@ -54,6 +54,7 @@ class ECAConfig(PropagationConfig):
             "region_classes": "labels",
             "calibration": {"exponent": 1.5, "rescale": True, "least_classes": 2, "most_seeds": 8},
             "affinity_from": "both",
+            "corr_band": None,
             "divergence": "cosine",
             "corr_stride": 4,
             "corr_reduction": "mean",
@@ -81,6 +82,9 @@ class ECAConfig(PropagationConfig):
     affinity_from: Literal["cam", "region", "both"] = Field("region", description="labels that affinities learn from")
     affinity_warmup: Natural | None = Field(None, description="step from which CAMs are propagated; null: never")
     divergence: Literal["js", "cosine"] = Field("js", description="how class maps of local views are compared")
+    corr_band: tuple[Share, Share] | None = Field(
+        (0.35, 0.55), description="CAMs between the two are in no pair of corr; null: those between low and high"
+    )
     local: Literal["object", "photo"] = Field("object", description="where local views lie: around objects, anywhere")
     corr_reduction: Literal["sum", "mean"] = Field(
         "sum", description="of corr, over an image's local views and the two kinds of pairs"
@@ -96,14 +100,17 @@ class ECAConfig(PropagationConfig):
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """As for ``baseline``; local views of half the crop."""
-        local = ({"count": 2, "size": schedule.crop // 2}, f"local views that fit crops of {schedule.crop}")
-        return super().short_schedule(schedule) | {"views.local": local}
+        return super().short_schedule(schedule) | {
+            "views.local": ({"count": 2, "size": schedule.crop // 2}, f"local views that fit crops of {schedule.crop}"),
+            "method.corr_band": (None, "low and high leave unsure CAMs out by themselves"),
+        }
 
     @model_validator(mode="after")
-    def _clip(self) -> ECAConfig:
-        low, high = self.background_range or (0, 1)
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"background_range=[{low}, {high}]: give two numbers in [0,1], the smaller one first")
+    def _check_order(self) -> ECAConfig:
+        for name in ("background_range", "corr_band"):
+            low, high = getattr(self, name) or (0, 1)
+            if low > high:
+                raise ValueError(f"{name}=[{low}, {high}]: give two numbers in [0,1], the smaller one first")
         return self
 
 
@@ -162,13 +169,15 @@ class ECA(AffinityMethod):
         source = cfg.affinity_from if "aff" in active else "none"
         labels = regions = None
         needs_regions = "region" in active or source in ("region", "both")
-        if active & {"seg", "corr"} or source in ("cam", "both") or (needs_regions and cfg.region_classes == "labels"):
+        if "seg" in active or source in ("cam", "both") or (needs_regions and cfg.region_classes == "labels"):
             labels = self.cut(batch, cams, scores)
         if needs_regions:
             regions = self.regions(batch, features.maps[-1].detach(), cams, scores, labels)
         terms: dict[str, Tensor] = {}
-        if labels is not None and "corr" in active:
-            terms["corr"] = self._correspondence(batch, labels)
+        if "corr" in active:
+            own = labels if cfg.corr_band in (None, (cfg.low, cfg.high)) else None
+            pairs = self.cut(batch, cams, scores, cfg.corr_band) if own is None else own
+            terms["corr"] = self._correspondence(batch, pairs)
         if self.affinity is not None and "aff" in active:
             affinity = predict_affinity(self.affinity, features)
             taught = [labels] * (source in ("cam", "both")) + [regions] * (source in ("region", "both"))

@@ -25,11 +25,12 @@ from tagmask.methods.common.affinity import predict_affinity
 from tagmask.methods.eca import local_labels
 from tagmask.training import load_model, save_model
 from tagmask.types import Batch, View
+from tests.losses.test_cam_correspondence import loops
 from tests.methods.contract import CLASSES, ENCODERS, SIZE, MethodContract, SlowTraining
 from tests.methods.contract import squares as squares_of_all
 from tests.methods.contract import tiny as tiny_of_all
 
-LOCAL = 32
+LOCAL, STARTS = 32, [(0, 0, False), (24, 30, True)]  # of local views: x, y, whether flipped
 WIDTH = 96  # channels of the last map of test_resnet
 GUIDE = {"encoder": {"name": "test_vit", "weights": "none"}}
 SETTINGS: dict[str, Any] = {
@@ -47,10 +48,9 @@ TERMS = {
 def squares(seed: int = 0, masks: bool = False) -> Batch:
     """The contract's batch with two local views of each image, the second one flipped."""
     batch = squares_of_all(seed, masks)
-    starts = [(0, 0, False), (24, 30, True)]
-    crops = [batch.images[:, :, y : y + LOCAL, x : x + LOCAL] for x, y, _ in starts]
-    crops = [c.flip(-1) if flip else c for c, (_, _, flip) in zip(crops, starts, strict=True)]
-    affine = torch.stack([crop_affine(x, y, LOCAL, SIZE, flip) for x, y, flip in starts])
+    crops = [batch.images[:, :, y : y + LOCAL, x : x + LOCAL] for x, y, _ in STARTS]
+    crops = [c.flip(-1) if flip else c for c, (_, _, flip) in zip(crops, STARTS, strict=True)]
+    affine = torch.stack([crop_affine(x, y, LOCAL, SIZE, flip) for x, y, flip in STARTS])
     boxes = torch.tensor([0, 0, LOCAL, LOCAL]).repeat(4, 2, 1)
     batch.views["local"] = View(torch.stack(crops, 1), boxes, affine.repeat(4, 1, 1, 1))
     return batch
@@ -178,7 +178,7 @@ def test_affinity_learns_from_the_labels_it_is_told_to(
 
 
 def test_cams_are_propagated_for_seg_only_from_their_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = build("vit", affinity="attention", affinity_warmup=4)
+    method = build("vit", affinity="attention", affinity_warmup=4, weight_corr=0)
     cams: list[tuple[int, ...]] = []
     cut = method.cut
 
@@ -209,7 +209,7 @@ def test_segmentation_learns_from_cam_and_from_region_labels() -> None:
     assert (regions[:, -4:] == 255).all(), "padding"
     local = batch.views["local"]
     raw = method.classifier.cam(method.encoder(local.images.flatten(0, 1)).maps[-1])
-    seen = local_labels(labels, local, (2, 2)).flatten(0, 1)
+    seen = local_labels(method.cut(batch, cams, scores, (0.35, 0.55)), local, (2, 2)).flatten(0, 1)
     torch.testing.assert_close(terms["corr"], 2 * cam_correspondence(raw, seen))
 
 
@@ -288,6 +288,32 @@ def test_local_labels_are_those_of_the_pixels_that_the_local_view_shows() -> Non
     assert (local_labels(labels, beyond, (2, 2)) == 255).all()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(local_labels(labels, local, (LOCAL, LOCAL)), whole)
+
+
+@pytest.mark.parametrize("band", [(0.35, 0.55), (0.1, 0.9), None])
+def test_pairs_of_corr_leave_out_the_band(band: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CCE (equation 11, with what is said before it), cut, looked up and compared in loops."""
+    method, batch = build(refine="none", weight_region=0, corr_band=band).eval(), squares()
+    # Blocks of 8 pixels, in whose middle the four pixels around each cell's centre lie.
+    blocks = torch.rand(4, CLASSES, 9, 9, generator=torch.Generator().manual_seed(0))
+    cams = blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)[..., 4 : 4 + SIZE, 4 : 4 + SIZE]
+    monkeypatch.setattr(method, "training_cams", lambda *_: cams)
+    local, labels = batch.views["local"], torch.full((4, 2, 2, 2), 255)
+    low, high = band or (0.5, 0.5)
+    for b in range(4):
+        tagged = [c for c in range(CLASSES) if batch.tags[b, c] > 0]
+        for view, (x0, y0, flip) in enumerate(STARTS):
+            for row in range(2):
+                for column in range(2):
+                    y, x = y0 + 8 + 16 * row, x0 + 8 + 16 * (1 - column if flip else column)
+                    value, best = max((float(cams[b, c, y, x]), c) for c in tagged)
+                    if value > high or value <= low:
+                        labels[b, view, row, column] = best + 1 if value > high else 0
+    raw = method.classifier.cam(method.encoder(local.images.flatten(0, 1)).maps[-1])
+    expected = 2 * loops(raw, labels.flatten(0, 1), "js")  # mean over 8 views, of the sum over an image's two
+    found = method.losses(batch, 2).terms["corr"]
+    assert found.item() == pytest.approx(expected, rel=1e-4) and found > 0
+    assert (labels == 0).any() and (labels > 0).any() and (labels == 255).any() == (band is not None)
 
 
 def test_corr_can_be_taken_on_a_finer_grid() -> None:
@@ -386,6 +412,8 @@ def test_settings_that_could_only_fail_later_are_refused_at_once() -> None:
     for wrong in ([0.6, 0.1], [-3, 0.9], [0.1, 9]):
         with pytest.raises(ConfigError, match="background_range"):
             load_config({"method": {"name": "eca", "background_range": wrong}})
+    with pytest.raises(ConfigError, match="corr_band"):
+        load_config({"method": {"name": "eca", "corr_band": [0.6, 0.1]}})
     with pytest.raises(ConfigError, match=r"method\.divergence\b"):
         build_method(tiny(SETTINGS, ENCODERS["cnn"]), 1)
     build_method(tiny(SETTINGS | {"divergence": "cosine"}, ENCODERS["cnn"]), 1)
