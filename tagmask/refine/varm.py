@@ -18,7 +18,7 @@ COLUMN = {"paper": -1, "release": 1}
 
 @REFINERS.register("varm")
 class VARM(LocalRefiner):
-    """Variation-aware refinement (Xu et al., Self Correspondence Distillation, AAAI 2023, equations 7 to 10).
+    """Variation-aware refinement (Xu et al., Self Correspondence Distillation, AAAI 2023, equations 8 to 11).
 
     Weight of neighbour n of pixel (i,j), for colours I in [0,1], x_ijn being the colour of that neighbour:
 

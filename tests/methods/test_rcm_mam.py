@@ -369,6 +369,7 @@ def test_the_ladder_on_msrc_has_the_modules_of_tables_1_and_2(tmp_path: Path) ->
     assert modules == {
         "baseline": (False, "none", 0.74),
         "smm": (False, "smm", 0.74),
+        "smm-renormalized": (False, "smm", 0.74),
         "mmm": (False, "mmm", 0.74),
         "mam": (False, "mam", 0.74),
         "rcm": (True, "none", 0.74),
