@@ -92,6 +92,9 @@ class ViewConfig(Strict):
     short_side: Annotated[Pixels | None, LEARNED_AND_USED] = Field(
         None, description="photos larger than this on the short side are reduced to it, in training and in use"
     )
+    square: Pixels | None = Field(
+        None, description="side of the square that photos are resized to in training, before scale; label.square in use"
+    )
     scale: tuple[Scale, Scale] = Field((0.5, 2.0), description="range of the random resize")
     flip: Share = Field(0.5, description="probability of a horizontal flip")
     jitter: tuple[Jitter, Jitter, Jitter, Annotated[float, Field(ge=0, le=0.5)]] = Field(
@@ -134,7 +137,8 @@ class ShortSchedule(NamedTuple):
     """A training of hundreds of steps.
 
     crop: side, pixels. short: side of the photos that CAMs are made of at scale 1, pixels. high, low: thresholds that
-    suit the encoder's CAMs. classes: of the foreground. asked: what the user sets of the method.
+    suit the encoder's CAMs. classes: of the foreground. asked: what the user sets of the method. one_class: whether
+    every photo has exactly one.
     """
 
     steps: int
@@ -144,6 +148,7 @@ class ShortSchedule(NamedTuple):
     low: float
     classes: int
     asked: Mapping[str, Any] = MappingProxyType({})
+    one_class: bool = False
 
     @property
     def momentum(self) -> float:

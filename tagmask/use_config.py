@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tagmask.strict import USED, Momentum, Role, Scales, Share, Strict, used_for
+from tagmask.strict import USED, Momentum, Pixels, Role, Scales, Share, Strict, used_for
 
 
 class GuidesConfig(Strict):
@@ -66,12 +66,18 @@ class LabelConfig(Strict):
         2048, ge=32, le=2**16, description="larger images are tiled (segmenter) or reduced to it (CAMs)"
     )
 
+    square: Annotated[Pixels | None, used_for("cams", "segmentation")] = Field(
+        None, description="side of the square that networks see each photo as; maps are resized back to its shape"
+    )
+
     @model_validator(mode="after")
     def _check_order(self) -> LabelConfig:
         if (self.high is None) != (self.low is None):
             raise ValueError("high and low go together: set both, or neither")
         if self.high is not None and self.low is not None and self.high < self.low:
             raise ValueError(f"high={self.high} is below low={self.low}")
+        if self.square is not None and self.tile is not None:
+            raise ValueError(f"square={self.square} is the whole photo, and tile={self.tile} a part of it; set one")
         return self
 
 

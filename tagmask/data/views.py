@@ -33,11 +33,11 @@ def reduction(size: Sequence[int], short_side: int | None) -> float:
 class TrainViews:
     """Augments one sample for training.
 
-    Main view: resize by a factor from ``config.scale`` of the photo's own size, flip, random crop to a square of
-    ``config.crop`` with zero padding where the photo is smaller (placed at random), colour jitter, Gaussian blur
-    with a standard deviation of 0.1 to 2 pixels. 'strong' in ``wanted``: the main view's pixels after
-    ``config.strong`` of the nine photometric operations of RandAugment (Cubuk et al. 2020), one after the other; the
-    main view is then the weak one. With 0 both are the same.
+    Main view: resize by a factor from ``config.scale`` of the photo's own size (or of the square ``config.square``),
+    flip, random crop to a square of ``config.crop`` with zero padding where the photo is smaller (placed at random),
+    colour jitter, Gaussian blur with a standard deviation of 0.1 to 2 pixels. 'strong' in ``wanted``: the main view's
+    pixels after ``config.strong`` of the nine photometric operations of RandAugment (Cubuk et al. 2020), one after the
+    other; the main view is then the weak one. With 0 both are the same.
     'local' in ``wanted``: square crops of the main view's geometry, anywhere in the photo, flipped at random, with
     jitter .4/.4/.2/.1 and grey at .2 of their own (ECA). 'photo': the whole photo, its long side brought to
     ``config.crop`` and zero padding at the right or bottom, as it is in each step: unflipped, photometry left out (it
@@ -84,8 +84,9 @@ class TrainViews:
         Last, for x and y, (a,b): what lies at the fraction f of the photo's side lies at a·f + b pixels of the canvas.
         """
         image, mask, side = sample.image, sample.mask, self.config.crop
-        factor = _uniform(generator, *self.config.scale) * reduction(image.shape[-2:], self.config.short_side)
-        height, width = (max(1, round(n * factor)) for n in image.shape[-2:])
+        size = image.shape[-2:] if self.config.square is None else (self.config.square, self.config.square)
+        factor = _uniform(generator, *self.config.scale) * reduction(size, self.config.short_side)
+        height, width = (max(1, round(n * factor)) for n in size)
         left, x0, x1 = _window(width, side, generator)
         top, y0, y1 = _window(height, side, generator)
         flip = _uniform(generator) < self.config.flip

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagmask.errors import ConfigError
-from tagmask.label.infer import Inference, scaled
+from tagmask.label.infer import Inference, as_square, scaled
 from tagmask.types import IGNORE
 
 EXAMPLE = (2, 213, 320, 3)
@@ -46,7 +46,11 @@ class Network(nn.Module):
             wanted: Any = torch.sym_min(short, self.short_side)
             size = [scaled(side, wanted, short) for side in full]
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
-        scores = F.interpolate(self.logits(images).softmax(1), size=list(full), mode="bilinear")
+        if self.config.square is None:
+            logits = self.logits(images)
+        else:
+            logits = F.interpolate(self.logits(as_square(images, self.config.square)), size=size, mode="bilinear")
+        scores = F.interpolate(logits.softmax(1), size=list(full), mode="bilinear")
         best, labels = scores.max(dim=1)
         labels = labels.to(torch.uint8)
         if self.config.unsure:

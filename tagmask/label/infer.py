@@ -30,7 +30,8 @@ class Inference:
     """Turns a photo, uint8 (3,H,W), into maps on the method's device.
 
     Scores, CAMs and probabilities lie on the working grid (h,w): the photo's own, unless ``views.short_side`` reduces
-    it. Label maps have the photo's size. Networks run under autocast as in training; results are float32.
+    it. With ``label.square`` networks see a square, and their maps are resized back to that grid. Label maps have the
+    photo's size. Networks run under autocast as in training; results are float32.
     ``config`` has the settings of ``label``, with the threshold that training found if ``label.threshold_from`` asks
     for it. Raises ConfigError where the method cannot do what ``label`` asks for, and for an unknown ``label.crf``.
     """
@@ -87,11 +88,15 @@ class Inference:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
         return images.contiguous(memory_format=torch.channels_last)
 
+    def _seen(self, images: Tensor) -> Tensor:
+        """Images (B,3,h,w) of the working grid as the networks see them: (B,3,s,s) with ``label.square``."""
+        return images if self.config.square is None else as_square(images, self.config.square)
+
     @torch.inference_mode()
     def class_scores(self, photo: Tensor) -> Tensor | None:
         """(C,) probabilities; None for a method without a classifier."""
         with self.running():
-            scores = self.method.class_scores(self.batch(photo, self.config.max_side))
+            scores = self.method.class_scores(self._seen(self.batch(photo, self.config.max_side)))
         return None if scores is None else scores[0].float().cpu()
 
     @torch.inference_mode()
@@ -103,8 +108,8 @@ class Inference:
         given = None if tags is None else tags.to(self.device)[None]
         images = self.batch(photo, self.config.max_side)
         with self.running():
-            cams = self.method.cams(images, given, scales=self.config.cam_scales, flip=self.config.cam_flip)
-        return cams[0].float()
+            cams = self.method.cams(self._seen(images), given, scales=self.config.cam_scales, flip=self.config.cam_flip)
+        return resize(cams.float(), images.shape[-2:])[0]
 
     @torch.inference_mode()
     def refine(self, photo: Tensor, cams: Tensor, tags: Tensor, factor: Tensor | None = None) -> Tensor:
@@ -139,6 +144,8 @@ class Inference:
         """
         self.need_segmenter()
         images = torch.cat([self.batch(photo) for photo in photos])
+        if self.config.square is not None:
+            return resize(self._logits(self._seen(images)), images.shape[-2:])
         side = self.tile_side(images.shape[-2:])
         return self._logits(images) if side is None else self._tiled(images, side)
 
@@ -213,6 +220,11 @@ class Inference:
                 total[..., y0:y1, x0:x1] += self._logits(images[..., y0:y1, x0:x1]) * ramp
                 weight[y0:y1, x0:x1] += ramp
         return total / weight
+
+
+def as_square(images: Tensor, side: int) -> Tensor:
+    """Images (B,3,H,W) in [0,1] resized to (B,3,side,side)."""
+    return F.interpolate(images, size=[side, side], mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def scaled(length: int, numerator: int, denominator: int) -> int:

@@ -173,6 +173,15 @@ def test_reduced_photos_and_several_scales_are_in_the_file(trained: Path, tmp_pa
     check_sizes(run.inference, Exported(tmp_path / "net.onnx"), photo_of(run))
 
 
+def test_a_square_is_in_the_file(scenes: Path, tmp_path: Path) -> None:
+    label = {"scales": [1.0], "flip": False, "crf": "none", "square": 48}
+    config = tiny({"name": "supervised", "head": "compact"}, label=label)
+    torch.manual_seed(0)
+    inference = Inference(build_method(config, CLASSES), config)
+    write(Network(inference), tmp_path / "net.onnx", ABOUT)
+    check_sizes(inference, Exported(tmp_path / "net.onnx"), read_image(sorted(scenes.rglob("*.png"))[0]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method, encoder",

@@ -129,6 +129,38 @@ def test_cams_of_large_photos_are_bounded() -> None:
     assert Inference(Pointwise(), config(max_side=32)).cams(photo(32, 64), torch.ones(3)).shape == (3, 16, 32)
 
 
+@pytest.mark.parametrize("short", [None, 20])
+def test_networks_see_a_square_and_maps_have_the_photos_shape(short: int | None) -> None:
+    settings = config(square=32, scales=[1.0, 0.5], max_side=48)
+    settings.views.short_side = short
+    method, image = Pointwise(), photo(40, 60)
+    method.classifier = None  # type: ignore[assignment]
+    inference = Inference(method, settings)
+    working = inference.batch(image)
+    grid = (40, 60) if short is None else (20, 30)
+    assert working.shape[-2:] == grid
+    square = F.interpolate(working, size=(32, 32), mode="bilinear", antialias=True).clamp(0, 1)
+    logits = inference.logits(image, image)
+    assert method.seen == [(32, 32), (16, 16)] and logits.shape == (2, CLASSES + 1, *grid), "no tiles"
+    small = F.interpolate(square, size=(16, 16), mode="bilinear", align_corners=False)
+    both = (method.segment(square) + F.interpolate(method.segment(small), (32, 32), mode="bilinear")) / 2
+    torch.testing.assert_close(logits[:1], F.interpolate(both, size=grid, mode="bilinear"))
+    method.seen.clear()
+    reduced = inference.batch(image, 48)
+    expected = F.interpolate(reduced, size=(32, 32), mode="bilinear", antialias=True).clamp(0, 1)
+    expected = F.interpolate(expected, size=reduced.shape[-2:], mode="bilinear")[0]
+    torch.testing.assert_close(inference.cams(image, torch.ones(3)), expected)
+    method.class_scores = lambda images: images.mean((2, 3))  # type: ignore[method-assign,assignment]
+    assert method.seen == [(32, 32)] and inference.class_scores(image).shape == (3,)  # type: ignore[union-attr]
+    labels, _ = Look(inference, image).prediction
+    assert labels.shape == (40, 60)
+
+
+def test_a_square_is_not_cut_into_tiles() -> None:
+    with pytest.raises(ConfigError, match=r"square=32.*tile=16"):
+        config(square=32, tile=16)
+
+
 def test_masks_of_tagged_photos_are_refined_and_stay_probabilities() -> None:
     image = photo(20, 24)
     tags = torch.tensor([1.0, 0.0, 1.0])
