@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tagmask.cam import multi_scale
 from tagmask.config import MethodConfig, RunConfig, ShortSchedule, ViewConfig
 from tagmask.encoders import Encoder, build_encoder, norm_parameters
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, DataError
 from tagmask.heads import Classifier
 from tagmask.registry import HEADS, METHODS, REFINERS
 from tagmask.strict import Scales, used_for
@@ -155,13 +155,27 @@ CAM_SCALES = "image scales of CAMs made from Python; commands use label.cam_scal
 """Help of ``cam_scales`` where training does not use it."""
 GATE = "class probability below which a crop's tag is not trusted"
 """Help of ``gate``."""
-SHORT_GATE = (0.1, "do not trust a tag whose object was cropped out")
-"""``gate`` in a short training, and why."""
+
+
+def short_gate(schedule: ShortSchedule) -> tuple[float, str]:
+    """``gate`` in a short training, and why."""
+    if short_loss(schedule) == "softmax":
+        return 0.0, "a softmax says which class a crop shows, not whether it shows one"
+    return 0.1, "do not trust a tag whose object was cropped out"
+
+
+def short_loss(schedule: ShortSchedule) -> str:
+    """``cls_loss`` in a short training: the user's, or softmax where every photo has one of more than RATED_CLASSES."""
+    many = schedule.one_class and schedule.classes > RATED_CLASSES
+    return schedule.asked.get("cls_loss", "softmax" if many else "multilabel")
 
 
 class ClassifierConfig(MethodConfig):
     """Settings of a ``ClassifierMethod``."""
 
+    cls_loss: Literal["multilabel", "softmax"] = Field(
+        "multilabel", description="softmax: cross-entropy, where every photo has exactly one class"
+    )
     cam_scales: Scales = Field([1.0], description=CAM_SCALES)
     cam_flip: bool = Field(True, description="whether those CAMs use mirror images, too")
     flip_merge: Annotated[Literal["max", "sum"], used_for("cams")] = Field(
@@ -170,14 +184,19 @@ class ClassifierConfig(MethodConfig):
 
     @classmethod
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
-        """Weights of classification by the number of classes (``class_share``), clipping that acts, and warm-ups.
+        """``cls_loss``, its weights by the number of classes (``class_share``), clipping that acts, and warm-ups.
 
-        At first the classifier learns alone (``warmup``); what has its own ``*_warmup`` comes later.
+        A softmax is no mean over classes: its weights stay. At first the classifier learns alone (``warmup``); what has
+        its own ``*_warmup`` comes later.
         """
         plan = super().short_schedule(schedule)
         plan["train.clip"] = (1.0, "gradients are larger than this where a classifier jumps about")
+        softmax = short_loss(schedule) == "softmax"
+        if softmax:
+            why = f"every photo has one of {schedule.classes} classes, each too rare to be learned by itself"
+            plan["method.cls_loss"] = ("softmax", why)
         for name, field in cls.model_fields.items():
-            if name.startswith("weight_cls"):
+            if name.startswith("weight_cls") and not softmax:
                 weight = round(field.default * class_share(schedule.classes), 4)
                 plan[f"method.{name}"] = (weight, f"the loss is a mean over {schedule.classes} classes")
             elif name == "warmup":
@@ -202,10 +221,19 @@ class ClassifierMethod(Method):
         """The class maps; a method that refines them says how."""
         return self.class_maps(images)
 
+    def tag_loss(self, scores: Tensor, tags: Tensor) -> Tensor:
+        """Loss of class scores (B,C), logits, against tags (B,C), as ``cls_loss`` says."""
+        return tag_loss(scores, tags, self.config.cls_loss)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """(B,C) float32 probabilities of class scores (B,C): sigmoid, or softmax over the classes (``cls_loss``)."""
+        scores = scores.float()
+        return scores.softmax(1) if self.config.cls_loss == "softmax" else scores.sigmoid()
+
     @torch.no_grad()
     def class_scores(self, images: Tensor) -> Tensor:
-        """(B,C) sigmoid probabilities."""
-        return self.classifier.pool(self.class_maps(images)).float().sigmoid()
+        """(B,C) probabilities."""
+        return self.probabilities(self.classifier.pool(self.class_maps(images)))
 
 
 class SegmenterConfig(MethodConfig):
@@ -247,7 +275,7 @@ class OneStageConfig(ClassifierConfig, SegmenterConfig):
         """Pooling that learns sooner, and a gate."""
         return super().short_schedule(schedule) | {
             "method.pooling": ("avg", "max pooling learns too slowly for short schedules"),
-            "method.gate": SHORT_GATE,
+            "method.gate": short_gate(schedule),
         }
 
 
@@ -257,13 +285,24 @@ class OneStageMethod(ClassifierMethod, SegmenterMethod):
     config: OneStageConfig
 
 
-def tag_loss(scores: Tensor, tags: Tensor) -> Tensor:
-    """Multi-label soft margin loss of class scores (B,C) before the sigmoid, in full precision; tags (B,C)."""
-    return F.multilabel_soft_margin_loss(full(scores), tags)
+def tag_loss(scores: Tensor, tags: Tensor, kind: str = "multilabel") -> Tensor:
+    """Loss of class scores (B,C), logits, in full precision; tags (B,C) of 0/1.
+
+    kind: 'multilabel' is the soft margin loss, the mean over classes; 'softmax' the cross-entropy with the image's one
+    class. Raises DataError for 'softmax' where an image has no tag or several.
+    """
+    if kind == "multilabel":
+        return F.multilabel_soft_margin_loss(full(scores), tags)
+    if (tags.sum(1) != 1).any():
+        raise DataError("method.cls_loss=softmax takes images of one class each; set method.cls_loss=multilabel.")
+    return F.cross_entropy(full(scores), tags.argmax(1))
 
 
 RATED_CLASSES = 14
-"""Classes of the data set on which the planned learning rates were found (docs/notes/baseline.md)."""
+"""Classes of the data set on which the planned learning rates were found (docs/notes/baseline.md).
+
+Up to as many, both ``cls_loss`` learn one class a photo equally fast (docs/notes/rates.md).
+"""
 
 
 def class_share(classes: int) -> float:

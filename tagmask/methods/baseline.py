@@ -18,7 +18,7 @@ from tagmask.encoders import Encoder
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.losses import balanced_cross_entropy
-from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, tag_loss
+from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner
 from tagmask.registry import METHODS
 from tagmask.strict import Factor, Natural, Scales
 from tagmask.types import IGNORE, Batch, Features, Losses
@@ -86,12 +86,12 @@ class Baseline(OneStageMethod):
         self.refiner: nn.Module | None = build_refiner(config.refine, config.refine_options)
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """cls: multi-label soft margin; after the warm-up also the terms of ``terms_from_cams``."""
+        """cls, the classification; after the warm-up also the terms of ``terms_from_cams``."""
         active = self.active(step)
         features = self.encoder(batch.images, attention=self.attention_blocks(active))
         maps = self.classifier.cam(features.maps[-1])
         scores = self.classifier.pool(maps)
-        terms = {"cls": tag_loss(scores, batch.tags)}
+        terms = {"cls": self.tag_loss(scores, batch.tags)}
         if active:
             terms |= self.terms_from_cams(batch, step, active, features, maps, scores.detach())
         return self.weighted(terms)
@@ -138,7 +138,7 @@ class Baseline(OneStageMethod):
         normalised CAM is noise: the class is left out there, and what would be background is ignored.
         """
         cfg = self.config
-        trusted = batch.tags * (scores.sigmoid() >= cfg.gate)
+        trusted = batch.tags * (self.probabilities(scores) >= cfg.gate)
         low, high = thresholds or (cfg.low, cfg.high)
         labels = pseudo_labels(cams, trusted, high, low, refine=self.refiner, images=batch.images, boxes=batch.boxes)
         doubtful = (trusted < batch.tags).any(dim=1)[:, None, None]

@@ -17,7 +17,7 @@ from tagmask.cam.class_association import association, row_shares
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
-from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod, tag_loss
+from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod
 from tagmask.registry import METHODS
 from tagmask.strict import Positive, Scales, Share
 from tagmask.tensors import full
@@ -73,7 +73,7 @@ class ClassTransfer(ClassifierMethod):
         self.register_buffer("photos", torch.zeros(classes + 1))
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """cls: multi-label soft margin of the linear classifier."""
+        """cls: of the linear classifier."""
         with torch.no_grad():
             logits = full(self.encoder(batch.images).maps[-1])
             rows = torch.cat([batch.tags, torch.ones_like(batch.tags[:, :1])], 1).to(logits)
@@ -81,7 +81,7 @@ class ClassTransfer(ClassifierMethod):
             with torch.autocast(logits.device.type, enabled=False):
                 self.seen += comm.all_sum(rows.T @ shown)
             self.photos += comm.all_sum(rows.sum(0))
-        return self.weighted({"cls": tag_loss(self.classifier(logits), batch.tags)})
+        return self.weighted({"cls": self.tag_loss(self.classifier(logits), batch.tags)})
 
     def cam_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w): the classes' logits over their mean, weighted by ``association`` and what the photo shows."""

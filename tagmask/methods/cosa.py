@@ -23,7 +23,7 @@ from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
-from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, tag_loss, to_image_size
+from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, to_image_size
 from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.methods.common.ema import Teacher
 from tagmask.methods.common.pseudo_label_assignment import (
@@ -246,9 +246,9 @@ class CoSA(OneStageMethod):
         cfg = self.config
         features = self.encoder(self.view(batch, "strong").images)
         maps = self.classifier.cam(features.maps[-1])
-        terms = {"cls": tag_loss(self.classifier.pool(maps), batch.tags)}
+        terms = {"cls": self.tag_loss(self.classifier.pool(maps), batch.tags)}
         if cfg.weight_cls_aux > 0:
-            terms["cls_aux"] = tag_loss(self.auxiliary(features.maps[cfg.auxiliary_map]), batch.tags)
+            terms["cls_aux"] = self.tag_loss(self.auxiliary(features.maps[cfg.auxiliary_map]), batch.tags)
         if step >= cfg.warmup:
             terms |= self._assigned_terms(batch, features, maps, step >= (cfg.s2c_warmup or 0))
         return self.weighted(terms)
@@ -311,7 +311,7 @@ class CoSA(OneStageMethod):
         return WeakView(
             cams[:, : self.classes],
             cams[:, self.classes :] if auxiliary else None,
-            mean_of_views(pooled, cfg.cam_flip)[:, :, 0, 0].sigmoid(),
+            self.probabilities(mean_of_views(pooled, cfg.cam_flip)[:, :, 0, 0]),
             mean_of_views(segmented, cfg.cam_flip) if segments else None,
         )
 

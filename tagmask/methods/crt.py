@@ -23,7 +23,7 @@ from tagmask.encoders import Encoder, build_encoder
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
-from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod, tag_loss
+from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod
 from tagmask.registry import METHODS
 from tagmask.strict import Factor, Few, Natural, Pixels, Positive, Scales
 from tagmask.types import Batch, Features, Losses
@@ -103,12 +103,12 @@ class CRT(ClassifierMethod):
         """cls of both branches and, from ``warmup``, l1 between their class maps, weighted as in equation 2."""
         cfg = self.config
         maps = self.class_maps(batch.images)
-        terms = {"cls": tag_loss(self.classifier.pool(maps), batch.tags)}
+        terms = {"cls": self.tag_loss(self.classifier.pool(maps), batch.tags)}
         matches = step >= cfg.warmup
         if self.cnn is not None and (matches or cfg.weight_cls_cnn > 0):
             others = self.cnn_classifier.cam(self.cnn(batch.images).maps[-1])
             if cfg.weight_cls_cnn > 0:
-                terms["cls_cnn"] = tag_loss(self.cnn_classifier.pool(others), batch.tags)
+                terms["cls_cnn"] = self.tag_loss(self.cnn_classifier.pool(others), batch.tags)
             if matches:
                 of = batch.images if cfg.l1_size == "image" else maps
                 grid = (of.shape[-2], of.shape[-1])

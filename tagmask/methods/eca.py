@@ -203,7 +203,7 @@ class ECA(AffinityMethod):
         """
         cfg = self.config
         assert self.guide is not None
-        trusted = batch.tags * (scores.sigmoid() >= cfg.gate)
+        trusted = batch.tags * (self.probabilities(scores) >= cfg.gate)
         tags = trusted
         if labels is not None and cfg.region_classes == "labels":
             tags = trusted * torch.stack([(labels == c + 1).flatten(1).any(1) for c in range(self.classes)], 1)

@@ -20,7 +20,7 @@ from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
 from tagmask.losses import multi_scale_attention, region_cross_entropy, regional_contrast
-from tagmask.methods.base import CAM_SCALES, GATE, SHORT_GATE, ClassifierConfig, ClassifierMethod, tag_loss
+from tagmask.methods.base import CAM_SCALES, GATE, ClassifierConfig, ClassifierMethod, short_gate
 from tagmask.methods.common.ema import Teacher
 from tagmask.methods.common.pseudo_label_assignment import photo_positions
 from tagmask.registry import METHODS
@@ -75,7 +75,7 @@ class RCMMAMConfig(ClassifierConfig):
     def short_schedule(cls, schedule: ShortSchedule) -> dict[str, tuple[Any, str]]:
         """A gate, and a support network that follows sooner."""
         average = (schedule.momentum, f"an average that has to follow in {schedule.steps} steps")
-        return super().short_schedule(schedule) | {"method.gate": SHORT_GATE, "method.momentum": average}
+        return super().short_schedule(schedule) | {"method.gate": short_gate(schedule), "method.momentum": average}
 
     @property
     def attends(self) -> bool:
@@ -158,7 +158,7 @@ class RCMMAM(ClassifierMethod):
         contrasts = cfg.weight_rcm > 0 and step >= cfg.warmup
         attends = cfg.attends and step >= cfg.attention_warmup
         features, maps = self.main.maps(batch.images)
-        terms = {"cls": tag_loss(self.classifier.pool(maps), batch.tags)}
+        terms = {"cls": self.tag_loss(self.classifier.pool(maps), batch.tags)}
         if self.support is not None and (contrasts or attends):
             guidance = self._guidance(Network(**self.support), batch)
             if contrasts and cfg.self_supervision == "direct":
@@ -178,7 +178,7 @@ class RCMMAM(ClassifierMethod):
         # Where a tagged class scores under ``gate`` in this crop its object was probably cropped out. A CAM that is 0
         # everywhere, as most are of a new classifier, has no maximum to be divided by: by equation 2 the object itself
         # would be background.
-        trusted = (batch.tags > 0) & (support.classifier.pool(maps).float().sigmoid() >= self.config.gate)
+        trusted = (batch.tags > 0) & (self.probabilities(support.classifier.pool(maps)) >= self.config.gate)
         trusted &= torch.stack(cams).amax((0, -2, -1)) > 0
         return Guidance(features.float(), valid, cams, trusted)
 

@@ -17,9 +17,9 @@ from tagmask.types import Losses
 TERM = "cls"
 """Name of the loss term that is watched."""
 ABOVE, BACK, LEARNED = 1.5, 1.08, 0.9
-"""A mean loss is lost when it is ABOVE times chance, or BACK times the lowest at ln 2; until LEARNED times chance."""
-ZERO = 0.98 * math.log(2)
-"""Loss of scores of 0, as an untrained and a dead network have them, but for a margin."""
+"""A mean loss is lost when it is ABOVE times chance, or BACK times the lowest at ZERO; until LEARNED times chance."""
+ZERO = 0.98
+"""Share of the loss of scores of 0, which an untrained and a dead network have: but for a margin it is that loss."""
 SHARE, LOWER, RESTARTS = 5, 3, 2
 """A training is lost once a fifth of its steps was; a restart divides the rate by three; there are two at most."""
 FEWEST, SHORTEST = 30, 5
@@ -31,13 +31,13 @@ class Watch:
 
     The rule. *Chance* is the loss of constant scores, each class's the share of photos that have it. The *mean loss* is
     taken over the last twentieth of the steps, and over five at least. It is lost when it rises to one and a half times
-    chance (or, where that is more, one and a half times the lowest mean so far), or back to ln 2, which scores of 0
-    have; it stays so until it is a tenth below chance. A loss that falls slowly, or never, is not lost by this: a lower
-    rate would not help it. The *training* is lost when the mean loss was in a fifth of the steps, those of the rate's
-    warm-up not counted, or when a loss or gradient is not finite. It then begins again at a third of the rate, twice at
-    most. Lost once more it goes on as it is, and so does one whose configuration is complete (``plan: false``), but it
-    is said once. Nothing is watched in a training of fewer than 30 steps, where no loss is called 'cls', and where all
-    photos have the same tags.
+    chance (or, where that is more, one and a half times the lowest mean so far), or back to that of scores of 0, ln 2
+    (with a softmax over C classes ln C); it stays so until it is a tenth below chance. A loss that falls slowly, or
+    never, is not lost by this: a lower rate would not help it. The *training* is lost when the mean loss was in a fifth
+    of the steps, those of the rate's warm-up not counted, or when a loss or gradient is not finite. It then begins
+    again at a third of the rate, twice at most. Lost once more it goes on as it is, and so does one whose configuration
+    is complete (``plan: false``), but it is said once. Nothing is watched in a training of fewer than 30 steps, where
+    no loss is called 'cls', and where all photos have the same tags.
 
     items: training photos. parts: what a restart takes back to what it is now: modules and optimisers by name. The
     watch's own state belongs into checkpoints: a resumed training then restarts where an uninterrupted one does.
@@ -45,7 +45,9 @@ class Watch:
 
     def __init__(self, config: RunConfig, items: Sequence[Item], classes: int, parts: Mapping[str, Any]) -> None:
         self.train = config.train
-        self.chance = constant_loss([item.tags for item in items if item.tags is not None], classes)
+        softmax = getattr(config.method, "cls_loss", None) == "softmax"
+        self.chance = constant_loss([item.tags for item in items if item.tags is not None], classes, softmax)
+        self.zero = ZERO * math.log(classes if softmax else 2)
         self.restarts: list[dict[str, Any]] = []
         self._again = self._told = False
         self._parts, self._begin = parts, {}
@@ -92,7 +94,7 @@ class Watch:
         length = max(SHORTEST, self.train.steps // 20)
         self._recent = [*self._recent, mean_of([p.terms[TERM] for p in parts])][-length:]
         loss = sum(self._recent) / len(self._recent)
-        if loss > max(BACK * self._lowest, min(ABOVE * max(self._lowest, self.chance), ZERO)):
+        if loss > max(BACK * self._lowest, min(ABOVE * max(self._lowest, self.chance), self.zero)):
             self._is_lost = True
         elif loss < LEARNED * self.chance:
             self._is_lost = False
@@ -132,15 +134,17 @@ def describe(record: Mapping[str, Any], steps: int, rate: float | None) -> str:
     return f"Training is lost at step {record['at']} of {steps}: {what}. {then}"
 
 
-def constant_loss(tags: Sequence[Sequence[int]], classes: int) -> float:
+def constant_loss(tags: Sequence[Sequence[int]], classes: int, softmax: bool = False) -> float:
     """Multi-label soft margin loss of constant scores, each class's the share p of photos with its tag, ≥ 0.
 
-    It is the mean over classes of −p·ln p − (1−p)·ln(1−p): the lowest loss without looking at the photos. tags: class
-    indices of each photo. 0 where a tag is on all photos or on none, for all classes.
+    It is the mean over classes of −p·ln p − (1−p)·ln(1−p), and of a softmax the sum of −p·ln p: the lowest loss without
+    looking at the photos. tags: class indices of each photo. 0 where a tag is on all photos or none, for all classes.
     """
     if not tags:
         return 0.0
     share = torch.stack([tag_vector(t, classes) for t in tags]).double().mean(0)
+    if softmax:
+        return float(torch.special.entr(share).sum())
     return float((torch.special.entr(share) + torch.special.entr(1 - share)).mean())
 
 

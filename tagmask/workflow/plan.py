@@ -102,7 +102,9 @@ def choose(
     thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
     side = user.views.short_side if "short_side" in own["views"] else limit
     seen = min(short, side or short)
-    schedule = ShortSchedule(steps, crop, seen, *thresholds, classes=len(found["classes"]))
+    schedule = ShortSchedule(
+        steps, crop, seen, *thresholds, classes=len(found["classes"]), one_class=have_one_class(found)
+    )
     choices = [
         Choice("views.crop", crop, f"photos are {short:g} pixels on the short side; {machine} trains"),
         Choice("views.scale", [0.6, 1.6], "few steps: less variation than the papers' long schedules"),
@@ -154,6 +156,12 @@ def masks_teach(found: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     found: the fingerprint; given: sections of what the user sets.
     """
     return found.get("source") == "masks" and not given.get("method") and given.get("stages") is None
+
+
+def have_one_class(found: Mapping[str, Any]) -> bool:
+    """Whether every tagged photo has exactly one class. found: the fingerprint."""
+    tags = found.get("tags", {})
+    return 0 < sum(tags.values()) == found["counts"]["labelled"] and not found["counts"]["empty"]
 
 
 def _encoder(config: EncoderConfig, own: Mapping[str, Any], fast: bool) -> tuple[str, str]:

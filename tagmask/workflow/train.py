@@ -167,13 +167,19 @@ def training_items(run: Run) -> tuple[list[Item], int]:
     """Items of the 'train' split, with the masks of ``data.train_masks`` where that is set, and those that people drew.
 
     Also the number that a mask-reading method leaves out for want of a mask. Raises DataError when nothing is left,
-    or when those masks were made for other classes.
+    when those masks were made for other classes, or where a softmax (``method.cls_loss``) finds no or several tags.
     """
     config, collection = run.config, run.collection
     items, kind = collection.split("train"), METHODS.get(config.method.name)
     if not kind.reads_masks:
         if not items:
             raise DataError(f"{collection.root}: the split 'train' has no tagged image.")
+        other = [item.id for item in items if len(item.tags or ()) != 1]
+        if other and getattr(config.method, "cls_loss", None) == "softmax":
+            raise DataError(
+                f"{collection.root}: method.cls_loss=softmax learns one class a photo; {len(other)} of {len(items)} "
+                f"training photos have none or several ('{other[0]}' is the first). Set method.cls_loss=multilabel."
+            )
         return items, 0
     folder = config.data.train_masks
     if folder is None and kind.labels_from_tags:

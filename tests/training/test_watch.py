@@ -67,6 +67,31 @@ def test_constant_loss_is_the_least_that_constant_scores_have(tags: list[list[in
     assert constant_loss([[0]] * 4, 1) == constant_loss([[0]] * 4, 3) == constant_loss([], 2) == 0
 
 
+def test_constant_loss_of_a_softmax() -> None:
+    tags = [[0], [1], [1], [2], [1], [0]]
+    vectors = torch.tensor([[float(c in t) for c in range(3)] for t in tags], dtype=torch.float64)
+    expected = -sum(p * math.log(p) for p in (2 / 6, 3 / 6, 1 / 6))
+    assert constant_loss(tags, 3, softmax=True) == pytest.approx(expected, abs=1e-12)
+    scores = vectors.mean(0).log().expand(6, 3)
+    assert tag_loss(scores, vectors, "softmax").item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [20, 200])
+def test_a_softmax_is_lost_back_at_the_logarithm_of_its_classes(classes: int) -> None:
+    """Its loss begins there, far above what the multi-label loss has when it is lost."""
+
+    def watch() -> Watch:
+        config = tiny({"name": "baseline", "cls_loss": "softmax"}, train={"steps": 230, "warmup": 11})
+        return Watch(config, photos([[i % classes] for i in range(400)]), classes, {})
+
+    top = math.log(classes)
+    assert watch().chance == pytest.approx(top)
+    falling = [top * 0.98**step for step in range(230)]
+    slow = [top - 0.002 * step + 0.1 * math.sin(step) for step in range(230)]
+    assert lost_at(watch(), falling) == lost_at(watch(), slow) == []
+    assert lost_at(watch(), [*falling[:60], *[top] * 170])[0] == pytest.approx(60 + 230 / 5, abs=12)
+
+
 def test_a_jumping_loss_is_lost() -> None:
     assert 46 < lost_at(watched(), between(ISSUE, 230))[0] < 115
 
