@@ -18,17 +18,19 @@ def cut_and_merge(
     tile: int = 224,
     stride: int = 112,
     at_once: int | None = None,
+    fill: Tensor | None = None,
 ) -> Tensor:
     """Maps of images from the maps of their tiles, averaged where tiles overlap. Differentiable.
 
     Huo et al., Dual Progressive Transformations for Weakly Supervised Semantic Segmentation, "overlapping
-    cutting-merging". Images are zero-padded at the bottom and right to ``tile`` plus whole strides (with the paper's
+    cutting-merging". Images are padded at the bottom and right to ``tile`` plus whole strides (with the paper's
     224 and 112: to the next multiple of 112, at least 224); the maps are cropped back to the images.
 
     forward: (n,3,tile,tile) → (n,K,t,t), where t divides ``tile`` and the ratio tile/t divides ``stride``.
     images: (B,3,H,W). tile, stride: pixels, 0 < stride ≤ tile. at_once: tiles in one call of ``forward``; default:
-    all. Returns (B,K,ceil(H·t/tile),ceil(W·t/tile)), float32 for half-precision maps. Raises TagmaskError for another
-    tile, stride or map size.
+    all. fill: (1,3,1,1), the colour of the padding; default: 0. The paper pads with 0 in what its network sees: where
+    ``forward`` normalises images itself that is their mean. Returns (B,K,ceil(H·t/tile),ceil(W·t/tile)), float32 for
+    half-precision maps. Raises TagmaskError for another tile, stride or map size.
 
     Examples:
         >>> images = torch.rand(1, 3, 300, 500)
@@ -43,7 +45,9 @@ def cut_and_merge(
     check_shapes("Cut and merge", "images (B,3,H,W)", images)
     height, width = images.shape[-2:]
     down, across = (max(0, -(-(side - tile) // stride)) for side in (height, width))
-    padded = F.pad(images, (0, tile + across * stride - width, 0, tile + down * stride - height))
+    fill = images.new_zeros(1, 3, 1, 1) if fill is None else fill.to(images)
+    padded = fill.repeat(len(images), 1, tile + down * stride, tile + across * stride)
+    padded[..., :height, :width] = images
     tiles = padded.unfold(2, tile, stride).unfold(3, tile, stride)  # (B,3,rows,columns,tile,tile)
     tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     maps = torch.cat([forward(part) for part in tiles.split(at_once or len(tiles))])

@@ -8,7 +8,7 @@ attention refines the class maps that are used. There is no segmenter: its CAMs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,8 +24,10 @@ from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
 from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod
+from tagmask.methods.common.pseudo_label_assignment import photo_positions
 from tagmask.registry import METHODS
 from tagmask.strict import Factor, Few, Natural, Pixels, Positive, Scales
+from tagmask.tensors import full
 from tagmask.types import Batch, Features, Losses
 
 
@@ -50,6 +52,9 @@ class CRTConfig(ClassifierConfig):
     tile: Pixels | None = Field(224, description="side of the transformer's tiles, pixels; null: whole images")
     stride: int = Field(112, ge=1, le=2**16, description="from tile to tile, pixels")
     tiles_at_once: Few = Field(16, description="in one pass when it is used; training takes all at once")
+    upsample: int = Field(
+        1, ge=1, le=16, description="the transformer sees images smaller by this factor, and its map is enlarged by it"
+    )
     loops: int = Field(
         3, ge=0, le=100, description="passes through the blocks, each added to its input; 0: a plain one"
     )
@@ -57,6 +62,10 @@ class CRTConfig(ClassifierConfig):
     kernel: Literal[1, 3] = Field(1, description="of the transformer's classifier")
     attention: Literal["none", "class"] = Field("class", description="class: the class token's, times the CAMs in use")
     warmup: Natural = Field(661, description="step from which l1 is on; one epoch of VOC")
+    l1_block: Natural = Field(0, description="steps that l1 is on, then off for as many, and so on; 0: it stays on")
+    padding: Literal["counted", "left_out"] = Field(
+        "counted", description="whether padding of training crops takes part in the pooling of class maps and in l1"
+    )
     cam_scales: Scales = Field([1.0, 0.5, 1.5, 2.0, 0.75, 1.25, 1.75], description=CAM_SCALES)
     l1_size: Literal["map", "image"] = Field("map", description="what maps are resized to before l1 compares them")
     weight_cls: Positive = Field(1.0, description="of the transformer's classification")
@@ -100,24 +109,35 @@ class CRT(ClassifierMethod):
             encoder.weights_origin = f"{encoder.weights_origin}; cnn: {self.cnn.weights_origin}"
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """cls of both branches and, from ``warmup``, l1 between their class maps, weighted as in equation 2."""
+        """cls of both branches and, from ``warmup`` in every other ``l1_block``, l1 between their class maps.
+
+        They are weighted as in equation 2.
+        """
         cfg = self.config
         maps = self.class_maps(batch.images)
-        terms = {"cls": self.tag_loss(self.classifier.pool(maps), batch.tags)}
-        matches = step >= cfg.warmup
+        terms = {"cls": self.tag_loss(self._over(maps, batch), batch.tags)}
+        matches = step >= cfg.warmup and (cfg.l1_block == 0 or (step - cfg.warmup) // cfg.l1_block % 2 == 0)
         if self.cnn is not None and (matches or cfg.weight_cls_cnn > 0):
             others = self.cnn_classifier.cam(self.cnn(batch.images).maps[-1])
             if cfg.weight_cls_cnn > 0:
-                terms["cls_cnn"] = self.tag_loss(self.cnn_classifier.pool(others), batch.tags)
+                terms["cls_cnn"] = self.tag_loss(self._over(others, batch), batch.tags)
             if matches:
                 of = batch.images if cfg.l1_size == "image" else maps
                 grid = (of.shape[-2], of.shape[-1])
-                terms["l1"] = F.l1_loss(resize(others.float(), grid), resize(maps.float(), grid))
+                apart = (resize(others.float(), grid) - resize(maps.float(), grid)).abs()
+                terms["l1"] = self._over(apart, batch).mean()
         return self.weighted(terms)
+
+    def _over(self, maps: Tensor, batch: Batch) -> Tensor:
+        """(B,C) means of maps (B,C,h,w) over all positions, or over those of the photos (``padding``)."""
+        if self.config.padding == "counted":
+            return maps.mean((-2, -1))
+        photo = photo_positions(batch, (maps.shape[-2], maps.shape[-1]))[:, None]
+        return (full(maps) * photo).sum((-2, -1)) / photo.sum((-2, -1)).clamp(min=1)
 
     def class_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) the transformer's class maps before ReLU, without attention: those that are trained."""
-        return self._merged(lambda tiles: self.classifier.cam(self.encoder(tiles).maps[-1]), images)
+        return self._merged(lambda tiles: self.classifier.cam(self._enlarged(self._features(tiles).maps[-1])), images)
 
     def cam_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) class maps times attention (equation 1), tile by tile; the CNN does not run."""
@@ -126,16 +146,30 @@ class CRT(ClassifierMethod):
         recorded = range(self.encoder.depth)
 
         def forward(tiles: Tensor) -> Tensor:
-            features = self.encoder(tiles, queries=recorded, keys=recorded)
-            return self.classifier.cam(features.maps[-1]) * class_attention(features)
+            features = self._features(tiles, queries=recorded, keys=recorded)
+            return self.classifier.cam(self._enlarged(features.maps[-1])) * self._enlarged(class_attention(features))
 
         return self._merged(forward, images)
+
+    def _features(self, tiles: Tensor, **recorded: Sequence[int]) -> Features:
+        """The transformer's of tiles (n,3,H,W), which it sees smaller by ``upsample``."""
+        factor = self.config.upsample
+        if factor > 1:
+            size = [max(1, round(side / factor)) for side in tiles.shape[-2:]]
+            tiles = F.interpolate(tiles, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+        return self.encoder(tiles, **recorded)
+
+    def _enlarged(self, maps: Tensor) -> Tensor:
+        """Maps (n,K,h,w), larger by ``upsample``: the bilinear interpolation of Table 2."""
+        factor = self.config.upsample
+        return resize(maps, (factor * maps.shape[-2], factor * maps.shape[-1]))
 
     def _merged(self, forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         cfg = self.config
         if cfg.tile is None:
             return forward(images)
-        return cut_and_merge(forward, images, cfg.tile, cfg.stride, None if self.training else cfg.tiles_at_once)
+        at_once = None if self.training else cfg.tiles_at_once
+        return cut_and_merge(forward, images, cfg.tile, cfg.stride, at_once, self.encoder.mean)
 
 
 def class_attention(features: Features) -> Tensor:

@@ -53,6 +53,17 @@ def test_equals_loops(size: tuple[int, int], stride: int) -> None:
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_padding_has_the_colour_that_is_given() -> None:
+    fill = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1)
+    images, seen = torch.rand(2, 3, 10, 7), []
+    cut_and_merge(lambda tiles: seen.append(tiles) or tiles, images, 8, 4, fill=fill)
+    tiles = seen[0].view(2, 2, 3, 8, 8)  # image, row: two tiles below each other
+    assert torch.equal(tiles[:, 0, :, :, :7], images[:, :, :8])
+    assert torch.equal(tiles[:, 1, :, :6, :7], images[:, :, 4:])
+    assert torch.equal(tiles[:, :, :, :, 7:], fill.expand(2, 2, 3, 8, 1))
+    assert torch.equal(tiles[:, 1, :, 6:], fill.expand(2, 3, 2, 8))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_pointwise_function_goes_through_unchanged(size: tuple[int, int]) -> None:
     images = torch.rand(2, 3, *size)

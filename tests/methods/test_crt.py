@@ -208,6 +208,82 @@ def test_losses_equal_equation_2() -> None:
     assert losses.total.item() == pytest.approx(2 * entropy[0] + 3 * entropy[1] + 5 * l1, rel=1e-4)
 
 
+def test_l1_goes_on_and_off_in_blocks() -> None:
+    method, batch = build(warmup=3, l1_block=2).eval(), squares()
+    on = ["l1" in method.losses(batch, step).terms for step in range(12)]
+    assert on == [False] * 3 + [True, True, False, False] * 2 + [True]
+    assert "l1" in build(warmup=3).losses(batch, 999).terms
+
+
+def test_padding_of_tiles_is_0_to_the_network() -> None:
+    """Of what the normalised network sees: neither black, nor white."""
+    method = build().eval()
+    seen: list[Tensor] = []
+    method.encoder.model.register_forward_pre_hook(lambda m, i: seen.append(i[0]))  # type: ignore[union-attr]
+    method.encoder.extract, extract = (lambda x, *a: seen.append(x) or extract(x, *a)), method.encoder.extract  # type: ignore[assignment,method-assign]
+    images = torch.rand(1, 3, 40, 70) + 0.01
+    method.class_maps(images)
+    tiles = torch.cat(seen)  # columns from 0, 16 and 32 on
+    assert tiles.shape == (3, 3, 48, 48) and method.encoder.mean.amin() > 0
+    assert (tiles[:, :, 40:] == 0).all() and (tiles[2, :, :, 70 - 32 :] == 0).all()
+    assert (tiles[:2, :, :40] != 0).float().mean() > 0.99
+    torch.testing.assert_close(tiles[0, :, :40], ((images - method.encoder.mean) / method.encoder.std)[0, :, :, :48])
+
+
+@pytest.mark.parametrize("l1_size", ["map", "image"])
+def test_padding_of_crops_is_counted_or_left_out(l1_size: str) -> None:
+    """In loops over the positions whose centre is photo."""
+    batch = squares()
+    batch.boxes = torch.tensor([[0, 0, 64, 64], [0, 0, 41, 64], [20, 33, 64, 64], [0, 0, 64, 9]])
+    for padding in ("counted", "left_out"):
+        method = build(tile=None, loops=0, padding=padding, l1_size=l1_size).eval()
+        assert method.cnn is not None
+        with torch.no_grad():
+            method.classifier.conv.weight.mul_(50)
+            both = [
+                method.classifier.cam(method.encoder(batch.images).maps[-1]),
+                method.cnn_classifier.cam(method.cnn(batch.images).maps[-1]),
+            ]
+            terms = method.losses(batch, 5).terms
+        size = 4 if l1_size == "map" else 64
+        large = [F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False) for maps in both]
+        wanted = {"cls": 0.0, "cls_cnn": 0.0, "l1": 0.0}
+        for b in range(4):
+            x0, y0, x1, y1 = batch.boxes[b].tolist()
+
+            def inside(y: int, x: int, cell: float) -> bool:
+                y, x = math.floor(cell * (y + 0.5)), math.floor(cell * (x + 0.5))  # noqa: B023
+                return padding == "counted" or (x0 <= x < x1 and y0 <= y < y1)  # noqa: B023
+
+            places = [(y, x) for y in range(4) for x in range(4) if inside(y, x, 16)]
+            fine = [(y, x) for y in range(size) for x in range(size) if inside(y, x, 64 / size)]
+            for c in range(CLASSES):
+                for name, maps in zip(("cls", "cls_cnn"), both):
+                    score = sum(float(maps[b, c, y, x]) for y, x in places) / max(1, len(places))
+                    p = 1 / (1 + math.exp(-score))
+                    wanted[name] -= math.log(p if batch.tags[b, c] > 0 else 1 - p) / (4 * CLASSES)
+                apart = [abs(float(large[0][b, c, y, x] - large[1][b, c, y, x])) for y, x in fine]
+                wanted["l1"] += sum(apart) / max(1, len(apart)) / (4 * CLASSES)
+        assert {name: value.item() for name, value in terms.items()} == pytest.approx(wanted, rel=1e-3)
+
+
+def test_upsampling_enlarges_the_map_of_a_smaller_image() -> None:
+    """Table 2's bilinear row: the transformer sees half the size, and its map has the size of the CNN's."""
+    method = build(tile=None, loops=0, upsample=2, attention="none").eval()
+    image = torch.rand(1, 3, 64, 96)
+    small = F.interpolate(image, size=(32, 48), mode="bilinear", antialias=True)
+    features = method.encoder(small).maps[-1]
+    assert features.shape[-2:] == (2, 3)
+    large = F.interpolate(features, size=(4, 6), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(method.class_maps(image), F.conv2d(large, method.classifier.conv.weight))
+    coupled = build(tile=None, loops=0, upsample=2).eval()
+    blocks = range(coupled.encoder.depth)
+    reached = class_attention(coupled.encoder(small, queries=blocks, keys=blocks))
+    reached = F.interpolate(reached, size=(4, 6), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(coupled.cam_maps(image), coupled.class_maps(image) * reached)
+    assert method.cnn is not None and method.cnn(image).maps[-1].shape[-2:] == (4, 6)
+
+
 @pytest.mark.parametrize(
     ("changes", "step", "terms"),
     [
