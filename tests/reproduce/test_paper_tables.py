@@ -88,7 +88,10 @@ PRINTED: dict[str, dict[str, list[float | None]]] = {
         "CAM, VOC train, val threshold": [40.8, 47.7, 51.5, 50.6],
         "mask, VOC train": [49.0, 63.0, 67.0, 66.2],
     },
-    "crt/table2": {"CAM, VOC train, val threshold": [51.5, 57.6, 57.9], "mask, VOC train": [67.0, 69.9, 69.4]},
+    "crt/table2": {
+        "CAM, VOC train, val threshold": [51.5, 57.6, 57.9, 53.2],
+        "mask, VOC train": [67.0, 69.9, 69.4, 66.9],
+    },
     "crt/table3": {"mask, VOC train": [69.9, 70.4, 71.4, 71.8, 71.7]},
     "crt/table4": {"CAM, VOC train, val threshold": [57.7], "mask, VOC train": [71.8]},
     "crt/table5": {"segmenter, val": [71.2], "mask, VOC train": [71.8]},
@@ -126,12 +129,11 @@ def test_printed_values_are_the_papers(name: str) -> None:
 
 
 def test_rows_that_are_not_built_have_the_papers_values() -> None:
-    cam, mask = "CAM, VOC train, val threshold", "mask, VOC train"
+    cam = "CAM, VOC train, val threshold"
     found = {
         (name, row.name): row.printed for name in packaged_tables() for row in read_table(name).not_built if row.why
     }
     assert found == {
-        ("crt/table2", "bilinear"): {cam: 53.2, mask: 66.9},
         ("crt/table2", "deconvolution"): {cam: 29.2},
         ("cosa/table4a", "true-masks"): {"CAM, VOC train": 83.99, "CAM, val": 80.16},
     }
