@@ -93,7 +93,7 @@ class ViewConfig(Strict):
         None, description="photos larger than this on the short side are reduced to it, in training and in use"
     )
     square: Pixels | None = Field(
-        None, description="side of the square that photos are resized to in training, before scale; label.square in use"
+        None, description="side of the square that photos are resized to in training, before scale; see label.square"
     )
     scale: tuple[Scale, Scale] = Field((0.5, 2.0), description="range of the random resize")
     flip: Share = Field(0.5, description="probability of a horizontal flip")

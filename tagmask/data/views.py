@@ -84,9 +84,12 @@ class TrainViews:
         Last, for x and y, (a,b): what lies at the fraction f of the photo's side lies at a·f + b pixels of the canvas.
         """
         image, mask, side = sample.image, sample.mask, self.config.crop
-        size = image.shape[-2:] if self.config.square is None else (self.config.square, self.config.square)
-        factor = _uniform(generator, *self.config.scale) * reduction(size, self.config.short_side)
-        height, width = (max(1, round(n * factor)) for n in size)
+        factor = _uniform(generator, *self.config.scale)
+        if self.config.square is None:
+            factor *= reduction(image.shape[-2:], self.config.short_side)
+            height, width = (max(1, round(n * factor)) for n in image.shape[-2:])
+        else:
+            height = width = max(1, round(self.config.square * factor))
         left, x0, x1 = _window(width, side, generator)
         top, y0, y1 = _window(height, side, generator)
         flip = _uniform(generator) < self.config.flip
