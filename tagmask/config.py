@@ -123,6 +123,7 @@ class EncoderConfig(Strict):
         "auto", description="ResNet: v1 strides on the first 1x1; auto: as the content of the weights tells"
     )
     output_stride: Few | None = Field(16, description="8, 16 or 32 for CNNs; ignored where fixed")
+    dilate: bool = Field(True, description="ResNet: stages that output_stride keeps from striding dilate instead")
     mean: tuple[Share, Share, Share] | None = Field(None, description="default: the weights' own")
     std: tuple[Scale, Scale, Scale] | None = Field(None, description="default: the weights' own")
     blocks: list[Block] | None = Field(None, description="ViT: blocks to return; default: the last one")

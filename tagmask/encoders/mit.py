@@ -57,7 +57,7 @@ class MiT(Encoder):
     uniform_eps: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
-        refuse(config, "blocks")
+        refuse(config, "blocks", "dilate")
         super().__init__("mit", IMAGENET_MEAN, IMAGENET_STD)
         channels, depths = VARIANTS[config.name]
         strides = STRIDES[output_stride(config, 32)]

@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from timm.models.resnet import Bottleneck
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from tagmask.config import EncoderConfig
@@ -47,6 +47,21 @@ def set_layout(network: nn.Module, v1: bool) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = V1_EPS if v1 else EPS
+
+
+def undilate(network: nn.Module) -> bool:
+    """Let all 3x3 convolutions of a ResNet have dilation 1, in place; False, with nothing done, for another network.
+
+    A stage that keeps its resolution then sees what is near, as in the ResNets of IRN's code, whose stages stride by
+    2, 2, 2 and 1.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    for block in blocks:
+        block.dilation = 1  # what ``set_layout`` goes by
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                module.dilation = module.padding = (1, 1)
+    return bool(blocks)
 
 
 def _bottlenecks(network: nn.Module) -> list[Bottleneck]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tagmask.config import EncoderConfig
 from tagmask.encoders.base import IMAGENET_STD, Encoder, output_stride, refuse
-from tagmask.encoders.resnet_layout import V1_MEAN, has_layouts, set_layout
+from tagmask.encoders.resnet_layout import V1_MEAN, has_layouts, set_layout, undilate
 from tagmask.encoders.weights import State, load_pretrained
 from tagmask.errors import ConfigError
 from tagmask.types import Features
@@ -24,8 +24,8 @@ class TimmCNN(Encoder):
     """All stages of a timm network that describes its stages (``feature_info``), finest first.
 
     Map i is (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])). Below output stride 32 the late stages keep
-    their resolution and dilate. For the families in ``PADDED``, images are zero-padded (after normalisation) at the
-    bottom and right, and maps are cropped to the size above.
+    their resolution and dilate; with ``dilate: false`` a ResNet's do not dilate. For the families in ``PADDED``, images
+    are zero-padded (after normalisation) at the bottom and right, and maps are cropped to the size above.
     ``layout: v1`` is the ResNet of He et al., 2016 (arXiv 1512.03385): a bottleneck has its stride in the first 1x1
     convolution, where current ResNets have it in the 3x3; batch norm's eps is 1.001e-5. ``auto`` goes by the content of
     the weights. The buffer ``v1`` keeps the layout with them, of networks that have two.
@@ -129,4 +129,6 @@ def create(config: EncoderConfig, **wanted: Any) -> Any:
             f"Encoder '{config.name}' cannot be built with {given or 'these settings'}: it does not support that. "
             "Set encoder.output_stride=32 and encoder.drop_path=0, or pick another encoder such as resnet50."
         ) from error
+    if not config.dilate and not undilate(body):
+        raise ConfigError(f"encoder.dilate=false is for ResNets, not for '{config.name}'; leave it at true.")
     return body

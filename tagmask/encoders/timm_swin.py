@@ -23,7 +23,7 @@ class TimmSwin(Encoder):
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        refuse(config, "blocks")
+        refuse(config, "blocks", "dilate")
         model: Any = timm.create_model(
             config.name, pretrained=False, num_classes=0, drop_path_rate=config.drop_path, strict_img_size=False
         )

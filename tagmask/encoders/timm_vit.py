@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tagmask.config import EncoderConfig
-from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
+from tagmask.encoders.base import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Encoder, refuse
 from tagmask.encoders.weights import load_pretrained
 from tagmask.errors import ConfigError
 from tagmask.types import Features
@@ -36,6 +36,7 @@ class TimmViT(Encoder):
     """
 
     def __init__(self, config: EncoderConfig) -> None:
+        refuse(config, "dilate")
         name, options = VARIANTS.get(config.name, (config.name, {}))
         model: Any = timm.create_model(
             name,

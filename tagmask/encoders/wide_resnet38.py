@@ -27,7 +27,7 @@ class WideResNet38(Encoder):
     """
 
     def __init__(self, config: EncoderConfig, width: int = 64) -> None:
-        refuse(config, "blocks", "drop_path")
+        refuse(config, "blocks", "dilate", "drop_path")
         stride = output_stride(config, 8)
         super().__init__("cnn", IMAGENET_MEAN, IMAGENET_STD)
         self.body = ResNet38(width, stride)

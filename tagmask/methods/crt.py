@@ -45,7 +45,7 @@ class CRTConfig(ClassifierConfig):
     name: Literal["crt"] = "crt"
     variant: Literal["paper", "release"] = Field("paper", description="release: its kernel, cnn_detach, l1_size")
     cnn: EncoderConfig = Field(
-        EncoderConfig(name="resnet152", output_stride=16),
+        EncoderConfig(name="resnet152.tv_in1k", output_stride=16, dilate=False),
         description="the other branch, any encoder; encoder.weights=none holds for both",
     )
     cnn_detach: bool = Field(False, description="no gradient into the CNN's layers up to stride 8, its second stage")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule
@@ -59,16 +60,20 @@ class IRN(WalkMethod):
     def __init__(self, config: IRNConfig, encoder: Encoder, classes: int) -> None:
         super().__init__(config, encoder, classes)
         self.levels = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, WIDTH, 1, bias=False), nn.GroupNorm(GROUPS, WIDTH), nn.ReLU())
-            for c in encoder.channels
+            nn.Sequential(nn.Conv2d(c, WIDTH, 1, bias=False), nn.GroupNorm(GROUPS, WIDTH)) for c in encoder.channels
         )
         self.join = nn.Conv2d(WIDTH * len(self.levels), 1, 1)
 
     def boundary_logits(self, images: Tensor) -> Tensor:
-        """(B,h,w) of the class-boundary map, before the sigmoid; float32."""
-        maps = self.encoder(images).maps
+        """(B,h,w) of the class-boundary map, before the sigmoid; float32.
+
+        A map of stride 2 is max-pooled to stride 4 first, as a ResNet does with it.
+        """
+        maps = list(self.encoder(images).maps)
+        if self.encoder.strides[0] == 2:
+            maps[0] = F.max_pool2d(maps[0], 3, stride=2, padding=1)
         reduced = [level(m) for level, m in zip(self.levels, maps)]
-        return self.join(on_one_grid(reduced, self.grid(images)))[:, 0].float()
+        return self.join(on_one_grid(reduced, self.grid(images)).relu())[:, 0].float()
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """fg, bg: same-class pairs, no boundary between them; neg: of two classes, a boundary somewhere between."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from tagmask.config import EncoderConfig
 from tagmask.encoders import build_encoder
@@ -92,6 +93,43 @@ def test_dilation_computes_the_strided_network_and_what_lies_between(layout, str
     torch.testing.assert_close(maps[-1][..., ::step, ::step], expected[-1])
     step = 16 // min(stride, 16)
     torch.testing.assert_close(maps[-2][..., ::step, ::step], expected[-2])
+
+
+@pytest.mark.parametrize("layout", ["default", "v1"])
+def test_without_dilation_the_last_stage_only_loses_its_stride(layout):
+    """Torchvision's network of the same weights, with stage 4 at stride 1; v1 has its strides in the first 1x1."""
+    encoder = build(layout=layout, output_stride=16, dilate=False).double()
+    randomise_norms(encoder)
+    encoder.load_state_dict(encoder.state_dict())  # which sets the layout anew
+    dilations = {m.dilation for m in encoder.modules() if isinstance(m, nn.Conv2d)}
+    assert dilations == {(1, 1)} and encoder.strides == [2, 4, 8, 16, 16]
+    other = ResNet(Bottleneck, [2, 2, 2, 2]).double().eval()
+    other.load_state_dict(encoder.body.state_dict(), strict=False)
+    for block in other.modules():
+        if isinstance(block, Bottleneck) and layout == "v1":
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+        elif isinstance(block, nn.BatchNorm2d):
+            block.eps = V1_EPS if layout == "v1" else 1e-5
+    first = other.layer4[0]
+    first.conv1.stride = first.conv2.stride = first.downsample[0].stride = (1, 1)
+    images = torch.rand(1, 3, 128, 128, dtype=torch.float64)
+    maps = encoder(images).maps
+    with torch.no_grad():
+        x = other.maxpool(other.relu(other.bn1(other.conv1((images - encoder.mean) / encoder.std))))
+        for stage, ours in zip((other.layer1, other.layer2, other.layer3, other.layer4), maps[1:], strict=True):
+            x = stage(x)
+            torch.testing.assert_close(ours, x)
+    assert maps[-1].shape == maps[-2].shape[:1] + (2048, 8, 8)
+    (reach,) = torch.autograd.grad(maps[-1][0, :, 4, 4].sum(), maps[-2])
+    seen = reach[0].abs().sum(0) > 0
+    assert seen[2:7, 2:7].all() and seen.sum() == 25, "two 3x3 convolutions see two positions to each side"
+
+
+def test_only_resnets_can_do_without_dilation():
+    assert build(name="resnet18", output_stride=8, dilate=False).strides[-1] == 8
+    for name in ("test_efficientnet", "test_convnext", "test_vit", small_swin.NAME, "mit_b0", "wide_resnet38"):
+        with pytest.raises(ConfigError, match=r"encoder\.dilate\b"):
+            build(name=name, dilate=False)
 
 
 def test_v1_norms_and_refusals():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,6 +27,26 @@ def build(**changes: object) -> IRN:
     method = build_method(tiny(SETTINGS | changes), CLASSES)
     assert isinstance(method, IRN)
     return method.eval()
+
+
+def test_the_boundary_branch_reads_five_levels_as_released() -> None:
+    """The first level after the max-pool; all are resized to stride 4, then the ReLU, then their weighted sum."""
+    config = tiny(SETTINGS, "resnet18")
+    config.encoder.dilate = False
+    method = build_method(config, CLASSES).eval()
+    assert isinstance(method, IRN) and method.encoder.strides == [2, 4, 8, 16, 16]
+    images = torch.rand(1, 3, 50, 71)
+    body: Any = method.encoder.body
+    with torch.no_grad():
+        x = body.maxpool(body.act1(body.bn1(body.conv1((images - method.encoder.mean) / method.encoder.std))))
+        total, weights = torch.zeros(1, 13, 18), method.join.weight[0, :, 0, 0].split(32)
+        for i, (level, weight) in enumerate(zip(method.levels, weights, strict=True)):
+            x = getattr(body, f"layer{i}")(x) if i else x
+            conv, norm = level
+            edges = torch.nn.functional.interpolate(norm(conv(x)), (13, 18), mode="bilinear").clamp(min=0)
+            total += (edges * weight[:, None, None]).sum(1)
+        expected = total + method.join.bias
+        assert torch.allclose(method.boundary_logits(images), expected, atol=1e-5)
 
 
 def loop_affinity(boundary: torch.Tensor, a: int, b: int) -> float:
