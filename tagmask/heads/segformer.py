@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tagmask.errors import ConfigError
 from tagmask.registry import HEADS
 from tagmask.tensors import resize
 from tagmask.types import Features
@@ -19,20 +20,29 @@ class SegFormer(nn.Module):
     """Xie et al., 2021 (arXiv 2105.15203), Eq. 4: project, resize, concatenate, fuse, predict.
 
     Maps the encoder's last four maps (all if there are fewer), each (B,channels[i],h_i,w_i), to logits
-    (B,num_outputs,h,w) on the finest of their grids. Options: embed, the number of channels, and dropout before the
-    prediction. Group norm replaces batch norm, so that the result depends neither on
-    the batch nor on the number of processes. Initial weights: He et al.'s in the hidden layers, normal with standard
-    deviation 0.01 in the last; biases 0.
+    (B,num_outputs,h,w) on the finest of their grids. Options: embed, the number of channels; dropout before the
+    prediction; norm of the fused maps: 'group', with which the result depends neither on the batch nor on the number
+    of processes, or the paper's 'batch'. In several processes each takes the statistics of its own part of a batch, and
+    the first one's running statistics are kept. Initial weights: He et al.'s in the hidden layers, normal with standard
+    deviation 0.01 in the last; biases 0. Raises ConfigError for another norm.
     """
 
     def __init__(
-        self, channels: list[int], strides: list[int], num_outputs: int, embed: int = 256, dropout: float = 0.1
+        self,
+        channels: list[int],
+        strides: list[int],
+        num_outputs: int,
+        embed: int = 256,
+        dropout: float = 0.1,
+        norm: str = "group",
     ) -> None:
         super().__init__()
+        if norm not in ("group", "batch"):
+            raise ConfigError(f"Head 'segformer': norm is group or batch, got {norm!r}.")
         used = channels[-MAPS:]
         self.project = nn.ModuleList(nn.Conv2d(c, embed, 1) for c in used)
         self.fuse = nn.Conv2d(embed * len(used), embed, 1, bias=False)
-        self.norm = nn.GroupNorm(math.gcd(32, embed), embed)
+        self.norm = nn.BatchNorm2d(embed) if norm == "batch" else nn.GroupNorm(math.gcd(32, embed), embed)
         self.dropout = nn.Dropout2d(dropout)
         self.out = nn.Conv2d(embed, num_outputs, 1)
         for conv in [*self.project, self.fuse]:

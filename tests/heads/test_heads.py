@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tagmask.config import EncoderConfig
+from tagmask.config import EncoderConfig, read_yaml
 from tagmask.encoders import build_encoder
 from tagmask.errors import ConfigError
 from tagmask.heads import ASPP, Classifier, Compact, LargeFOV, SegFormer, UPerNet
@@ -102,6 +102,47 @@ def test_largefov_matches_loops():
         torch.testing.assert_close(head(given)[0], x)
 
 
+def test_the_deeplab_variant_of_largefov_matches_loops():
+    head = randomise(LargeFOV(CHANNELS, STRIDES, 3, dilation=2, hidden=4, variant="deeplab")).double().eval()
+    given = features(batch=1, size=96, dtype=torch.float64)
+    with torch.no_grad():
+        x = conv_loop(given.maps[-1][0], head.conv1.weight, head.conv1.bias, 2).clamp(min=0)
+        x = conv_loop(x, head.conv2.weight, head.conv2.bias).clamp(min=0)
+        x = conv_loop(x, head.out.weight, head.out.bias)
+        torch.testing.assert_close(head(given)[0], x)
+
+
+def published(name: str) -> tuple[str, dict]:
+    """Head and options of a packaged configuration."""
+    method = read_yaml(name)["method"]
+    return method["head"], method.get("head_options", {})
+
+
+@pytest.mark.parametrize(
+    ("configs", "channels", "expected"),
+    [
+        # four 1x1 to 256; 1x1 of the 1,024 joined, without bias; scale and shift of batch norm; 1x1 to 21
+        (
+            ("tscd_voc", "tscd_coco", "eca_voc", "eca_coco", "afa_voc"),
+            [64, 128, 320, 512],
+            (64 + 128 + 320 + 512) * 256 + 4 * 256 + 1024 * 256 + 2 * 256 + 256 * 21 + 21,
+        ),
+        # a 3x3 to 1,024 and two 1x1 of 1,024
+        (("deeplab_largefov",), [4096], 9 * 4096 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 21 + 21),
+        # two 3x3 to 512 and a 1x1
+        (("cosa_voc",), [768, 768], 9 * 768 * 512 + 512 + 9 * 512 * 512 + 512 + 512 * 21 + 21),
+        # four 3x3 to 21
+        (("deeplab_v2",), [2048], 4 * (9 * 2048 * 21 + 21)),
+    ],
+)
+def test_published_heads_have_the_papers_parameters(configs, channels, expected):
+    for config in configs:
+        name, options = published(config)
+        with torch.device("meta"):
+            head = HEADS.get(name)(channels, [8] * len(channels), 21, **options)
+        assert sum(p.numel() for p in head.parameters()) == expected, config
+
+
 def test_segformer_matches_loops():
     head = randomise(SegFormer(CHANNELS, STRIDES, 3, embed=8)).double().eval()
     given = features(batch=1, size=32, dtype=torch.float64)
@@ -111,6 +152,31 @@ def test_segformer_matches_loops():
         x = group_norm_loop(x, 8, head.norm.weight, head.norm.bias).clamp(min=0)
         x = conv_loop(x, head.out.weight, head.out.bias)
         torch.testing.assert_close(head(given)[0], x)
+
+
+def test_segformer_with_batch_norm_matches_loops():
+    """In training each channel is normed over images and positions; in use by the running statistics of that."""
+    head = randomise(SegFormer(CHANNELS, STRIDES, 3, embed=8, dropout=0.0, norm="batch")).double().train()
+    given = features(batch=2, size=32, dtype=torch.float64)
+    with torch.no_grad():
+        fused = []
+        for i in range(2):
+            maps = zip(given.maps[1:], head.project)
+            parts = [bilinear_loop(conv_loop(m[i], p.weight, p.bias), 8, 8) for m, p in maps]
+            fused.append(conv_loop(torch.cat(parts), head.fuse.weight, None))
+
+        def expected(x, mean, var):
+            x = (x - mean) / (var + 1e-5).sqrt() * head.norm.weight[:, None, None] + head.norm.bias[:, None, None]
+            return conv_loop(x.clamp(min=0), head.out.weight, head.out.bias)
+
+        both = torch.stack(fused)
+        mean = both.sum((0, 2, 3)) / 128
+        square = ((both - mean[:, None, None]) ** 2).sum((0, 2, 3))
+        logits = head(given)
+        for i, x in enumerate(fused):
+            torch.testing.assert_close(logits[i], expected(x, mean[:, None, None], square[:, None, None] / 128))
+        used = 0.1 * mean[:, None, None], 0.9 + 0.1 * square[:, None, None] / 127
+        torch.testing.assert_close(head.eval()(given)[0], expected(fused[0], *used))
 
 
 def test_aspp_matches_loops():
@@ -189,6 +255,10 @@ def test_wrong_options_are_refused():
         ASPP(CHANNELS, STRIDES, 3, dilations=())
     with pytest.raises(ConfigError, match="bins"):
         UPerNet(CHANNELS, STRIDES, 3, bins=(0, 1))
+    with pytest.raises(ConfigError, match="norm"):
+        SegFormer(CHANNELS, STRIDES, 3, norm="layer")
+    with pytest.raises(ConfigError, match="variant"):
+        LargeFOV(CHANNELS, STRIDES, 3, variant="three")
 
 
 @pytest.mark.parametrize("pooling", ["max", "avg"])
