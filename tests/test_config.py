@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from tagmask.config import EncoderConfig, RunConfig, dump_yaml, load_config, named_configs, parse_overrides, read_yaml
 from tagmask.encoders.timm_vit import VARIANTS
-from tagmask.encoders.weights import NoWeights
+from tagmask.encoders.weights import LITE0, NoWeights
 from tagmask.errors import ConfigError, WeightsError
 from tagmask.registry import METHODS
+from tagmask.reproduce import packaged_tables, read_table
 from tagmask.stage_config import MasksStage, RoundsStage, stage_mapping
 from tagmask.training import RunFolder
 from tagmask.workflow import plan as plan_module
@@ -225,6 +228,39 @@ def test_run_leaves_published_configurations_as_they_are(name: str, device: str,
         assert network == network_config(wanted, stage, folder) and network.train.ema is None
     open_again = load_config(as_mapping(choose(found, torch.device(device), given | {"plan": True})), given)
     assert open_again != wanted, "or this shows nothing"
+
+
+def encoders(values: Any, key: str = "") -> Iterator[dict[str, Any]]:
+    """All sections of a configuration that describe an encoder."""
+    if isinstance(values, dict):
+        if key in ("encoder", "cnn") and "name" in values:
+            yield values
+        for inner, value in values.items():
+            yield from encoders(value, inner)
+    elif isinstance(values, list):
+        for value in values:
+            yield from encoders(value)
+
+
+def named_weights() -> Iterator[tuple[str, str]]:
+    """Where an encoder is named in packaged configurations and the papers' tables, and its name."""
+    for config in named_configs():
+        yield from ((config, encoder["name"]) for encoder in encoders(read_yaml(config)))
+        if config.endswith(("_voc", "_coco", "_cub")):  # the defaults of the method, too
+            yield from ((config, encoder["name"]) for encoder in encoders(load_config(config).model_dump()))
+    for name in packaged_tables():
+        table = read_table(name)
+        words = [word for part in (table, *table.rows) for word in part.set]
+        yield from ((name, word.partition("=")[2]) for word in words if ".name=" in word and "method.name=" not in word)
+
+
+def test_published_configurations_say_which_weights() -> None:
+    """The small protocol's ResNet-50 starts from a file of no tag, and EfficientNet-lite0's weights are a package."""
+    named = list(named_weights())
+    assert len(named) > 30
+    for place, name in named:
+        if timm.is_model(name.partition(".")[0]) and not place.startswith("msrc14") and name != LITE0:
+            assert timm.is_model_pretrained(name) and "." in name, f"{place}: {name}"
 
 
 @pytest.mark.parametrize("name,segmenter", [("rcm_mam_voc", "deeplab_largefov"), ("crt_voc", "deeplab_v2")])

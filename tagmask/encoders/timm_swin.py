@@ -28,7 +28,8 @@ class TimmSwin(Encoder):
             config.name, pretrained=False, num_classes=0, drop_path_rate=config.drop_path, strict_img_size=False
         )
         weights = load_pretrained(model, config, lambda state: checkpoint_filter_fn(state, model), config.name)
-        super().__init__("swin", model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+        default = model.pretrained_cfg
+        super().__init__("swin", weights.mean or default["mean"], weights.std or default["std"])
         self.model = model
         self.patch = int(model.patch_embed.patch_size[0])
         self.depth = sum(len(stage.blocks) for stage in model.layers)

@@ -49,7 +49,8 @@ class TimmViT(Encoder):
         )
         model.reset_classifier(0, "")  # also removes attention pooling, which maps do not use
         weights = load_pretrained(model, config, lambda state: checkpoint_filter_fn(state, model), name)
-        super().__init__("vit", model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+        default = model.pretrained_cfg
+        super().__init__("vit", weights.mean or default["mean"], weights.std or default["std"])
         self.model = model
         self.depth = len(model.blocks)
         self.has_attention = all(

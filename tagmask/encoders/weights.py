@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,9 @@ def find_weights(config: EncoderConfig) -> Weights:
     A path names a file: .safetensors, .npz, MXNet's .params, or .pth/.pt, read without executing code (run folders
     are for ``trained_encoder``). 'package' takes the weights of a Python package; 'none' gives random weights. 'auto'
     tries, in this order: a file named after the encoder in ``config.weights_dir`` (or $TAGMASK_WEIGHTS), the package,
-    the model hub. Raises NoWeights that lists what was tried and the ways out, and WeightsError for a damaged file.
+    the model hub. Where the encoder's name has a tag ('resnet50.tv_in1k'), files of another tag are not searched; one
+    that a path names is taken with a warning, and so is one that was found and does not tell its tag. Raises NoWeights
+    that lists what was tried and the ways out, and WeightsError for a damaged file.
     """
     if config.weights == "none":
         return Weights(None, "none (random)")
@@ -119,7 +122,7 @@ def trained_encoder(config: EncoderConfig) -> TrainedEncoder | None:
     if found is None:
         return None
     saved = _read_trained(found)
-    if saved.name != config.name or config.layout not in ("auto", saved.layout):
+    if not same_network(saved.name, config.name) or config.layout not in ("auto", saved.layout):
         raise WeightsError(
             f"{found}: its encoder is '{saved.name}' of layout '{saved.layout}', not '{config.name}' of layout "
             f"'{config.layout}'. Set encoder.name={saved.name} and encoder.layout=auto, or encoder.weights to another "
@@ -214,11 +217,46 @@ def renamed(state: State, patterns: Iterable[tuple[str, str]]) -> State:
     return result
 
 
-def _from_file(path: Path, config: EncoderConfig) -> Weights:
+def _from_file(path: Path, config: EncoderConfig, searched: bool = False) -> Weights:
+    """searched: the file was found by its name; the user named no file."""
     state = read_state(path, config.name)
     layout = file_layout(state, path, config)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Weights(state, f"file {path.name} (sha256 {digest})", layout=layout)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    base, _, wanted = config.name.partition(".")
+    tag = file_tag(path.stem, base, digest)
+    what = None
+    if tag and tag != wanted:
+        what = f"has the weights of {base}.{tag}"
+    elif layout == "v1":
+        what = "has weights of layout v1, which timm has no tag for"
+    elif tag is None and searched:
+        what = "does not tell its tag"
+    if wanted and what:
+        warnings.warn(
+            f"{path} {what}; it is taken for encoder.name={config.name}. If that is not meant, set encoder.weights to "
+            "another file, or encoder.name.",
+            stacklevel=2,
+        )
+    known = timm.get_pretrained_cfg(f"{base}.{tag}") if tag else None
+    origin = f"file {path.name} (sha256 {digest[:12]}{f', {base}.{tag}' if tag else ''})"
+    return Weights(state, origin, known.mean if known else None, known.std if known else None, layout)
+
+
+def file_tag(stem: str, base: str, digest: str = "") -> str | None:
+    """timm's tag of the weights in a file; None where neither its hash nor its name tells.
+
+    stem: the file's name without its suffix. base: a network's name without a tag. digest: SHA-256 of the file, in
+    hexadecimal. Many published files end in the beginning of theirs ('resnet50-0676ba61.pth').
+    """
+    named = []
+    for name in timm.list_models(f"{base}.*", pretrained=True):
+        tag, address = name.partition(".")[2], Path(getattr(timm.get_pretrained_cfg(name), "url", None) or "").stem
+        hashed = re.search(r"-([0-9a-f]{8})$", address)
+        if hashed and digest.startswith(hashed[1]):
+            return tag
+        if (stem == address != base) or re.match(rf"{re.escape(base)}[._-]{re.escape(tag)}(?![a-z0-9])", stem):
+            named.append(tag)
+    return max(named, key=len, default=None)  # augreg_in21k_ft_in1k also begins as augreg_in21k does
 
 
 def _from_directory(config: EncoderConfig) -> Weights | str:
@@ -227,11 +265,22 @@ def _from_directory(config: EncoderConfig) -> Weights | str:
         return "local directory: neither encoder.weights_dir nor $TAGMASK_WEIGHTS is set"
     if not folder.is_dir():
         return f"local directory: {folder} does not exist"
-    files = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and named_after(p.stem, config.name)]
+    base, _, tag = config.name.partition(".")
+    files = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and named_after(p.stem, base)]
+    missing = f"'{config.name}*'"
+    if tag:
+        told = {p: file_tag(p.stem, base) for p in files}
+        files = [p for p in files if told[p] == tag] or [p for p in files if told[p] is None]
+        missing += f", and no '{base}*' without a tag"
     if len(files) > 1:
         names = ", ".join(p.name for p in files)
         raise WeightsError(f"{folder}: several files are named after '{config.name}' ({names}); set encoder.weights.")
-    return _from_file(files[0], config) if files else f"local directory: {folder} has no file '{config.name}*'"
+    return _from_file(files[0], config, True) if files else f"local directory: {folder} has no file {missing}"
+
+
+def same_network(one: str, other: str) -> bool:
+    """Whether two encoders' names differ at most in the tag of the weights."""
+    return one.partition(".")[0] == other.partition(".")[0]
 
 
 def named_after(stem: str, name: str) -> bool:

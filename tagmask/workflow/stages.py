@@ -19,6 +19,7 @@ from rich.console import Console
 from tagmask.config import LabelConfig, RunConfig, load_config, merge, read_yaml
 from tagmask.data import Item
 from tagmask.encoders.saliency import open_saliency
+from tagmask.encoders.weights import same_network
 from tagmask.errors import ConfigError
 from tagmask.files import read_record, write_json
 from tagmask.label import Inference, Labelled, LabelWriter, go_over
@@ -277,7 +278,7 @@ def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig
     sections = stage.model_dump(mode="json", exclude={"configs"})
     own: dict[str, Any] = reduce(merge, [*(read_yaml(c) for c in stage.configs), sections], {})
     encoder = own.get("encoder") or {}
-    if encoder.get("name", config.encoder.name) != config.encoder.name:
+    if not same_network(encoder.get("name", config.encoder.name), config.encoder.name):
         kept = {"weights_dir": base["encoder"]["weights_dir"]}
         base["encoder"] = kept | ({"weights": "none"} if config.encoder.weights == "none" else {})
     own["method"] = {"name": default_method(name)} | (own.get("method") or {})
@@ -289,7 +290,7 @@ def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig
     if encoder.get("weights") == CLASSIFIER:
         classifier = (config.encoder.name, config.encoder.layout)
         design = (encoder.get("name", classifier[0]), encoder.get("layout", classifier[1]))
-        if design != classifier:
+        if not same_network(design[0], classifier[0]) or design[1] != classifier[1]:
             raise ConfigError(
                 f"stages.{name}.encoder.weights={CLASSIFIER}, but its encoder is '{design[0]}' of layout '{design[1]}' "
                 f"and the classifier's '{classifier[0]}' of layout '{classifier[1]}'; set "

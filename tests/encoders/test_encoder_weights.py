@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import re
 import tempfile
 import time
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -244,6 +247,92 @@ def test_directory(tmp_path, monkeypatch, no_hub):
         build(TINY)
 
 
+def test_a_tag_chooses_among_local_files(tmp_path, no_hub):
+    """Of files named after the network: those that name the tag, or are named as timm publishes it; else a bare one."""
+    bare, name = "resnet18", "resnet18.tv_in1k"
+    state = random_state(bare)
+
+    def add(file: str, seed: int) -> None:
+        save_file(random_state(bare, seed), tmp_path / file)
+
+    add("resnet18.a1_in1k.safetensors", 5)
+    with pytest.raises(WeightsError, match=r"no file 'resnet18\.tv_in1k"):
+        build(name, weights_dir=tmp_path)
+    save_file(state, tmp_path / "resnet18.safetensors")
+    with pytest.warns(UserWarning, match=r"resnet18\.safetensors.*encoder\.name=resnet18\.tv_in1k"):
+        encoder = build(name, weights_dir=tmp_path)
+    assert torch.equal(encoder.body.conv1.weight, state["conv1.weight"])
+    for file in ("resnet18_tv_in1k.safetensors", "resnet18.tv_in1k-mine.safetensors", "resnet18-f37072fd.safetensors"):
+        add(file, 6)
+        assert re.match(rf"file {file} \(sha256 \w{{12}}, resnet18\.tv_in1k\)", told(name, tmp_path))
+        (tmp_path / file).unlink()
+
+
+def told(name: str, folder: Path) -> str:
+    """Where the weights are from, with no warning on the way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return build(name, weights_dir=folder).weights_origin
+
+
+def test_a_file_of_another_tag_is_taken_with_a_message(tmp_path, monkeypatch):
+    state = random_state("resnet18")
+    path = tmp_path / "resnet18.a1_in1k.safetensors"
+    save_file(state, path)
+    with pytest.warns(UserWarning, match=r"resnet18\.a1_in1k.*encoder\.name=resnet18\.tv_in1k"):
+        origin = build("resnet18.tv_in1k", weights=str(path)).weights_origin
+    assert origin.endswith("resnet18.a1_in1k)")
+    torch.save(state, tmp_path / "x.pth")
+    digest = hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
+    published = timm.get_pretrained_cfg("resnet18.a2_in1k")
+    known = dataclasses.replace(published, url=f"https://example.org/x-{digest[:8]}.pth")
+    real = timm.get_pretrained_cfg
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: known if name == "resnet18.a2_in1k" else real(name))
+    with pytest.warns(UserWarning, match=r"x\.pth.*resnet18\.a2_in1k.*encoder\.name=resnet18\.tv_in1k"):
+        build("resnet18.tv_in1k", weights=str(tmp_path / "x.pth"))
+    assert build("resnet18", weights=str(tmp_path / "x.pth")).weights_origin.endswith("resnet18.a2_in1k)")
+
+
+def test_a_file_of_layout_v1_is_of_no_tag(tmp_path, v1_file):
+    with pytest.warns(UserWarning, match=r"layout v1.*encoder\.name=resnet26\.bt_in1k"):
+        assert build("resnet26.bt_in1k", weights=v1_file).v1
+
+
+def test_tags_by_published_names():
+    """As they are published, with the beginning of their hashes."""
+    for base, stem, tag in [
+        ("resnet50", "resnet50-0676ba61", "tv_in1k"),
+        ("resnet101", "resnet101-63fe2227", "tv_in1k"),
+        ("resnet152", "resnet152-394f9c45", "tv_in1k"),
+        ("vit_base_patch16_224", "jx_vit_base_p16_224-80ecf9dd", "orig_in21k_ft_in1k"),
+        ("vit_small_patch8_224", "dino_deitsmall8_pretrain", "dino"),
+        ("deit_small_patch16_224", "deit_small_patch16_224-cd65a155", "fb_in1k"),
+        ("vit_small_patch16_224", "vit_small_patch16_224.augreg_in21k_ft_in1k", "augreg_in21k_ft_in1k"),
+        ("swin_base_patch4_window7_224", "swin_base_patch4_window7_224", None),
+        ("resnet50", "resnet50_v1_imagenet", None),
+        ("mocov3_vit_small", "vit-s-300ep.pth", None),
+    ]:
+        assert weights.file_tag(stem, base) == tag, stem
+        assert weights.file_tag("mine", base) is None
+    assert weights.file_tag("mine", "resnet50", "0676ba61" + "0" * 56) == "tv_in1k"
+
+
+def test_normalisation_is_that_of_the_tag(tmp_path):
+    half, imagenet = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406)
+    for name, mean in [
+        ("vit_base_patch16_224.orig_in21k_ft_in1k", half),
+        ("vit_small_patch16_224.augreg_in1k", half),
+        ("vit_small_patch16_224.dino", imagenet),
+        ("resnet18.tv_in1k", imagenet),
+    ]:
+        encoder, known = build(name, weights="none"), timm.get_pretrained_cfg(name)
+        assert known.mean == mean and encoder.mean.flatten().tolist() == pytest.approx(mean), name
+        assert encoder.std.flatten().tolist() == pytest.approx(known.std), name
+    path = tmp_path / "vit_small_patch16_224.dino.safetensors"
+    save_file(random_state("vit_small_patch16_224"), path)
+    assert build("vit_small_patch16_224", weights=str(path)).mean.flatten().tolist() == pytest.approx(imagenet)
+
+
 def test_names_of_longer_encoders_are_not_taken():
     assert weights.named_after("resnet50_v1_imagenet", "resnet50")
     assert weights.named_after("resnet50", "resnet50") and weights.named_after("resnet50.a1_in1k", "resnet50")
@@ -395,6 +484,7 @@ def test_the_encoder_of_a_trained_model(trained, inner):
     assert encoder.weights_origin == f"encoder of baseline {digest} from tags (file some.safetensors)"
     state = encoder.state_dict()
     assert state.keys() == source.state_dict().keys() and "mean" in state
+    assert build(f"{TINY}.r160_in1k", weights=str(run / inner)).weights_origin == encoder.weights_origin, "one network"
     for key, value in source.state_dict().items():
         assert torch.equal(state[key], value), key
 

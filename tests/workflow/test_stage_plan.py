@@ -126,10 +126,14 @@ def test_a_stage_takes_what_it_does_not_set_from_the_run(config: RunConfig) -> N
     values = config.model_dump(mode="json")
     own = {"configs": ["deeplab_v2"], "train": {"steps": 7}, "method": {"head": "aspp", "head_options": {}}}
     made = network_config(load_config(values, {"stages": {"segmenter": own}}), "segmenter", folder)
-    assert made.encoder.name == "resnet101" and made.encoder.output_stride == 8 and made.encoder.weights == "auto"
+    assert (
+        made.encoder.name == "resnet101.tv_in1k" and made.encoder.output_stride == 8 and made.encoder.weights == "auto"
+    )
     assert made.train.steps == 7 and made.train.lr == 2.5e-4 and made.views.crop == 321
     assert made.data.train_masks == Path("out/masks") and made.data.seed == config.seed
     values["encoder"]["output_stride"] = 8
+    tagged = load_config(values, overrides=[f"stages.segmenter.encoder.name={config.encoder.name}.tv_in1k"])
+    assert network_config(tagged, "segmenter", folder).encoder.output_stride == 8, "the same network"
     other = load_config(values, overrides=["stages.segmenter.encoder.name=resnet34"])
     encoder = network_config(other, "segmenter", folder).encoder
     assert encoder.output_stride == 16, "another encoder has its own defaults"
