@@ -4,7 +4,8 @@ Keys: split, ids (digest of the scored photos' ids), images (their number), left
 without the tags that the score needs), truth (source and folder of the true masks or boxes), tags (whether tags limited
 the classes), tags_from ('masks', there only where these tags are the classes in the true masks), threshold (background
 score of CAMs, or None) and threshold_from, settings (by dotted key, those that decide this score of a trained run), run
-(what was trained: method, encoder, weights, digest, supervision, masks, seed, settings), version (of tagmask).
+(what was trained: method, encoder, weights, digest, supervision, masks, seed, settings), version (of tagmask). Of what
+was measured, images a second and memory, also measured (device, precision, of what), and no truth.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def describe(stamp: Stamp) -> str:
     parts += [f"{stamp['left_out']} more without tags left out"] if stamp["left_out"] else []
     parts += [_threshold(stamp)] if stamp["threshold"] is not None else []
     parts += [f"{key}={value}" for key, value in stamp["settings"].items()]
-    parts += [f"truth {stamp['truth']}", f"{run['method']} on {run['encoder']} from {run['supervision']}"]
+    parts += ["measured on {device} in {precision}: {of}".format(**stamp["measured"])] if "measured" in stamp else []
+    parts += [f"truth {stamp['truth']}"] if stamp["truth"] else []
+    parts += [f"{run['method']} on {run['encoder']} from {run['supervision']}"]
     parts += [f"weights {run['weights']}", f"seed {run['seed']}", f"tagmask {stamp['version']}"]
     return " · ".join(parts)
 

@@ -8,7 +8,7 @@ from tagmask.config import EncoderConfig
 from tagmask.data import Collection
 from tagmask.encoders.weights import find_weights, trained_encoder
 from tagmask.errors import DataError, WeightsError
-from tagmask.reproduce.job import Job, base_score
+from tagmask.reproduce.job import Job, base_score, of_cost
 from tagmask.workflow.opened import Run, open_collection
 from tagmask.workflow.scorer import photos_of
 from tagmask.workflow.timing import encoders_of
@@ -34,7 +34,8 @@ def missing_truth(jobs: Sequence[Job]) -> list[str]:
     scores: dict[str, list[str]] = {}
     for job in jobs:
         data = job.config.data.model_copy(update={"train_masks": None})  # those of a row that may not be done yet
-        for split, name in dict.fromkeys((split, base_score(name)) for _, split, name in job.missing()):
+        scored = [(split, base_score(name)) for _, split, name in job.missing() if not of_cost(name)]
+        for split, name in dict.fromkeys(scored):
             key = f"{data.model_dump_json()} {job.config.seed if data.seed is None else data.seed}"
             if key not in opened:
                 opened[key] = open_collection(job.config.model_copy(update={"data": data}))

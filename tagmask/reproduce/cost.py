@@ -17,7 +17,7 @@ from tagmask.errors import DataError
 from tagmask.label import Inference, Look
 from tagmask.methods import Method, build_method
 from tagmask.reproduce.checks import missing_truth, missing_weights
-from tagmask.reproduce.job import Job, base_score, runs_of
+from tagmask.reproduce.job import Job, base_score, of_cost, runs_of
 from tagmask.reproduce.table import SPECIAL_KEYS, Table
 from tagmask.training import RunFolder
 from tagmask.training.checkpoint import checkpoints
@@ -94,7 +94,8 @@ def _print(
         highlight=False,
     )
     console.print(
-        "Not timed: starting, weights, checkpoints, scores while training, comparing label files, bootstrap intervals.",
+        "Not timed: starting, weights, checkpoints, scores while training, comparing label files, bootstrap intervals, "
+        "columns of cost.",
         highlight=False,
     )
 
@@ -148,12 +149,13 @@ def time_label_files(job: Job, collection: Collection) -> float:
 def time_scoring(job: Job, collection: Collection) -> float:
     """Seconds of scoring a row's columns: seconds on the first photo of each split, times the split's photos.
 
-    Scores of label files take no network and are left out, localisation and spread count as CAMs.
+    Scores of label files take no network and are left out, as are columns of cost; localisation and spread count as
+    CAMs.
     """
     groups: dict[tuple[tuple[str, ...], str, bool], list[str]] = {}
     for settings, split, name in job.missing():
         base = "cam" if name in SPECIAL_KEYS else base_score(name)
-        if base not in FILES:
+        if base not in FILES and not of_cost(name):
             groups.setdefault((settings, split, name == LOCALIZATION), []).append(base)
     own = stage_configs(job.config, RunFolder(job.folder)).get("segmenter")
     methods: dict[str, Method] = {}

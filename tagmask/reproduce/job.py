@@ -15,7 +15,8 @@ from tagmask.errors import ConfigError
 from tagmask.files import read_record, write_json
 from tagmask.registry import METHODS
 from tagmask.reproduce.configure import run_path
-from tagmask.reproduce.table import Column, Row
+from tagmask.reproduce.measure import measure
+from tagmask.reproduce.table import TRAINING, Column, Row
 from tagmask.stage_config import StagesConfig
 from tagmask.training import RunFolder
 from tagmask.workflow import Run, evaluate, label, resumed
@@ -150,12 +151,16 @@ class Job:
         groups = list(dict.fromkeys((settings, split) for settings, split, _ in wanted))
         # val first: the other splits are scored at its threshold, too.
         for settings, split in sorted(groups, key=lambda group: (group[0], group[1] != "val", group[1])):
-            names = [base_score(n) for s, where, n in wanted if (s, where) == (settings, split)]
-            for part, own in runs_of(list(dict.fromkeys(names)), self._stage("segmenter")):
-                entries = evaluate(
-                    runs[part], split, own, [*self.scored, *settings], console, record=self.folder / part
-                )
-                found += [entry | {"set": list(settings)} for entry in entries]
+            asked = [name for s, where, name in wanted if (s, where) == (settings, split)]
+            use, staged = [*self.scored, *settings], self._stage("segmenter")
+            names = [base_score(name) for name in asked if not of_cost(name)]
+            entries = []
+            for part, own in runs_of(list(dict.fromkeys(names)), staged):
+                entries += evaluate(runs[part], split, own, use, console, record=self.folder / part)
+            costs = [base_score(name) for name in asked if of_cost(name)]
+            for part, own in runs_of(list(dict.fromkeys(costs)), staged):
+                entries += [measure(runs[part].using(use), split, name) for name in own]
+            found += [entry | {"set": list(settings)} for entry in entries]
         return found
 
     def _entries(self, column: Column) -> list[Wanted]:
@@ -163,7 +168,7 @@ class Job:
             return []
         settings = tuple(column.set)
         first = [(settings, "val", "cam")] if column.score == AT_VAL else []
-        return [*first, (settings, column.split, column.score)]
+        return [*first, (settings, column.split, column.entry)]
 
     def missing(self) -> list[Wanted]:
         if not (self.folder / "result.json").is_file():
@@ -173,6 +178,8 @@ class Job:
 
     def _can(self, score: str) -> bool:
         method = METHODS.get(self.config.method.name)
+        if score == TRAINING:
+            return self.row.run_of is None
         if score in ("seeds", "masks"):
             return self._stage("cams" if score == "seeds" else "masks") or (score == "masks" and self.row.label)
         if score.startswith("segmenter"):
@@ -206,3 +213,8 @@ def runs_of(names: Sequence[str], staged: bool) -> list[tuple[str, list[str]]]:
 def base_score(name: str) -> str:
     """The name that ``evaluate`` takes for a score: 'cam (val threshold)' is a by-product of 'cam'."""
     return name.partition(" (")[0]
+
+
+def of_cost(name: str) -> bool:
+    """Whether an entry has what a score costs, and not what it is."""
+    return name.endswith(" (cost)")

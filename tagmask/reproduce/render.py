@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
 from tagmask.config import EvaluateConfig
 from tagmask.evaluate.stamp import BY_SPLIT, BY_TRAINING, FIXED, Stamp, describe, difference
-from tagmask.reproduce.table import Column, Table
+from tagmask.reproduce.table import COSTS, MEAN, Column, Table
 from tagmask.workflow.localize import key_stamp
 from tagmask.workflow.scorer import AT_VAL, LOCALIZATION, SPREAD
 
@@ -39,24 +39,27 @@ PARTS = {
 def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], small: bool = False) -> dict[str, Any]:
     """results: contents of result.json by (row, seed). small: of a small budget, which the text then says.
 
-    A cell is the mean over seeds in per cent, ± the standard deviation over seeds where there are several, the
-    bootstrap interval over images of the first seed, and the paper's value with the difference to it where one is
-    printed. Where a cell was not made as the others of its column, it has a letter, and a note says in what it
-    differs. Rows that are not built have printed values only. The machines that rows were trained on stand below the
-    table. Returns rows of cells and the Markdown text.
+    A cell is the mean over seeds in per cent, or of cost as it was measured, ± the standard deviation over seeds where
+    there are several, the bootstrap interval over images of the first seed, and the paper's value with the difference
+    to it where one is printed. Of a column by class it is that of the mIoU, with the classes' own under 'classes'.
+    Where a cell was not made as the others of its column, it has a letter, and a note says in what it differs. Rows
+    that are not built have printed values only. The machines that rows were trained on stand below the table. Returns
+    rows of cells and the Markdown text.
     """
     rows: list[dict[str, Any]] = []
+    units = {column.title: _unit(table, results, column) for column in table.columns}
     for row in table.rows:
         seeds = sorted(seed for name, seed in results if name == row.name)
         cells = {}
         for column in table.columns:
-            found = {seed: _find(results[row.name, seed], column) for seed in seeds}
-            cells[column.title] = _cell({s: v for s, v in found.items() if v}, column, row.printed.get(column.title))
+            unit = units[column.title]
+            own = {} if unit is None else {seed: results[row.name, seed] for seed in seeds}
+            cells[column.title] = _cells(own, column, row.printed.get(column.title), unit or 0)
         minutes = [results[row.name, seed]["minutes"] for seed in seeds]
         machines = {seed: _machine(results[row.name, seed]["environment"]) for seed in seeds}
         rows.append({"row": row.name, "seeds": seeds, "cells": cells, "minutes": minutes, "machines": machines})
     for unbuilt in table.not_built:
-        cells = {c.title: _cell({}, c, unbuilt.printed.get(c.title)) for c in table.columns}
+        cells = {c.title: _cells({}, c, unbuilt.printed.get(c.title)) for c in table.columns}
         rows.append(
             {"row": unbuilt.name, "seeds": [], "cells": cells, "minutes": [], "machines": {}, "not_built": unbuilt.why}
         )
@@ -65,25 +68,72 @@ def render(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], smal
     return summary | {"notes": notes, "markdown": _markdown(table, rows, notes, small)}
 
 
-def _find(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
-    """{value, interval, stamp} of a column in one result, in [0,1]; None where it is not there."""
-    for score in result["scores"]:
-        if (score["name"], score["stamp"]["split"], score["set"]) != (column.score, column.split, column.set):
-            continue
-        stamp = score["stamp"]
-        if column.key in PEAKS:
-            peak = (score["curve"] or {}).get("peak") or {}
-            key = PEAKS[column.key]
-            value, interval = peak.get(key), peak.get(INTERVALS[key])
-            stamp = stamp | {"threshold": peak.get("threshold"), "threshold_from": BY_SPLIT}
-        elif column.score in (LOCALIZATION, SPREAD):
-            value, interval = score.get(column.key), score.get("intervals", {}).get(column.key)
-            stamp = key_stamp(score, column.key) if column.score == LOCALIZATION else stamp
-        else:
-            value, interval = score.get(column.key), score.get(INTERVALS.get(column.key, ""))
-        if value is not None:
-            return {"value": value, "interval": interval, "stamp": _of_key(stamp, column)}
-    return None
+def _unit(table: Table, results: Mapping[tuple[str, int], dict[str, Any]], column: Column) -> float | None:
+    """What a column's values are multiplied by to be shown; None for a share of a row that is not there."""
+    if column.key != "relative":
+        return 1 if column.key in COSTS else 100
+    found = [_find(result, column) for (name, _), result in results.items() if name == column.reference]
+    values = [score["value"] for score in found if score]
+    return 100 / mean(values) if values and mean(values) else None
+
+
+def _cells(
+    results: Mapping[int, dict[str, Any]], column: Column, printed: float | dict[str, float] | None, unit: float = 0
+) -> dict[str, Any] | None:
+    """The cell of a row's results by seed; of a column by class with those of the classes."""
+
+    def cell(value: float | None, of: str | None = None) -> dict[str, Any] | None:
+        found = {seed: _find(result, column, of) for seed, result in results.items()}
+        return _cell({seed: score for seed, score in found.items() if score}, unit, value)
+
+    if column.key != "per_class":
+        return cell(cast(float | None, printed))
+    values = cast(dict[str, float], printed or {})
+    entries = (_entry(result, column) for result in results.values())
+    names = [name for entry in entries if entry for name in entry["per_class"]]
+    names += [name for name in values if name != MEAN]
+    whole, classes = cell(values.get(MEAN)), {}
+    for name in dict.fromkeys(names):
+        found = cell(values.get(name), name) or {}
+        classes[name] = {key: found[key] for key in ("mean", "std", "decimals", "seeds", "printed") if key in found}
+    return {**(whole or {"printed": None}), "classes": classes} if whole or classes else None
+
+
+def _entry(result: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
+    """The entry of a result that a column is read from."""
+    wanted = (column.entry, column.split, column.set)
+    return next((e for e in result["scores"] if (e["name"], e["stamp"]["split"], e["set"]) == wanted), None)
+
+
+def _find(result: Mapping[str, Any], column: Column, of: str | None = None) -> dict[str, Any] | None:
+    """{value, interval, stamp, decimals} of a column in one result, shares in [0,1]; None where it is not there.
+
+    of: class, of a column by class; default: the mean.
+    """
+    score = _entry(result, column)
+    if score is None:
+        return None
+    stamp, interval, decimals = score["stamp"], None, 1
+    if column.key in PEAKS:
+        peak = (score["curve"] or {}).get("peak") or {}
+        key = PEAKS[column.key]
+        value, interval = peak.get(key), peak.get(INTERVALS[key])
+        stamp = stamp | {"threshold": peak.get("threshold"), "threshold_from": BY_SPLIT}
+    elif column.score in (LOCALIZATION, SPREAD):
+        value, interval = score.get(column.key), score.get("intervals", {}).get(column.key)
+        stamp = key_stamp(score, column.key) if column.score == LOCALIZATION else stamp
+    elif of is not None:
+        value = score["per_class"].get(of, {}).get("iou")
+    elif column.key in COSTS:
+        value, decimals = score[column.key], 2
+    elif column.key == "relative":
+        value = score["miou"]
+    else:
+        key = "miou" if column.key == "per_class" else column.key
+        value, interval = score.get(key), score.get(INTERVALS.get(key, ""))
+    if value is None:
+        return None
+    return {"value": value, "interval": interval, "stamp": _of_key(stamp, column), "decimals": decimals}
 
 
 def _of_key(stamp: Stamp, column: Column) -> dict[str, Any]:
@@ -99,10 +149,10 @@ def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in own}
 
 
-def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | None) -> dict[str, Any] | None:
+def _cell(found: Mapping[int, dict[str, Any]], unit: float, printed: float | None) -> dict[str, Any] | None:
     if not found:
         return None if printed is None else {"printed": printed}
-    values = {seed: 100 * score["value"] for seed, score in found.items()}
+    values = {seed: unit * score["value"] for seed, score in found.items()}
     first = found[min(found)]
     interval = first["interval"]
     ours = mean(values.values())
@@ -111,7 +161,8 @@ def _cell(found: Mapping[int, dict[str, Any]], column: Column, printed: float | 
         "mean": ours,
         "std": stdev(values.values()) if len(values) > 1 else None,
         "seeds": values,
-        "interval": [100 * interval["low"], 100 * interval["high"]] if interval else None,
+        "interval": [unit * interval["low"], unit * interval["high"]] if interval else None,
+        "decimals": first["decimals"],
         "printed": printed,
         "difference": None if printed is None else ours - printed,
         "stamp": first["stamp"],
@@ -188,17 +239,34 @@ def _markdown(
         seeds = ", ".join(map(str, row["seeds"])) or ("not built" if "not_built" in row else "not run")
         minutes = f"{mean(row['minutes']):.1f}" if row["minutes"] else ""
         lines.append(f"| {row['row']} | {' | '.join(cells)} | {seeds} | {minutes} |")
+    shares = "in per cent" if all(column.key not in COSTS for column in table.columns) else "(shares in per cent)"
     lines += [
         "",
-        "Mean over seeds in per cent ± standard deviation over seeds; in brackets the 95 % bootstrap interval",
+        f"Mean over seeds {shares} ± standard deviation over seeds; in brackets the 95 % bootstrap interval",
     ]
     lines += ["over images of the first seed; where a threshold is the best on these images, at that threshold.", ""]
     unbuilt = [f"- {row['row']} is not built: {row['not_built']}" for row in rows if "not_built" in row]
     lines += [*unbuilt, ""] if unbuilt else []
+    lines += _by_class(table, rows)
     lines += _against_paper(table, rows, small)
     lines += _stamps(table, rows, notes)
     lines += _trained_on(rows)
     return "\n".join(lines) + "\n"
+
+
+def _by_class(table: Table, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of each column by class: a line a class, the rows beside each other."""
+    lines: list[str] = []
+    for title in (column.title for column in table.columns if column.key == "per_class"):
+        there = [row for row in rows if row["cells"][title]]
+        if there:
+            lines += [f"### {title}, by class", "", f"| class | {' | '.join(row['row'] for row in there)} |"]
+            lines.append("|" + "---|" * (len(there) + 1))
+        for name in dict.fromkeys(name for row in there for name in row["cells"][title]["classes"]):
+            cells = [_text(row["cells"][title]["classes"].get(name)) for row in there]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += [""] if there else []
+    return lines
 
 
 def _against_paper(table: Table, rows: Sequence[Mapping[str, Any]], small: bool) -> list[str]:
@@ -210,13 +278,13 @@ def _against_paper(table: Table, rows: Sequence[Mapping[str, Any]], small: bool)
         for name, cell in printed:
             base = printed[0][1]
             decimals = max(len(str(c["printed"]).partition(".")[2]) for c in (cell, base))
-            gain = [f"{cell['printed'] - base['printed']:+.{decimals}f}", f"{cell['mean'] - base['mean']:+.1f}"]
+            digits = cell["decimals"]
+            gain = [f"{cell['printed'] - base['printed']:+.{decimals}f}", f"{cell['mean'] - base['mean']:+.{digits}f}"]
             gain = ["", ""] if cell is base else gain
             interval = "–" if cell["interval"] is None else "[{:.1f}, {:.1f}]".format(*cell["interval"])
-            ours = f"{cell['mean']:.1f}" + (f" ± {cell['std']:.1f}" if cell["std"] is not None else "")
             lines.append(
-                f"| {name} | {column.title} | {cell['printed']} | {ours} | {cell['difference']:+.1f} | {interval} "
-                f"| {gain[0]} | {gain[1]} |"
+                f"| {name} | {column.title} | {cell['printed']} | {_number(cell)} | {cell['difference']:+.{digits}f} "
+                f"| {interval} | {gain[0]} | {gain[1]} |"
             )
     if not lines:
         return []
@@ -235,7 +303,8 @@ def _stamps(table: Table, rows: Sequence[Mapping[str, Any]], notes: Mapping[str,
     for column in table.columns:
         cells = (row["cells"][column.title] for row in rows)
         first = next((cell for cell in cells if cell and "stamp" in cell), None)
-        lines += [] if first is None else [f"- {column.title}: {describe(first['stamp'])}"]
+        share = f"share of row '{column.reference}': " if column.reference else ""
+        lines += [] if first is None else [f"- {column.title}: {share}{describe(first['stamp'])}"]
     differing: dict[str, list[str]] = {}
     for title, marks in notes.items():
         for note in marks:
@@ -264,14 +333,17 @@ def _trained_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _text(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
-        return "–"
-    parts = []
+    cell, parts = cell or {}, []
     if "mean" in cell:
-        mark = f" ({cell['mark']})" if cell["mark"] else ""
-        parts.append(f"{cell['mean']:.1f}" + (f" ± {cell['std']:.1f}" if cell["std"] is not None else "") + mark)
-        if cell["interval"]:
+        parts.append(_number(cell) + (f" ({cell['mark']})" if cell.get("mark") else ""))
+        if cell.get("interval"):
             parts.append(f"[{cell['interval'][0]:.1f}, {cell['interval'][1]:.1f}]")
-    if cell["printed"] is not None:
+    if cell.get("printed") is not None:
         parts.append(f"(printed {cell['printed']})")
-    return " ".join(parts)
+    return " ".join(parts) or "–"
+
+
+def _number(cell: Mapping[str, Any]) -> str:
+    """Mean and deviation over seeds."""
+    numbers = [cell["mean"], *([] if cell["std"] is None else [cell["std"]])]
+    return " ± ".join(f"{number:.{cell['decimals']}f}" for number in numbers)

@@ -19,8 +19,19 @@ from tagmask.yaml_text import parse_yaml, read_yaml_file
 KEYS = (
     *("miou", "miou_strict", "miou_without", "c_miou", "coverage", "accuracy", "precision", "recall", "boundary_iou"),
     *("peak", "peak_precision", "peak_recall", "peak_c_miou"),
+    *("per_class", "relative"),
 )
-"""What a column can show of a score; those of the peak are at the threshold that is best on the split itself."""
+"""What a column can show of a score; those of the peak are at the threshold that is best on the split itself.
+
+'per_class' is the mIoU, with a table of the classes' IoU below; 'relative' its share of another row's.
+"""
+COSTS = ("fps", "memory")
+"""What a column can show of cost, see ``measure``."""
+TRAINING = "training"
+COSTED = ("cam", "segmenter", TRAINING)
+"""Scores that have a cost; 'training' has nothing else."""
+MEAN = "mean"
+"""Among the printed values of a 'per_class' column: that of the mIoU."""
 SPECIAL_KEYS = {
     LOCALIZATION: ("top1", "top5", "gt_known", "max_box_acc", "top1_class", "top5_class"),
     SPREAD: ("mean", "std"),
@@ -29,12 +40,14 @@ SPECIAL_KEYS = {
 SPLITS = ("train", "val", "test", "all")
 """Splits of a column, besides 'list:NAME'."""
 
+Printed = dict[str, float | dict[str, float]]
+
 
 class Column(Strict):
     """One score that every row reports.
 
-    title: heading; score: a name of ``tagmask evaluate``; key: of the score; set: settings of use that this column is
-    scored with, over the row's.
+    title: heading; score: a name of ``tagmask evaluate``, or 'training'; key: of the score; set: settings of use that
+    this column is scored with, over the row's; reference: of key 'relative', the row that it is a share of.
     """
 
     title: str
@@ -42,6 +55,12 @@ class Column(Strict):
     score: str
     key: str = "miou"
     set: list[str] = []
+    reference: str | None = None
+
+    @property
+    def entry(self) -> str:
+        """Name of the entry of a result that the column is read from."""
+        return f"{self.score} (cost)" if self.key in COSTS else self.score
 
 
 class Row(Strict):
@@ -60,7 +79,7 @@ class Row(Strict):
     run_of: str | None = None
     stages: bool = False
     label: bool = Field(False, description="write the training masks, too")
-    printed: dict[str, float] = Field({}, description="the paper's value by column title, in per cent")
+    printed: Printed = Field({}, description="the paper's value by column title, in per cent; of per_class by class")
 
 
 class NotBuilt(Strict):
@@ -68,7 +87,7 @@ class NotBuilt(Strict):
 
     name: str
     why: str = Field(min_length=1)
-    printed: dict[str, float] = Field(min_length=1, description="as a row's")
+    printed: Printed = Field(min_length=1, description="as a row's")
 
 
 class Table(Strict):
@@ -132,12 +151,13 @@ def read_table(name: str) -> Table:
 
 
 def _check_columns(name: str, table: Table) -> None:
-    known = [*SCORES, AT_VAL, *SPECIAL_KEYS]
+    known = [*SCORES, AT_VAL, *SPECIAL_KEYS, TRAINING]
     for column in table.columns:
         where = f"{name}: column '{column.title}'"
         if column.score not in known:
             raise ConfigError(f"{where} has an unknown score '{column.score}'.{nearest(column.score, known)}")
-        keys = SPECIAL_KEYS.get(column.score, KEYS)
+        keys = () if column.score == TRAINING else SPECIAL_KEYS.get(column.score, KEYS)
+        keys = (*keys, *COSTS) if column.score in COSTED else keys
         if column.key not in keys:
             raise ConfigError(f"{where} has an unknown key '{column.key}'.{nearest(column.key, keys)}")
         if column.key.startswith("peak") and column.score != "cam":
@@ -150,15 +170,23 @@ def _check_columns(name: str, table: Table) -> None:
                 f"{where}: the threshold of '{AT_VAL}' is searched on val; score another split, or 'cam'."
             )
         _check_scoring(where, column.set, RunConfig())
+        rows = [row.name for row in table.rows]
+        if (column.reference is None) == (column.key == "relative"):
+            raise ConfigError(f"{where}: 'reference' names the row that key 'relative' is a share of, and no other's.")
+        if column.reference is not None and column.reference not in rows:
+            raise ConfigError(f"{where}: there is no row '{column.reference}'.{nearest(column.reference, rows)}")
     titles = [column.title for column in table.columns]
     for title in titles:
         if titles.count(title) > 1:
             raise ConfigError(f"{name}: two columns are called '{title}'.")
+    by_class = {column.title for column in table.columns if column.key == "per_class"}
     shown: list[Row | NotBuilt] = [*table.rows, *table.not_built]
     for row in shown:
-        for title in row.printed:
+        for title, value in row.printed.items():
             if title not in titles:
                 raise ConfigError(f"{name}: row '{row.name}' has a value for '{title}'.{nearest(title, titles)}")
+            if isinstance(value, dict) != (title in by_class):
+                raise ConfigError(f"{name}: row '{row.name}': values by class go with key 'per_class' ('{title}').")
 
 
 def _check_rows(name: str, table: Table) -> None:
