@@ -43,7 +43,7 @@ class Method(nn.Module):
     """
 
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
-    reads_masks: ClassVar[bool] = False
+    reads_masks: bool = False
     labels_from_tags: ClassVar[bool] = False
     reads_classes: ClassVar[bool] = False
     wanted_views: frozenset[str] = frozenset()

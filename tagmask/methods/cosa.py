@@ -20,7 +20,7 @@ from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.encoders.timm_vit import TimmViT
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, TrainingError
 from tagmask.heads import Classifier
 from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
 from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, to_image_size
@@ -36,7 +36,7 @@ from tagmask.methods.common.pseudo_label_assignment import (
 )
 from tagmask.registry import METHODS
 from tagmask.strict import USED, Factor, Natural, Positive, Scales
-from tagmask.types import Batch, Features, Losses
+from tagmask.types import IGNORE, Batch, Features, Losses
 
 AUXILIARY_BLOCKS = [-3, -1]
 """Blocks that a ViT returns where encoder.blocks names none: the auxiliary class maps' and the last."""
@@ -92,6 +92,9 @@ class CoSAConfig(OneStageConfig):
     beta: Positive = Field(1.0, description="of the perplexity")
     temperature: Positive = Field(0.01, description="of the segmentation that teaches the CAMs")
     rectify: bool = Field(False, description="cut the CAMs that it teaches at 0")
+    guidance: Literal["segmentation", "truth", "noise"] = Field(
+        "segmentation", description="what s2c goes towards; truth: true masks, an upper bound that tags do not give"
+    )
     detach: Literal["none", "features", "classifier"] = Field("none", description="what s2c does not train")
     epsilon: Positive = Field(1.0, description="largest perplexity of regions that csc compares")
     contrast_temperature: Positive = Field(0.1, description="of csc")
@@ -182,6 +185,7 @@ class CoSA(OneStageMethod):
         _check_map(config, encoder)
         _check_auxiliary(config)
         super().__init__(config, encoder, classes)
+        self.reads_masks = config.guidance == "truth"
         self.classifier, self.auxiliary, self.decoder = self._heads()
         self.assignment: Teacher | None = None
         if config.swap:
@@ -241,7 +245,7 @@ class CoSA(OneStageMethod):
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls, cls_aux; after ``warmup`` c2s, c2s_aux (equation 5), s2c (8), csc (10) and reg, weighted as in 11.
 
-        Raises ConfigError for a batch without the view 'strong'.
+        Raises ConfigError for a batch without the view 'strong', TrainingError for one without the masks that guide.
         """
         cfg = self.config
         features = self.encoder(self.view(batch, "strong").images)
@@ -283,7 +287,8 @@ class CoSA(OneStageMethod):
         if weak.logits is not None:
             valid = photo_positions(batch, (maps.shape[-2], maps.shape[-1]))
             guided = self._guided(features, maps)
-            terms["s2c"] = seg_to_cam(guided, weak.logits, batch.tags, cfg.temperature, valid, cfg.rectify)
+            guide = self._guide(batch, weak.logits)
+            terms["s2c"] = seg_to_cam(guided, guide, batch.tags, cfg.temperature, valid, cfg.rectify)
         return terms
 
     @torch.no_grad()
@@ -348,6 +353,24 @@ class CoSA(OneStageMethod):
         unsure = perplexity(confidence, assigned.threshold, cfg.alpha, cfg.beta)
         return contrastive_separation(resize(maps.float(), grid), labels, unsure, cfg.epsilon, cfg.contrast_temperature)
 
+    def _guide(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Logits (B,C+1,h,w) that s2c goes towards: those of the segmentation or, of the oracles in the paper's Fig. 1
+        and Table 4a, of the true masks (void: the segmentation) or of a class drawn for each position among the
+        background and the tags."""
+        if self.config.guidance == "segmentation":
+            return logits
+        if self.config.guidance == "noise":
+            generator = batch.generator
+            drawn = torch.rand(logits.shape, generator=generator, device=generator.device).to(logits.device)
+            absent = F.pad(batch.tags <= 0, (1, 0))[:, :, None, None]
+            return certain(drawn.masked_fill(absent, -1).argmax(1), logits.shape[1])
+        if batch.masks is None:
+            raise TrainingError("method.guidance=truth needs masks; set data.masks to their folder.")
+        truth = batch.masks.long()
+        void = truth == IGNORE
+        sure = certain(truth.masked_fill(void, 0), logits.shape[1])
+        return torch.where(void[:, None], resize(logits.float(), (truth.shape[-2], truth.shape[-1])), sure)
+
     def _guided(self, features: Features, maps: Tensor) -> Tensor:
         """The class maps that s2c trains, cut off from what ``detach`` names (the paper's Table 4a)."""
         if self.config.detach == "features":
@@ -375,6 +398,11 @@ class CoSA(OneStageMethod):
     def segment(self, images: Tensor) -> Tensor:
         """(B,C+1,H,W) logits of the used network at the images' size."""
         return to_image_size(self.used.decoder(self.used.encoder(images)), images)
+
+
+def certain(labels: Tensor, outputs: int) -> Tensor:
+    """(B,outputs,h,w) logits that are certain of labels (B,h,w) at any temperature in use."""
+    return 100 * F.one_hot(labels, outputs).movedim(-1, 1).float()
 
 
 def _check_map(config: CoSAConfig, encoder: Encoder) -> None:

@@ -180,6 +180,7 @@ def training_items(run: Run) -> tuple[list[Item], int]:
                 f"{collection.root}: method.cls_loss=softmax learns one class a photo; {len(other)} of {len(items)} "
                 f"training photos have none or several ('{other[0]}' is the first). Set method.cls_loss=multilabel."
             )
+    if not kind.reads_masks and not run.untrained.reads_masks:  # a setting may ask for them
         return items, 0
     folder = config.data.train_masks
     if folder is None and kind.labels_from_tags:

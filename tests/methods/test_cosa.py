@@ -11,12 +11,12 @@ import torch
 
 from tagmask.config import ViewConfig, load_config
 from tagmask.data import TrainLoader, TrainViews, open_data
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, TrainingError
 from tagmask.methods.common.pseudo_label_assignment import photo_positions
 from tagmask.methods.cosa import CoSA, CoSAConfig
 from tagmask.reproduce import read_table
-from tagmask.types import Batch
-from tests.methods.contract import ENCODERS, MethodContract, squares, tiny
+from tagmask.types import IGNORE, Batch
+from tests.methods.contract import CLASSES, ENCODERS, SIZE, MethodContract, squares, tiny
 from tests.methods.cosa_parts import SETTINGS, WEIGHTS, build, two_views, without
 
 
@@ -187,6 +187,44 @@ def test_what_the_user_sets_goes_before_the_variant() -> None:
 def test_wrong_thresholds_are_refused(changes: dict) -> None:
     with pytest.raises(ConfigError, match="method"):
         tiny(SETTINGS | changes)
+
+
+def test_what_guides_the_cams() -> None:
+    batch, logits = two_views(masks=True), torch.randn(4, CLASSES + 1, 8, 8)
+    assert batch.masks is not None
+    plain, truth, noise = (build(guidance=name) for name in ("segmentation", "truth", "noise"))
+    assert truth.reads_masks and not noise.reads_masks and not plain.reads_masks and not CoSA.reads_masks
+    assert plain._guide(batch, logits) is logits
+    made, known = truth._guide(batch, logits), batch.masks != IGNORE
+    assert torch.equal(made.argmax(1)[known], batch.masks.long()[known]) and (~known).any()
+    large = torch.nn.functional.interpolate(logits, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    void = (~known)[:, None].expand_as(made)
+    assert torch.equal(made[void], large[void]), "where the truth is void the segmentation guides"
+    drawn = noise._guide(batch, logits).argmax(1)
+    for i in range(4):
+        allowed = {0, *(1 + batch.tags[i].nonzero().flatten()).tolist()}
+        assert set(drawn[i].unique().tolist()) == allowed, "the background and the tags, and all of them"
+    assert not torch.equal(drawn, noise._guide(batch, logits).argmax(1)), "drawn anew"
+    with pytest.raises(TrainingError, match=r"data\.masks"):
+        truth.losses(two_views(), 5)
+
+
+def test_the_truth_as_guide_teaches_cams_where_it_lies() -> None:
+    """s2c by a loop: σ of the class maps against the true masks, resized to their grid, over the photo."""
+    method, batch = build(guidance="truth"), two_views(masks=True)
+    assert batch.masks is not None
+    batch.masks[batch.masks == IGNORE] = 0
+    maps = method.classifier.cam(method.encoder(batch.views["strong"].images).maps[-1]).double()
+    grid = (maps.shape[-2], maps.shape[-1])
+    own = torch.stack([(batch.masks == k + 1).double() for k in range(CLASSES)], 1)
+    target = torch.nn.functional.interpolate(own, size=grid, mode="bilinear", align_corners=False)
+    terms, valid = [], photo_positions(batch, grid)
+    for i, y, x in valid.nonzero().tolist():
+        for k in range(CLASSES):
+            score, wanted = maps[i, k, y, x].sigmoid().item(), target[i, k, y, x].item()
+            terms.append(-wanted * math.log(score) - (1 - wanted) * math.log(1 - score))
+    found = method.losses(batch, 5).terms["s2c"].item()
+    assert found == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["cosa_voc", "cosa_coco"])

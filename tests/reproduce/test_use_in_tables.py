@@ -52,3 +52,13 @@ def test_what_the_method_does_not_allow_is_refused_before_anything_trains(
     path.write_text(TABLE.replace(before, after), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"row 'online' sets method\."):
         read_table(str(path))
+
+
+def test_a_row_that_is_guided_by_true_masks_says_so(scenes: Path, tmp_path: Path) -> None:
+    path, cosa = tmp_path / "guided.yaml", '[method.name=cosa, "method.head_options={hidden: 8}", method.warmup=0'
+    columns = "columns:\n  - {title: val, split: val, score: cam}\n"
+    rows = f"rows:\n  - {{name: plain, set: {cosa}]}}\n  - {{name: truth, set: {cosa}, method.guidance=truth]}}\n"
+    path.write_text(f"title: guided\n{SET}{columns}{rows}", encoding="utf-8")
+    summary = reproduce(str(path), scenes, tmp_path / "out")
+    made = [row["cells"]["val"]["stamp"]["run"]["supervision"] for row in summary["rows"]]
+    assert made == ["tags", "true masks"] and "supervision: true masks / tags" in summary["markdown"]
