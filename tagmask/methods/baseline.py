@@ -134,6 +134,7 @@ class Baseline(OneStageMethod):
         """(B,H,W) pseudo labels of CAMs (B,C,h,w) in [0,1] on any grid; scores (B,C).
 
         thresholds: the lower one first; default: ``low`` and ``high`` of the settings.
+
         Where a tagged class scores under ``gate`` in this crop the object was probably cropped out, and its
         normalised CAM is noise: the class is left out there, and what would be background is ignored.
         """
