@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tagmask.cli import (  # noqa: F401
     check,
+    compare,
     convert,
     demo,
     doctor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tagmask.registry import METHODS
+from tagmask.workflow.compare import compare
 from tagmask.workflow.evaluate import evaluate
 from tagmask.workflow.label import label, labels_of
 from tagmask.workflow.opened import Run, opened
@@ -21,6 +22,7 @@ def list_methods(pattern: str = "*") -> list[str]:
 
 __all__ = [
     "Run",
+    "compare",
     "corrected_masks",
     "demo",
     "evaluate",

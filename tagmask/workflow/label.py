@@ -34,20 +34,30 @@ def label(
     segmenter is not trained yet.
     """
     run = run if isinstance(run, Run) else Run(run)
-    rounds = run.config.stages is not None and run.config.stages.rounds is not None
-    of_cams = parse_overrides(overrides).get("label", {}).get("source") == "cam"
-    maker = opened(run.last if rounds and not of_cams else run, overrides)
-    if rounds and not of_cams and run.last is run:
-        path = run.folder.path
-        raise DataError(f"{path}: its last segmenter is not trained; 'tagmask run --resume -o {path}' goes on.")
+    source = source_of(run, overrides)
+    maker = opened(source, overrides)
     with run.alone(out):
         items = list({item.id: item for name in split.split("+") for item in maker.collection.split(name)}.values())
         writer = mask_writer(maker, items, Path(out) if out else run.folder.masks, overwrite)
-        if rounds and not of_cams:
+        if source is not run:
             writer.make = kept_classes(writer.make, Path(str(maker.config.data.train_masks)))
         ahead: Literal["logits", "cams"] = "logits" if maker.inference.source == "segmenter" else "cams"
         go_over(maker.inference, writer.todo, [writer.add], "label", console, ahead=ahead)
         return writer.finish()
+
+
+def source_of(run: Run, overrides: Sequence[str] = ()) -> Run:
+    """The run whose network makes a run's masks: that of the last segmenter of stage 'rounds', else the run itself.
+
+    With ``label.source=cam`` the run itself. Raises DataError where that segmenter is not trained yet.
+    """
+    of_cams = parse_overrides(overrides).get("label", {}).get("source") == "cam"
+    if of_cams or run.config.stages is None or run.config.stages.rounds is None:
+        return run
+    if run.last is run:
+        path = run.folder.path
+        raise DataError(f"{path}: its last segmenter is not trained; 'tagmask run --resume -o {path}' goes on.")
+    return run.last
 
 
 def mask_writer(run: Run, items: Sequence[Item], folder: Path | None = None, overwrite: bool = False) -> LabelWriter:

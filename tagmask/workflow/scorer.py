@@ -123,9 +123,9 @@ class Scorer:
         if self.curve is not None and look.tags is not None:
             full = F.interpolate(look.cams[None], size=truth.shape, mode="bilinear", align_corners=False)[0]
             self.curve.update(full.cpu(), look.tags, truth)
-            yield "cam", _cut(full, settings.threshold)
+            yield "cam", cut(full, settings.threshold)
             if self.val_threshold is not None:
-                yield AT_VAL, _cut(full, self.val_threshold)
+                yield AT_VAL, cut(full, self.val_threshold)
         if "refined" in names:
             yield "refined", look.refined_labels
         if "cam+crf" in names:
@@ -153,6 +153,7 @@ class Scorer:
         return random_field(inference.crf, images, scores / scores.sum(0).clamp(min=1e-8))
 
 
-def _cut(cams: Tensor, threshold: float) -> Tensor:
+def cut(cams: Tensor, threshold: float) -> Tensor:
+    """Labels (H,W) of the largest of the CAMs (C,H,W), background where none is above the threshold."""
     best, labels = cams.max(dim=0)
     return (labels + 1) * (best > threshold)
