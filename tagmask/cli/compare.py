@@ -53,17 +53,7 @@ def compare(
 
     runs = [word for word in words if "=" not in word or os.path.isdir(word)]
     overrides = [word for word in words if word not in runs]
-    result = workflow.compare(
-        runs,
-        out,
-        what or ("masks",),
-        vary,
-        photos or (),
-        split,
-        class_name,
-        overrides,
-        None if json else common.screen(),
-    )
+    result = workflow.compare(runs, out, what or ("masks",), vary, photos or (), split, class_name, overrides)
     if json:
         common.print_json(result)
     else:

@@ -104,8 +104,12 @@ def compare(
     """
     out = Path(out)
     check_suffix(out)
+    if not runs:
+        raise ConfigError("No run is named: 'tagmask compare RUN...' takes the folder of one or more.")
     opened_runs = [run if isinstance(run, Run) else Run(run) for run in runs]
-    check_alike(opened_runs)
+    for run in opened_runs:
+        run.config  # noqa: B018 (says that this is no run)
+    _check_alike(opened_runs)
     first = opened_runs[0]
     collection = first.collection
     for name in what:
@@ -116,7 +120,7 @@ def compare(
         if class_name not in collection.classes:
             raise ConfigError(f"'{class_name}' is no class (--class).{nearest(class_name, collection.classes)}")
         label = collection.classes.index(class_name) + 1
-    views = arranged(opened_runs, list(dict.fromkeys(what)), vary, overrides)
+    views = _arranged(opened_runs, list(dict.fromkeys(what)), vary, overrides)
     flat = [view for row in views for view in row]
     tagged = any(view.what != "segmenter" for view in flat)
     if photos:
@@ -148,24 +152,26 @@ def compare(
     return {"file": str(out), "chosen": chosen, "photos": [one.entry for one in shown]}
 
 
-def check_alike(runs: Sequence[Run]) -> None:
+def _check_alike(runs: Sequence[Run]) -> None:
     """Raise DataError, which names both, where a run's classes or photos are not those of the first."""
+
+    def lists(run: Run) -> dict[str, list[str]]:
+        collection = run.collection
+        return {"classes": collection.classes, "photos": sorted(item.id for item in collection.items)}
+
+    first = lists(runs[0])
     for run in runs[1:]:
-        for kind in ("classes", "photos"):
-            mine, theirs = (
-                one.collection.classes if kind == "classes" else sorted(item.id for item in one.collection.items)
-                for one in (runs[0], run)
-            )
-            if mine != theirs:
-                other = next(iter({*mine} ^ {*theirs}), None)
-                only_one = f" ('{other}' is in one of them only)" if other is not None else " (another order)"
+        for kind, theirs in lists(run).items():
+            if theirs != first[kind]:
+                apart = sorted({*theirs} ^ {*first[kind]})
+                how = f"'{apart[0]}' is in one of them only" if apart else "their order differs"
                 raise DataError(
-                    f"{run.folder.path}: its {kind} are not those of {runs[0].folder.path}{only_one}. Only runs over "
-                    f"the same {kind} can be compared."
+                    f"{run.folder.path}: its {kind} are not those of {runs[0].folder.path} ({how}). Only runs over the "
+                    f"same {kind} can be compared."
                 )
 
 
-def arranged(runs: Sequence[Run], what: Sequence[str], vary: str | None, overrides: Sequence[str]) -> list[list[View]]:
+def _arranged(runs: Sequence[Run], what: Sequence[str], vary: str | None, overrides: Sequence[str]) -> list[list[View]]:
     """The views, in the rows in which a photo's pictures stand. Raises ConfigError for what a run does not have."""
     settings = _values(vary) if vary is not None else [""]
     names = [run.folder.path.resolve().name for run in runs]
@@ -221,7 +227,7 @@ def _candidates(run: Run, split: str | None, tagged: bool, label: int | None, si
     Raises DataError where no photo fits.
     """
     collection = run.collection
-    split = split or next(name for name in ("test", "val", "train") if collection.splits.get(name))
+    split = split or next((name for name in ("test", "val") if collection.splits.get(name)), "train")
     items = worth_showing(run, split)
     if tagged:
         items = [item for item in items if item.tags is not None]

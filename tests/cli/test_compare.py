@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, DataError
 from tests.cli.calls import call, raise_error
 
 
@@ -24,6 +24,10 @@ def test_two_runs_in_one_picture(run: Path, copy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "both.html").read_text(encoding="utf-8").count("<figure>") == 10
 
 
-def test_a_wrong_option_is_named(run: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        raise_error("compare", run, tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="RUN"):
+        raise_error("compare", "label.refine=none")
     with pytest.raises(ConfigError, match="--what"):
         raise_error("compare", run, "--what", "nothing", "-o", tmp_path / "a.png")

@@ -180,7 +180,7 @@ def test_unlike_runs_are_refused_by_both_names(runs: list[Path], scenes: Path, t
     def changed(data: dict[str, Any]) -> Run:
         return Run(runs[1], load_config(merge(Run(runs[1]).config.model_dump(mode="json"), {"data": data})))
 
-    with pytest.raises(DataError, match=f"{two}: its photos.*{one}.*scene_0000"):
+    with pytest.raises(DataError, match=f"{two}: its photos.*{one}.*'more'"):
         (other / "images" / "scene_0000.png").rename(other / "images" / "more.png")
         (other / "tags.csv").write_text((other / "tags.csv").read_text().replace("scene_0000", "more"))
         (other / "masks" / "scene_0000.png").rename(other / "masks" / "more.png")
