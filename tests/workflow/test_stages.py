@@ -26,7 +26,7 @@ from tagmask.files import read_json, write_json
 from tagmask.label import load
 from tagmask.methods import build_method
 from tagmask.training import RunFolder, load_model
-from tagmask.workflow import Run, evaluate, predict, run, timing
+from tagmask.workflow import Run, evaluate, label, predict, run, timing
 from tagmask.workflow.stage_labels import kept_classes
 from tagmask.workflow.stages import Stages, stage_configs
 from tagmask.workflow.train import training_items
@@ -217,6 +217,9 @@ def test_rounds_teach_segmenters_with_masks_of_the_one_before(
     photo = opened.collection.items[0].image
     assert predict(out, [photo], tmp_path / "new").written == 1
     assert read_json(tmp_path / "new" / "classes.json")["model"] == models[-1]["digest"], "by the last segmenter"
+    for source, model in (("auto", models[-1]), ("cam", models[0])):
+        label(out, "val", tmp_path / source, overrides=[f"label.source={source}"])
+        assert read_json(tmp_path / source / "classes.json")["model"] == model["digest"], source
     loaded = load(out)
     assert type(loaded.method).__name__ == "Supervised" and loaded.cams(photo).shape[0] == len(loaded.classes)
     assert np.array_equal(loaded.predict(photo).labels, load(out / "segmenter").predict(photo).labels)
