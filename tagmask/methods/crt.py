@@ -43,7 +43,9 @@ class CRTConfig(ClassifierConfig):
     }
 
     name: Literal["crt"] = "crt"
-    variant: Literal["paper", "release"] = Field("paper", description="release: its kernel, cnn_detach, l1_size, flip_merge")
+    variant: Literal["paper", "release"] = Field(
+        "paper", description="release: its kernel, cnn_detach, l1_size, flip_merge"
+    )
     cnn: EncoderConfig = Field(
         EncoderConfig(name="resnet152.tv_in1k", output_stride=16, dilate=False),
         description="the other branch, any encoder; encoder.weights=none holds for both",
