@@ -131,3 +131,91 @@ def separation_loops(cams: Tensor, labels: Tensor, doubt: Tensor, epsilon: float
 
 def cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b)) / (math.hypot(*a) * math.hypot(*b))
+
+
+Part = tuple[float, float, float]  # share of all values, mean, standard deviation
+
+
+def density(x: float, part: Part) -> float:
+    share, mean, std = part
+    return share * math.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+
+
+def moments_loops(values: list[tuple[float, float]], total: float) -> Part:
+    """Of pairs (value, how many): their share of ``total``, mean and standard deviation, at least 1e-3."""
+    mass = sum(number for _, number in values)
+    mean = sum(number * x for x, number in values) / mass
+    variance = sum(number * (x - mean) ** 2 for x, number in values) / mass
+    return mass / total, mean, max(math.sqrt(variance), 1e-3)
+
+
+def three_components_loops(values: list[tuple[float, float]]) -> tuple[float, Part, Part, bool]:
+    """EM for pairs (value, how many): the share at 0, whose place is fixed, two normal distributions, convergence.
+
+    A value at 0 has a probability there under the first component, and only a density under the others: it is the
+    first's. It starts from the two groups of the other values with the least variance within.
+    """
+    total = sum(number for _, number in values)
+    others = sorted((x, number) for x, number in values if x > 0)
+    within = []
+    for i in range(1, len(others)):
+        halves = [moments_loops(half, 1) for half in (others[:i], others[i:])]
+        within.append(sum(mass * std**2 for mass, _, std in halves))
+    cut = others[within.index(min(within)) + 1][0]
+    belongs = [(float(x == 0), float(0 < x < cut), float(x >= cut)) for x, _ in values]
+    parts: list[Part] = []
+    for _ in range(2001):
+        masses = [[(x, number * b[k]) for (x, number), b in zip(values, belongs)] for k in range(3)]
+        zero, before = sum(mass for _, mass in masses[0]) / total, parts
+        parts = [moments_loops(masses[k], total) for k in (1, 2)]
+        belongs = []
+        for x, _ in values:
+            one, two = density(x, parts[0]), density(x, parts[1])
+            belongs.append((1.0, 0.0, 0.0) if x == 0 else (0.0, one / (one + two), two / (one + two)))
+        # Shares of the values above 0, as the package has them, are what has to stand still.
+        changes = [abs(a - b) for old, new in zip(before, parts) for a, b in zip(old[1:], new[1:])]
+        changes += [abs(old[0] - new[0]) / (1 - zero) for old, new in zip(before, parts)]
+        if before and max(changes) <= 1e-6:
+            break
+    lower, upper = sorted(parts, key=lambda part: part[1])
+    return zero, lower, upper, bool(before) and max(changes) <= 1e-6
+
+
+def threshold_loops(values: list[float]) -> float | None:
+    """CoSA's ξ of CAM values of the tags at positions of the photos: None where it stays as it was."""
+    rounded = [int(nu * 1023 + 0.5) for nu in values]
+    pairs = [(i / 1023, float(rounded.count(i))) for i in sorted(set(rounded))]
+    zeros, number = rounded.count(0), len(rounded) - rounded.count(0)
+    if number == 0:
+        return None
+    near = sum(0 < i / 1023 < 0.05 for i in rounded)
+    if zeros >= (zeros + number) / 4 and near < 0.05 * zeros and near < 0.05 * number:
+        return 0.05
+    zero, lower, upper, converged = three_components_loops(pairs)
+    lower, upper = ((share / (1 - zero), mean, std) for share, mean, std in (lower, upper))
+    if not converged or min(lower[0], upper[0]) < 1e-3 or crossing_loops(lower, upper) is None:
+        return None
+    single = moments_loops([pair for pair in pairs if pair[0] > 0], number)
+    bic_one, bic_two = 2 * math.log(number), 5 * math.log(number)
+    for i in rounded:
+        if i > 0:
+            bic_one -= 2 * math.log(density(i / 1023, single))
+            bic_two -= 2 * math.log(density(i / 1023, lower) + density(i / 1023, upper))
+    curve = [density(i / 1023, lower) + density(i / 1023, upper) for i in range(1024)]
+    first, last = round(lower[1] * 1023), round(upper[1] * 1023)
+    found = crossing_loops(lower, upper)
+    if bic_one <= bic_two or min(curve[first : last + 1]) > 0.9 * min(curve[first], curve[last]):
+        return None
+    return None if found is None or found > 0.8 else max(found, 0.05)
+
+
+def crossing_loops(lower: Part, upper: Part) -> float | None:
+    """Where the second weighted density overtakes the first between the means, by halving."""
+    low, high = lower[1], upper[1]
+    if density(low, upper) > density(low, lower) or density(high, upper) < density(high, lower):
+        return None
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = density(middle, upper) < density(middle, lower)
+        low, high = (middle, high) if below else (low, middle)
+    return low

@@ -88,7 +88,7 @@ def steps(device: torch.device) -> Callable[[], Tensor]:
     tags[:, 3] = 1
     queues = []
     for make in (apart, relu):
-        threshold, batches = DynamicThreshold(QUEUE, every=STEPS).to(device), []
+        threshold, batches = DynamicThreshold(QUEUE).to(device), []
         for maxima in queue(make).to(device):
             cams = torch.rand(IMAGES, CLASSES, SIDE, SIDE, device=device)
             cams[:, 3] = maxima

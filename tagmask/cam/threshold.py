@@ -6,34 +6,63 @@ import torch
 from torch import Tensor, nn
 
 from tagmask import comm
-from tagmask.cam.mixture import BINS, check_range, count_values, crossing, fit_counts
+from tagmask.cam.mixture import BINS, check_range, count_values, crossing, fit_counts, two_modes
 from tagmask.errors import TagmaskError
 from tagmask.tensors import check_shapes
 
-LEAST_SHARE = 1e-3
-"""A component with less of the values is a few outliers, and says nothing about where foreground begins."""
+LOWEST, HIGHEST = 0.05, 0.8
+"""Bounds of a threshold that is found. Above the upper one only the peaks, which normalisation puts at 1, are left."""
+CLEAN_SHARE = 0.25
+"""Least share of values at 0 that is taken for a background by itself."""
+
+
+def background_threshold(counts: Tensor) -> float | None:
+    """The value from which CAMs are foreground, by how many of them, int64 (1024,) on the CPU, round to each i/1023.
+
+    The values have up to three components: one of fixed place, at 0, where ReLU puts a background, and two normal
+    distributions, fitted to all others (``fit_two_components``).
+
+    - The background is the values at 0 alone where these are a quarter of all or more, and next to none lie just
+      above: fewer up to 0.05 than there were if as many as those at 0, or all others, were spread evenly over [0,1].
+      A background that ReLU cut goes on above 0. All others are then objects, and the threshold is 0.05.
+    - Else the lower normal distribution is background as well, and the threshold is the ``crossing``, at least 0.05,
+      where the values above 0 have ``two_modes``.
+    - None where they have one mode, and where the crossing is above 0.8.
+    """
+    zeros, above = int(counts[0]), counts.clone()
+    above[0] = 0
+    total = int(above.sum())
+    if total == 0:
+        return None
+    near = int(above[: round(LOWEST * (BINS - 1)) + 1].sum())
+    if zeros >= CLEAN_SHARE * (zeros + total) and near < LOWEST * min(zeros, total):
+        return LOWEST
+    mixture = fit_counts(above)
+    found = crossing(mixture) if two_modes(above, mixture) else None
+    return None if found is None or found > HIGHEST else max(found, LOWEST)
 
 
 class DynamicThreshold(nn.Module):
     """Threshold ξ that follows the distribution of the CAMs of the last batches.
 
     (Co-training with Swapping Assignments, ECCV 2024, section 3.3, "Dynamic Threshold".) Each batch gives its CAM
-    values, the maximum over the tagged classes at each position, to a queue of batches; ξ is the ``crossing`` of the
-    two components fitted to the queue. It stays as it was where there is none, where the fit has not converged, and
-    where a component has less than a thousandth of the values. The crossing puts each value in the component that is
-    the more probable for it, and so has the largest product of equation 6's two products. Their sum, as printed, has
-    its maximum elsewhere: one of the two is all of it, which one depends on the unit of the values.
+    values, the maximum over the tagged classes at each position, to a queue of batches; ξ is the
+    ``background_threshold`` of the queue, 0.05 to 0.8. Where there is none it is held: it stays as it was. The
+    crossing puts each value in the component that is the more probable for it, and so has the largest product of
+    equation 6's two products. Their sum, as printed, has its maximum elsewhere: one of the two is all of it, which one
+    depends on the unit of the values.
 
-    Values that round to 0, which are those below 0.5/1023, are left out: ReLU has put most of them there, from
-    anywhere below. A normal distribution would shrink on them, take all other values for foreground, and the
-    threshold would be next to 0.
+    No normal distribution is fitted to values that round to 0, which are those below 0.5/1023: ReLU has put most of
+    them there, from anywhere below. It would shrink on them, take all other values for foreground, and the threshold
+    would be next to 0.
 
-    queue: batches kept; the queue starts empty. initial: ξ until the first fit, in [0,1]. From one fit to the next go
+    queue: batches kept; the queue starts empty. initial: ξ until one is found, in [0,1]. From one fit to the next go
     ``every`` batches, a tenth of the queue; the first ``every`` batches are each fitted. A batch is kept as its counts
     on a grid of 1024 values: 0.8 MB for the queue, whatever the CAMs' size. Each fit has its own start.
 
-    Buffers: ``value`` (float32 scalar, ξ), ``counts`` and ``batches``, so saving the module saves its state. With
-    several processes the counts of all are summed, and all get the same ξ.
+    Buffers: ``value`` (float32 scalar, ξ), ``held`` (bool scalar, whether the last fit left ξ where it was),
+    ``counts`` and ``batches``, so saving the module saves its state. With several processes the counts of all are
+    summed, and all get the same ξ.
 
     Examples:
         >>> threshold = DynamicThreshold(initial=0.5)
@@ -41,6 +70,7 @@ class DynamicThreshold(nn.Module):
     """
 
     value: Tensor
+    held: Tensor
     counts: Tensor
     batches: Tensor
 
@@ -52,6 +82,7 @@ class DynamicThreshold(nn.Module):
             raise TagmaskError(f"Dynamic threshold: initial is a value of normalised CAMs, 0 to 1, got {initial}.")
         self.every = max(1, queue // 10)
         self.register_buffer("value", torch.tensor(float(initial)))
+        self.register_buffer("held", torch.tensor(False))
         self.register_buffer("counts", torch.zeros(queue, BINS, dtype=torch.int64))
         self.register_buffer("batches", torch.zeros(1, dtype=torch.int64))
 
@@ -66,10 +97,12 @@ class DynamicThreshold(nn.Module):
         """
         check_shapes("Dynamic threshold", "CAMs (B,C,h,w), tags (B,C) and valid (B,h,w)", cams, tags, valid)
         values = cams.masked_fill(tags[:, :, None, None] <= 0, 0).amax(1)
+        left_out = (tags <= 0).all(1)[:, None, None].expand_as(values)
         if valid is not None:
-            values = values.masked_fill(~valid.bool(), 0)
-        counts, outside = comm.all_sum(torch.cat(count_values(values))).split([BINS, 1])
-        counts[0] = 0
+            left_out = left_out | ~valid.bool()
+        counts, outside = count_values(values.masked_fill(left_out, 0))
+        counts[0] -= left_out.sum()
+        counts, outside = comm.all_sum(torch.cat([counts, outside])).split([BINS, 1])
         place = self.batches % len(self.counts)
         queued = self.counts.sum(0) - self.counts[place][0] + counts
         # The only wait for the device.
@@ -78,9 +111,9 @@ class DynamicThreshold(nn.Module):
         self.counts[place] = counts
         self.batches += 1
         due = batches <= self.every or batches % self.every == 0
-        if due and queued.any():
-            fit = fit_counts(queued)
-            found = crossing(fit) if fit.converged and fit.weights.min() >= LEAST_SHARE else None
+        if due:
+            found = background_threshold(queued)
+            self.held.fill_(found is None)
             if found is not None:
                 self.value.fill_(found)
         return self.value.clone()

@@ -238,9 +238,13 @@ class CoSA(OneStageMethod):
         return sum(float(one.value) for one in both) / len(both), True
 
     def figures(self) -> dict[str, float]:
-        """The dynamic thresholds, of those CAMs that have been looked at."""
-        used = ((n, cast(DynamicThreshold, t)) for n, t in self.thresholds.items())
-        return {f"threshold_{name}": float(one.value) for name, one in used if one.batches > 0}
+        """The dynamic thresholds, of those CAMs that have been looked at, and 1 where the last fit held them."""
+        found: dict[str, float] = {}
+        for name, module in self.thresholds.items():
+            threshold = cast(DynamicThreshold, module)
+            if threshold.batches > 0:
+                found |= {f"threshold_{name}": float(threshold.value), f"threshold_{name}_held": float(threshold.held)}
+        return found
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """cls, cls_aux; after ``warmup`` c2s, c2s_aux (equation 5), s2c (8), csc (10) and reg, weighted as in 11.

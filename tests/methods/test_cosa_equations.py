@@ -71,7 +71,9 @@ def test_dynamic_threshold_gathers_batches_after_warm_up_only() -> None:
     for _ in range(2):
         method.losses(batch, 2)
     assert all(t.batches == 2 for t in method.thresholds.values())
-    assert method.figures() == {f"threshold_{n}": float(t.value) for n, t in method.thresholds.items()}
+    expected = {f"threshold_{n}": float(t.value) for n, t in method.thresholds.items()}
+    expected |= {f"threshold_{n}_held": float(t.held) for n, t in method.thresholds.items()}
+    assert method.figures() == expected
     assert "thresholds.main.value" in method.state_dict() and "thresholds.aux.counts" in method.state_dict()
     fixed = build(threshold=0.4)
     assert len(fixed.thresholds) == 0
