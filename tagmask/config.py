@@ -234,6 +234,11 @@ class TrainConfig(Strict):
     evaluate_every: Annotated[Natural, COMPUTED] = Field(
         0, description="steps between scores on held-out masks; 0: at the end"
     )
+    watch: Annotated[list[str], COMPUTED] = Field(
+        [],
+        description="what these scores are of: segmenter, cam, or of a method's other networks and layers, such as "
+        "cam_aux; default: segmenter, or cam where there is none",
+    )
     checkpoint_every: Annotated[Count, COMPUTED] = Field(500, description="steps between checkpoints")
     keep: Annotated[Count, COMPUTED] = Field(2, description="checkpoints kept")
     tensorboard: Annotated[bool, COMPUTED] = False

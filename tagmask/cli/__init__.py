@@ -9,6 +9,7 @@ import sys
 from rich.console import Console
 
 from tagmask.cli import (  # noqa: F401
+    analyse,
     check,
     compare,
     convert,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tagmask.evaluate.bootstrap import bootstrap_miou
 from tagmask.evaluate.boundary import BoundaryIoU
+from tagmask.evaluate.by_value import AccuracyByValue
 from tagmask.evaluate.confusion import ConfusionMatrix, LabelError
 from tagmask.evaluate.curve import ThresholdCurve
 from tagmask.evaluate.localization import Localization
@@ -12,6 +13,7 @@ from tagmask.evaluate.scores import ScoreStream, print_classes, print_scores
 from tagmask.evaluate.stamp import difference
 
 __all__ = [
+    "AccuracyByValue",
     "BoundaryIoU",
     "ConfusionMatrix",
     "LabelError",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from tagmask.config import LabelConfig, RunConfig
 from tagmask.encoders.saliency import Saliency, background_factor, open_saliency
 from tagmask.errors import ConfigError
 from tagmask.methods import Method
-from tagmask.methods.base import build_refiner
+from tagmask.methods.base import MAIN, build_refiner
 from tagmask.refine import DenseCRF
 from tagmask.types import IGNORE
 
@@ -33,12 +34,13 @@ class Inference:
     it. With ``label.square`` networks see a square, and their maps are resized back to that grid. Label maps have the
     photo's size. Networks run under autocast as in training; results are float32.
     ``config`` has the settings of ``label``, with the threshold that training found if ``label.threshold_from`` asks
-    for it. Raises ConfigError where the method cannot do what ``label`` asks for, and for an unknown ``label.crf``.
+    for it. which: of the method's maps, see ``Method.others``. Raises ConfigError where the method cannot do what
+    ``label`` asks for, and for an unknown ``label.crf``.
     """
 
-    def __init__(self, method: Method, config: RunConfig) -> None:
-        self.method = method.eval()
-        self.config = _settled(config.label, method)
+    def __init__(self, method: Method, config: RunConfig, which: str = MAIN) -> None:
+        self.method, self.which = method.eval(), which
+        self.config = _settled(config.label, method, which)
         self.guides, self.weights_dir = config.guides, config.encoder.weights_dir
         self.short_side = config.views.short_side
         self.precision = config.train.precision
@@ -100,16 +102,28 @@ class Inference:
         return None if scores is None else scores[0].float().cpu()
 
     @torch.inference_mode()
-    def cams(self, photo: Tensor, tags: Tensor | None) -> Tensor:
-        """(C,h,w) multi-scale CAMs in [0,1]; absent classes are 0 where tags (C,) are given.
+    def cams(self, photo: Tensor, tags: Tensor | None, which: str | None = None) -> Tensor:
+        """(C,h,w) multi-scale CAMs in [0,1]; absent classes are 0 where tags (C,) are given. which: others than usual.
 
         The working grid of CAMs is reduced to ``label.max_side``, too: they look at the whole photo at once.
         """
         given = None if tags is None else tags.to(self.device)[None]
         images = self.batch(photo, self.config.max_side)
         with self.running():
-            cams = self.method.cams(self._seen(images), given, scales=self.config.cam_scales, flip=self.config.cam_flip)
+            seen, cfg = self._seen(images), self.config
+            cams = self.method.cams(seen, given, cfg.cam_scales, cfg.cam_flip, which or self.which)
         return resize(cams.float(), images.shape[-2:])[0]
+
+    @torch.inference_mode()
+    def analyse(self, name: str, photo: Tensor, tags: Tensor, *place: Any) -> Any:
+        """What the method's analysis of this name gives for a photo with tags (C,). Raises ConfigError for unknown."""
+        found = self.method.analyses()
+        if name not in found:
+            known = ", ".join(found) or "none"
+            raise ConfigError(f"Method '{self.method.config.name}' has no analysis '{name}'. There is: {known}.")
+        with self.running():
+            images = self._seen(self.batch(photo, self.config.max_side))
+            return found[name].look(images, tags.to(self.device)[None], *place)
 
     @torch.inference_mode()
     def refine(self, photo: Tensor, cams: Tensor, tags: Tensor, factor: Tensor | None = None) -> Tensor:
@@ -199,7 +213,7 @@ class Inference:
             seen = resize(images, (size[0], size[1]))
             for flip in flips:
                 with self.running():
-                    logits = self.method.segment(seen.flip(-1) if flip else seen)  # type: ignore[operator]
+                    logits = self.method.segmenter(self.which)(seen.flip(-1) if flip else seen)
                 logits = resize((logits.flip(-1) if flip else logits).float(), (height, width))
                 if merged is None:
                     merged = logits
@@ -282,11 +296,11 @@ def _ramp(length: int, device: torch.device) -> Tensor:
     return torch.minimum(distance, distance.flip(0)) / length
 
 
-def _settled(label: LabelConfig, method: Method) -> LabelConfig:
+def _settled(label: LabelConfig, method: Method, which: str) -> LabelConfig:
     """With the threshold that ``threshold_from: training`` stands for. Raises ConfigError if the method has none."""
     if label.threshold_from == "fixed" or not method.has_cams:
         return label
-    found = method.cam_threshold()
+    found = method.cam_threshold(which)
     if found is None:
         raise ConfigError(
             f"Method '{method.config.name}' finds no threshold in training, as label.threshold_from asks; set "

@@ -114,6 +114,10 @@ class Look:
         taken = torch.isin(self.refined_labels, torch.tensor(sorted(lacking), device=labels.device))
         return torch.where(taken & ((labels == 0) | (labels == IGNORE)), self.refined_labels, labels)
 
+    def analyse(self, name: str, *place: Any) -> Any:
+        """What the method's analysis of this name gives, see ``Inference.analyse``. Needs tags."""
+        return self.inference.analyse(name, self.photo, self._given, *place)
+
     def under(self, inference: Inference) -> Look:
         """The same photo and CAMs under other settings of what is made of CAMs."""
         other = Look(inference, self.photo, self.tags)

@@ -20,6 +20,7 @@ from tagmask.label.infer import Inference
 from tagmask.label.look import Look
 from tagmask.label.mask import Prediction
 from tagmask.methods import Method
+from tagmask.methods.base import MAIN
 from tagmask.training.folder import RunFolder
 from tagmask.training.model_files import load_model
 
@@ -62,10 +63,23 @@ class Segmenter:
         look = Look(self.inference, to_tensor(image), self._tags(tags))
         return self._result(look, *look.mask)
 
-    def cams(self, image: Photo, tags: Sequence[str] | None = None) -> np.ndarray:
-        """float32 (C,h,w) class activation maps in [0,1] on the working grid; classes outside ``tags`` are 0."""
+    def cams(self, image: Photo, tags: Sequence[str] | None = None, which: str = MAIN) -> np.ndarray:
+        """float32 (C,h,w) class activation maps in [0,1] on the working grid; classes outside ``tags`` are 0.
+
+        which: 'main', those that are used, or others that the method has, such as 'aux'. Raises ConfigError for those
+        that it has not.
+        """
         given = None if tags is None else self._tags(tags)
-        return self.classifier.cams(to_tensor(image), given).cpu().numpy()
+        return self.classifier.cams(to_tensor(image), given, which).cpu().numpy()
+
+    def regions(self, image: Photo, tags: Sequence[str]) -> dict[str, np.ndarray]:
+        """The regions that the method finds for its CAMs' classes, by name: of ``eca`` seeds and region maps.
+
+        bool and float32 (C+1,h,w) of the background and each class; integer (H,W) labels. Raises ConfigError for a
+        method without regions.
+        """
+        found = self.classifier.analyse("regions", to_tensor(image), self._tags(tags))
+        return {name: one.cpu().numpy() for name, one in found.items()}
 
     def push_to_hub(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -21,6 +21,37 @@ from tagmask.strict import Scales, used_for
 from tagmask.tensors import full
 from tagmask.types import Batch, Losses, View
 
+MAIN = "main"
+"""Name of the maps that are used, beside those of ``Method.others``."""
+
+
+class Maps(NamedTuple):
+    """What makes class maps (B,C,h,w) before ReLU and logits (B,C+1,H,W) of images (B,3,H,W); None: there are none."""
+
+    cam_maps: Callable[[Tensor], Tensor] | None = None
+    segment: Callable[[Tensor], Tensor] | None = None
+
+
+class Analysis(NamedTuple):
+    """What ``tagmask analyse`` can show of a method. about: its title; axis: of its plot.
+
+    look: called with images (1,3,H,W) and tags (1,C), gives by kind:
+
+    - 'numbers': a tensor (n,), whose mean over photos is plotted over 1, …, n.
+    - 'accuracy': for each series by name, labels (H,W) and a value (H,W) of each label, which are binned by ``edges``.
+      cut: one of the edges, up to which labels are relied on; None where low values do not mean that.
+    - 'maps': tensors by name. bool and float (C+1,h,w) are of the background and each class, float (h,w) of the photo;
+      long (H,W) are labels.
+    - 'place': the same, with a third argument: a place (x,y) of the images, both in [0,1].
+    """
+
+    kind: Literal["numbers", "accuracy", "maps", "place"]
+    about: str
+    look: Callable[..., Any]
+    axis: str = ""
+    edges: Sequence[float] = ()
+    cut: float | None = None
+
 
 class Method(nn.Module):
     """A way to learn masks. What a subclass defines:
@@ -33,6 +64,7 @@ class Method(nn.Module):
     ``reads_masks``: whether training may see masks.
 
     Rarely it needs ``cams_of_scales``, ``param_groups``, ``set_views``, ``origin``, ``figures``, ``cam_threshold``;
+    ``others`` and ``analyses``, which are looked at and never used;
     ``default_for``: the stage ('classifier', 'affinity', 'segmenter') that has it where no method is named; 'transfer'
     is the classifier where the encoder's pretrained classes tell the tags;
     ``reads_classes``: whether its encoder's map has the logits of the classes that the encoder was pretrained on;
@@ -92,22 +124,46 @@ class Method(nn.Module):
         tags: Tensor | None = None,
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
+        which: str = MAIN,
     ) -> Tensor:
         """(B,C,H,W) multi-scale class activation maps in [0,1], of images (B,3,H,W); tags (B,C): others' maps are 0.
 
-        scales, flip: of the images; default: ``cam_scales`` and ``cam_flip`` of the settings. Raises ConfigError for a
-        method without class maps.
+        scales, flip: of the images; default: ``cam_scales`` and ``cam_flip`` of the settings. which: 'main', or one of
+        ``others``. Raises ConfigError for a method without such class maps.
         """
         if not self.has_cams:
             raise ConfigError(f"Method '{self.config.name}' has no class activation maps.")
         config: Any = self.config
-        cams = self.cams_of_scales(images, scales or config.cam_scales, config.cam_flip if flip is None else flip)
+        scales, flip = scales or config.cam_scales, config.cam_flip if flip is None else flip
+        if which == MAIN:
+            cams = self.cams_of_scales(images, scales, flip)
+        else:
+            cams = multi_scale(self._other(which, "cam_maps"), images, scales, flip)
         return cams if tags is None else cams * tags[:, :, None, None]
 
     def cams_of_scales(self, images: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
         """(B,C,H,W) CAMs in [0,1] of all classes: ``cam_maps`` over scales and, with ``flip``, mirror images."""
         config: Any = self.config
         return multi_scale(self.cam_maps, images, scales, flip, flip_merge=config.flip_merge)
+
+    def others(self) -> dict[str, Maps]:
+        """Maps, by name, of other parts than are used: an earlier layer's, another network's."""
+        return {}
+
+    def segmenter(self, which: str = MAIN) -> Callable[[Tensor], Tensor]:
+        """``segment``, or that of ``others``. Raises ConfigError where there is none."""
+        return self.segment if which == MAIN else self._other(which, "segment")
+
+    def _other(self, which: str, kind: str) -> Any:
+        found = {name: part for name, maps in self.others().items() if (part := getattr(maps, kind)) is not None}
+        if which not in found:
+            has = ", ".join([MAIN, *found])
+            raise ConfigError(f"which='{which}': method '{self.config.name}' has no such {kind}. There is: {has}.")
+        return found[which]
+
+    def analyses(self) -> dict[str, Analysis]:
+        """What can be shown of a trained method, by name."""
+        return {}
 
     def param_groups(self, lr: float, head_lr: float = 10.0, freeze_norm: bool = True) -> list[dict[str, Any]]:
         """Optimiser groups: encoders at ``lr``, everything new at ``lr * head_lr``; norm layers at ``lr`` or frozen."""
@@ -135,7 +191,7 @@ class Method(nn.Module):
         """Numbers of its state that change in training, for the log; of several processes, the first one's are kept."""
         return {}
 
-    def cam_threshold(self) -> tuple[float, bool] | None:
+    def cam_threshold(self, which: str = MAIN) -> tuple[float, bool] | None:
         """Background score of CAMs in [0,1] that training used, and whether it was learned; None: it used none."""
         return None
 
@@ -340,6 +396,14 @@ def _construct(what: str, part: Any, options: dict[str, Any] | None, **fixed: An
 def to_image_size(logits: Tensor, images: Tensor) -> Tensor:
     """float32 logits resized bilinearly to the height and width of ``images``."""
     return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def whole_image(images: Tensor, tags: Tensor) -> Batch:
+    """A batch of one image that is all photo, with the view 'photo' of it."""
+    boxes = torch.tensor([[0, 0, images.shape[-1], images.shape[-2]]], device=images.device)
+    same = torch.eye(2, 3, device=images.device)[None]
+    generator = torch.Generator(device=images.device).manual_seed(0)
+    return Batch(images, tags, boxes, {"photo": View(images, boxes, same)}, [""], generator)
 
 
 def build_method(config: RunConfig, classes: int) -> Method:

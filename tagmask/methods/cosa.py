@@ -8,6 +8,7 @@ maps, and a class map from an earlier layer says which regions to hold apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -23,7 +24,16 @@ from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError, TrainingError
 from tagmask.heads import Classifier
 from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
-from tagmask.methods.base import OneStageConfig, OneStageMethod, build_head, build_refiner, to_image_size
+from tagmask.methods.base import (
+    MAIN,
+    Analysis,
+    Maps,
+    OneStageConfig,
+    OneStageMethod,
+    build_head,
+    build_refiner,
+    to_image_size,
+)
 from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.methods.common.ema import Teacher
 from tagmask.methods.common.pseudo_label_assignment import (
@@ -42,6 +52,11 @@ AUXILIARY_BLOCKS = [-3, -1]
 """Blocks that a ViT returns where encoder.blocks names none: the auxiliary class maps' and the last."""
 AUXILIARY = ("weight_cls_aux", "weight_c2s_aux", "weight_csc")
 """Weights of what trains the auxiliary classifier, and of what uses its CAMs."""
+AUX = "aux"
+"""Name of the auxiliary CAMs among a method's ``others``."""
+CONFIDENCES = [i / 20 for i in range(21)]
+PERPLEXITIES = [*(i / 4 for i in range(21)), float("inf")]
+"""Edges of the bins in which the accuracy of labels is shown."""
 
 
 class CoSAConfig(OneStageConfig):
@@ -229,12 +244,14 @@ class CoSA(OneStageMethod):
         if self.assignment is not None:
             self.assignment.follow(self.online._asdict(), self.config.momentum)
 
-    def cam_threshold(self) -> tuple[float, bool]:
-        """ξ of equation 6; its mean with ξ† for the ensemble, once auxiliary CAMs have been looked at."""
+    def cam_threshold(self, which: str = MAIN) -> tuple[float, bool]:
+        """ξ of equation 6, or ξ† of auxiliary CAMs; their mean for the ensemble, once these have been looked at."""
         if not self.thresholds:
             return float(self.config.threshold), False
         main, aux = (cast(DynamicThreshold, self.thresholds[name]) for name in ("main", "aux"))
-        both = [main, aux] if self.config.ensemble and aux.batches > 0 else [main]
+        both = [main, aux] if self.config.ensemble and which == MAIN and aux.batches > 0 else [main]
+        if which.startswith(AUX):
+            both = [aux]
         return sum(float(one.value) for one in both) / len(both), True
 
     def figures(self) -> dict[str, float]:
@@ -401,7 +418,50 @@ class CoSA(OneStageMethod):
 
     def segment(self, images: Tensor) -> Tensor:
         """(B,C+1,H,W) logits of the used network at the images' size."""
-        return to_image_size(self.used.decoder(self.used.encoder(images)), images)
+        return _segmented(self.used, images)
+
+    def others(self) -> dict[str, Maps]:
+        """The auxiliary CAMs, where they are trained, and all maps of the network that is not used."""
+        aux = self.config.auxiliary_map
+        found = {AUX: Maps(lambda images: self.used.auxiliary.cam(self.used.encoder(images).maps[aux]))}
+        if self.assignment is not None:
+            name, other = (
+                ("online", self.online) if self.used.encoder is not self.encoder else ("assignment", self.assigner)
+            )
+            found[name] = Maps(
+                lambda images: other.classifier.cam(other.encoder(images).maps[-1]), partial(_segmented, other)
+            )
+            found[f"{AUX}_{name}"] = Maps(lambda images: other.auxiliary.cam(other.encoder(images).maps[aux]))
+        trained = self.config.weight_cls_aux > 0
+        return {name: maps for name, maps in found.items() if trained or not name.startswith(AUX)}
+
+    def analyses(self) -> dict[str, Analysis]:
+        """Figure 3: accuracy of the labels of both kinds of CAMs by confidence and by perplexity (equation 4)."""
+        doubts = sorted({*PERPLEXITIES, self.config.epsilon})
+        confidence, doubt = (partial(self._labels_by, name) for name in ("confidence", "perplexity"))
+        return {
+            "confidence": Analysis("accuracy", "CAM labels by confidence", confidence, "confidence", CONFIDENCES),
+            "perplexity": Analysis(
+                "accuracy", "CAM labels by perplexity", doubt, "perplexity", doubts, self.config.epsilon
+            ),
+        }
+
+    def _labels_by(self, name: str, images: Tensor, tags: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Labels (H,W), cut at the threshold of training, with their confidence or perplexity (H,W), of one image."""
+        cfg = self.config
+        found = {}
+        for which in (MAIN, *self.others().keys() & {AUX}):
+            threshold = self.cam_threshold(which)[0]
+            assigned = Assigned(self.cams(images, tags, which=which), tags > 0, threshold)
+            labels, values = cam_assignment(assigned, (images.shape[-2], images.shape[-1]), cfg.low)
+            if name == "perplexity":
+                values = perplexity(values, threshold, cfg.alpha, cfg.beta)
+            found[which] = labels[0], values[0]
+        return found
+
+
+def _segmented(network: Network, images: Tensor) -> Tensor:
+    return to_image_size(network.decoder(network.encoder(images)), images)
 
 
 def certain(labels: Tensor, outputs: int) -> Tensor:

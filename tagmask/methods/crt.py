@@ -23,7 +23,7 @@ from tagmask.encoders import Encoder, build_encoder
 from tagmask.encoders.timm_vit import TimmViT
 from tagmask.errors import ConfigError
 from tagmask.heads import Classifier
-from tagmask.methods.base import CAM_SCALES, ClassifierConfig, ClassifierMethod
+from tagmask.methods.base import CAM_SCALES, Analysis, ClassifierConfig, ClassifierMethod
 from tagmask.methods.common.pseudo_label_assignment import photo_positions
 from tagmask.registry import METHODS
 from tagmask.strict import Factor, Few, Natural, Pixels, Positive, Scales
@@ -172,6 +172,31 @@ class CRT(ClassifierMethod):
             return forward(images)
         at_once = None if self.training else cfg.tiles_at_once
         return cut_and_merge(forward, images, cfg.tile, cfg.stride, at_once, self.encoder.mean)
+
+    def analyses(self) -> dict[str, Analysis]:
+        """Figure 6, where there are loops."""
+        about = "cosine of the tokens before and after each pass"
+        return {"loops": Analysis("numbers", about, self._loop_cosines, "pass")} if self.config.loops > 0 else {}
+
+    def _loop_cosines(self, images: Tensor, tags: Tensor) -> Tensor:
+        """(loops,) cosine of T_in and T_out of equation 3, mean over tokens and tiles, padded ones among them."""
+        encoder, seen = self.encoder, []
+        assert isinstance(encoder, TimmViT)
+        first, last = encoder.model.blocks[0], encoder.model.blocks[-1]
+        hooks = [
+            first.register_forward_pre_hook(lambda block, given: seen.append(given[0])),
+            last.register_forward_hook(lambda block, given, out: seen.append(out)),
+        ]
+        try:
+            self.class_maps(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # Of each pass through the blocks its tokens (B,N,D) before and after, and so on for each group of tiles.
+        count = self.config.loops
+        pairs = zip(seen[::2], seen[1::2])
+        cosines = [F.cosine_similarity(before.float(), after.float(), dim=-1) for before, after in pairs]
+        return torch.stack([torch.cat(cosines[n::count]).mean() for n in range(count)])
 
 
 def class_attention(features: Features) -> Tensor:

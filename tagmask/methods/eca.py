@@ -7,7 +7,7 @@ labels agree (CCE); attention learns affinities from those labels.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -22,6 +22,7 @@ from tagmask.encoders import Encoder
 from tagmask.encoders.guide import Guide, GuideConfig
 from tagmask.errors import ConfigError
 from tagmask.losses import balanced_cross_entropy, cam_correspondence
+from tagmask.methods.base import Analysis, whole_image
 from tagmask.methods.common.affinity import AffinityMethod, PropagationConfig, predict_affinity
 from tagmask.methods.common.local_views import object_views
 from tagmask.registry import METHODS
@@ -114,6 +115,16 @@ class ECAConfig(PropagationConfig):
         return self
 
 
+class Regions(NamedTuple):
+    """Of a batch: tags (B,C) that get a region, seeds, bool (B,C+1,h,w), region maps (B,C+1,h,w) in [0,1], background
+    first, and the foreground's, (B,C,h,w), as they were before calibration."""
+
+    tags: Tensor
+    seeds: Tensor
+    maps: Tensor
+    raw: Tensor
+
+
 @METHODS.register("eca")
 class ECA(AffinityMethod):
     """Baseline with region maps from a guide and the paper's other terms, each with a weight and a start of its own."""
@@ -201,31 +212,39 @@ class ECA(AffinityMethod):
         for ``region_classes: labels``. Where a tagged class is not trusted (``gate``) or has no seed, its places would
         pass for background: what looks like background is ignored there.
         """
+        trusted = batch.tags * (self.probabilities(scores) >= self.config.gate)
+        tags, seeds, maps, _ = self._regions(batch, tokens, cams, trusted, labels)
+        found = region_labels(maps, tags, batch.images, self.refiner, batch.boxes)
+        lost = (trusted < batch.tags) | ((tags > 0) & ~seeds[:, 1:].flatten(2).any(2))
+        return found.masked_fill(lost.any(1)[:, None, None] & (found == 0), IGNORE)
+
+    def _regions(
+        self, batch: Batch, tokens: Tensor, cams: Tensor, tags: Tensor, labels: Tensor | None, learns: bool = True
+    ) -> Regions:
+        """Seeds and maps of the tags (B,C), the rest as in ``regions``; learns: whether prototypes move on."""
         cfg = self.config
         assert self.guide is not None
-        trusted = batch.tags * (self.probabilities(scores) >= cfg.gate)
-        tags = trusted
         if labels is not None and cfg.region_classes == "labels":
-            tags = trusted * torch.stack([(labels == c + 1).flatten(1).any(1) for c in range(self.classes)], 1)
+            tags = tags * torch.stack([(labels == c + 1).flatten(1).any(1) for c in range(self.classes)], 1)
         seen = self.guide(batch)
         grid = (seen.keys.shape[-2], seen.keys.shape[-1])
         coarse = resize(cams, grid)
         seeds = cam_seeds(coarse, tags, cfg.seeds, cfg.seed_background, valid=seen.valid)
         maps = affinity_region_maps(seen.keys, seen.query, seeds, cfg.gamma, cfg.guide.cue, cfg.guide.cut, seen.valid)
         background, foreground = maps[:, :1], maps[:, 1:]
+        raw = foreground
         if self.calibration is not None:
             most = cfg.calibration.most_seeds
             surest = seeds
             if most is not None:
                 surest = cam_seeds(coarse, tags, cfg.seeds, cfg.seed_background, most, seen.valid)
             tokens = resize(tokens.float(), grid)
-            self.calibration.update(tokens, surest[:, 1:])
+            if learns:
+                self.calibration.update(tokens, surest[:, 1:])
             foreground = self.calibration(foreground, tokens, tags, seen.valid)
         if cfg.background_range is not None:
             background = background.clamp(*cfg.background_range)
-        found = region_labels(torch.cat([background, foreground], 1), tags, batch.images, self.refiner, batch.boxes)
-        lost = (trusted < batch.tags) | ((tags > 0) & ~seeds[:, 1:].flatten(2).any(2))
-        return found.masked_fill(lost.any(1)[:, None, None] & (found == 0), IGNORE)
+        return Regions(tags, seeds, torch.cat([background, foreground], 1), raw)
 
     def _correspondence(self, batch: Batch, labels: Tensor) -> Tensor:
         """corr: over an image's local views as ``corr_reduction`` says, mean over images; labels (B,H,W) of the main
@@ -241,6 +260,36 @@ class ECA(AffinityMethod):
         seen = local_labels(labels, local, (maps.shape[-2], maps.shape[-1]))
         value = cam_correspondence(maps, seen.flatten(0, 1), cfg.divergence)  # mean over views, sum of both kinds
         return count * value if cfg.corr_reduction == "sum" else value / 2
+
+    def analyses(self) -> dict[str, Analysis]:
+        """Figure 6: seeds, region maps and their labels; and what the guide finds alike to one place."""
+        if self.guide is None:
+            return {}
+        return {
+            "regions": Analysis("maps", "seeds and region maps, before and after calibration", self._show_regions),
+            "affinity": Analysis("place", "cosine of the guide's keys to a place's", self._show_affinity),
+        }
+
+    def _show_regions(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+        """Seeds, CARM and its labels, before and after calibration, of one image: all its tags are trusted."""
+        batch, features = whole_image(images, tags), self.encoder(images)
+        cams = self.training_cams(batch, self.classifier.cam(features.maps[-1]))
+        labels = self.cut(batch, cams, torch.full_like(tags, float("inf")))
+        tags, seeds, after, raw = self._regions(batch, features.maps[-1], cams, batch.tags, labels, learns=False)
+        shown = {"seeds": seeds[0]}
+        for name, found in (("raw", torch.cat([after[:, :1], raw], 1)), ("calibrated", after)):
+            shown[f"carm_{name}"] = found[0]
+            shown[f"labels_{name}"] = region_labels(found, tags, images, self.refiner)[0]
+        return shown
+
+    def _show_affinity(self, images: Tensor, tags: Tensor, place: tuple[float, float]) -> dict[str, Tensor]:
+        """Cosines (h,w) in [0,1], negative ones cut at 0, and where they are above ``gamma``."""
+        assert self.guide is not None
+        keys = F.normalize(self.guide(whole_image(images, tags)).keys[0].float(), dim=0)
+        height, width = keys.shape[-2:]
+        x, y = (min(int(part * cells), cells - 1) for part, cells in zip(place, (width, height)))
+        cosines = (keys * keys[:, y : y + 1, x : x + 1]).sum(0)
+        return {"affinity": cosines.clamp(min=0), "connected": (cosines > self.config.gamma).long()}
 
 
 def local_labels(labels: Tensor, view: View, grid: tuple[int, int]) -> Tensor:

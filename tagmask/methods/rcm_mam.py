@@ -20,7 +20,15 @@ from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.heads import Classifier
 from tagmask.losses import multi_scale_attention, region_cross_entropy, regional_contrast
-from tagmask.methods.base import CAM_SCALES, GATE, ClassifierConfig, ClassifierMethod, short_gate
+from tagmask.methods.base import (
+    CAM_SCALES,
+    GATE,
+    Analysis,
+    ClassifierConfig,
+    ClassifierMethod,
+    short_gate,
+    whole_image,
+)
 from tagmask.methods.common.ema import Teacher
 from tagmask.methods.common.pseudo_label_assignment import photo_positions
 from tagmask.registry import METHODS
@@ -228,6 +236,15 @@ class RCMMAM(ClassifierMethod):
             valid,
             cfg.attention_target,
         )
+
+    def analyses(self) -> dict[str, Analysis]:
+        """The class region masks of a photo."""
+        return {"regions": Analysis("maps", "class region masks", self._show_regions)}
+
+    def _show_regions(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+        """Equations 1 and 2 by MainNet: the support network is not kept."""
+        batch = whole_image(images, tags)
+        return {"regions": self._regions(batch, self._guidance(self.main, batch))[0]}
 
     def class_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) class maps of MainNet before ReLU."""

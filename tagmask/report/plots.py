@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -121,3 +121,77 @@ def _svg(figure: Figure, label: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
         f'aria-label="{escape(label)}" viewBox="{box.group(1)}" style="width:{width:.0f}px">{body}'
     )
+
+
+PRINTED = {INK: "#1f2328", LINE: "#d8dee4", ACCENT: "#0969da", SECOND: "#bc4c00"}
+"""Colours of pictures that stand alone."""
+Draw = Callable[[Axes], None]
+
+
+def png(title: str, panels: Sequence[Draw]) -> bytes:
+    """Panels side by side under a title, as a PNG picture on white."""
+    with _printed():
+        figure = Figure(figsize=(5.6 * len(panels), 3.2), layout="constrained")
+        for i, draw in enumerate(panels):
+            draw(figure.add_subplot(1, len(panels), i + 1))
+        figure.suptitle(title)
+        return _png(figure)
+
+
+def curves(series: Mapping[str, tuple[Any, Any]], x: str, y: str) -> Draw:
+    """Lines by name, each its positions and values (n,); x, y: labels of the axes."""
+    whole = all(isinstance(position, int) for at, _ in series.values() for position in at)
+
+    def draw(axes: Axes) -> None:
+        for name, (at, values) in series.items():
+            axes.plot(at, values, label=name, marker="o" if len(at) < 30 else None, markersize=3)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+    return draw
+
+
+def heatmap(title: str, values: np.ndarray, edges: np.ndarray, rows: Sequence[int], x: str) -> Draw:
+    """Values (rows,n) in per cent as colours, over bins with n+1 edges and training steps."""
+
+    def draw(axes: Axes) -> None:
+        axes.grid(False)
+        extent = (edges[0], edges[-1], -0.5, len(rows) - 0.5)
+        image = axes.imshow(values, aspect="auto", origin="lower", extent=extent, cmap="viridis", vmin=0, vmax=100)
+        axes.figure.colorbar(image, ax=axes)
+        axes.set_yticks(range(len(rows)), [str(row) for row in rows])
+        axes.set_title(title)
+        axes.set_xlabel(x)
+        axes.set_ylabel("step")
+
+    return draw
+
+
+def picture_grid(rows: Sequence[Sequence[tuple[str, np.ndarray] | None]]) -> bytes:
+    """Pictures (H,W,3) under their titles, row by row, as one PNG; None is an empty place."""
+    columns = max(len(row) for row in rows)
+    with _printed():
+        figure = Figure(figsize=(2.1 * columns, 2.1 * len(rows)), layout="constrained")
+        for r, row in enumerate(rows):
+            for c, entry in enumerate(row):
+                if entry is not None:
+                    axes = figure.add_subplot(len(rows), columns, r * columns + c + 1)
+                    axes.set_title(entry[0], fontsize=7, loc="center")
+                    axes.imshow(entry[1])
+                    axes.axis("off")
+        return _png(figure)
+
+
+def _printed() -> Any:
+    return matplotlib.rc_context({key: PRINTED.get(value, value) for key, value in STYLE.items()})
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

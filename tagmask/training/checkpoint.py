@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from tagmask.errors import TrainingError
 from tagmask.files import of_system, written
@@ -69,6 +70,17 @@ def save_checkpoint(fabric: Fabric, folder: Path, state: dict[str, Any], step: i
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     return sorted(folder.glob("step_*.ckpt"))
+
+
+def weights_of(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """Step of a checkpoint, and the method's weights: with ``train.ema`` their average. Raises TrainingError."""
+    try:
+        state = InPlace().load_checkpoint(path, map_location="cpu", weights_only=True)
+    except Damaged as error:
+        raise TrainingError(f"{path}: is damaged ({error}). Delete it.") from error
+    prefix = "module."  # of the average
+    average = {k.removeprefix(prefix): v for k, v in state.get("ema", {}).items() if k.startswith(prefix)}
+    return int(state["step"]), average or state["method"]
 
 
 def load_checkpoint(fabric: Fabric, folder: Path, state: dict[str, Any], say: Callable[[str], None]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tagmask.registry import METHODS
+from tagmask.workflow.analyse import analyse
 from tagmask.workflow.compare import compare
 from tagmask.workflow.evaluate import evaluate
 from tagmask.workflow.label import label, labels_of
@@ -22,6 +23,7 @@ def list_methods(pattern: str = "*") -> list[str]:
 
 __all__ = [
     "Run",
+    "analyse",
     "compare",
     "corrected_masks",
     "demo",

@@ -275,6 +275,7 @@ def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig
     stage: NetworkStage = getattr(config.stages, name)
     base = config.model_dump(mode="json", exclude={"stages", "method"})
     base["label"]["source"] = LabelConfig.model_fields["source"].default
+    del base["train"]["watch"]  # names maps of the run's own method
     sections = stage.model_dump(mode="json", exclude={"configs"})
     own: dict[str, Any] = reduce(merge, [*(read_yaml(c) for c in stage.configs), sections], {})
     encoder = own.get("encoder") or {}

@@ -15,9 +15,10 @@ from tagmask.config import RunConfig, load_config
 from tagmask.data import Item
 from tagmask.errors import ConfigError, DataError, Stopped, nearest
 from tagmask.files import read_record
-from tagmask.label import Inference, go_over
+from tagmask.label import Inference, Look, go_over
 from tagmask.lock import alone, first
 from tagmask.methods import Method
+from tagmask.methods.base import MAIN
 from tagmask.registry import METHODS
 from tagmask.strict import differing
 from tagmask.training import RunFolder, Trained, make_fabric, train_method
@@ -94,19 +95,44 @@ def _train(run: Run, resume: bool, console: Console | None) -> Trained:
 
 
 def _watch(run: Run, method: Method) -> Any:
-    """What scores val during the training, for the log; None where there is nothing to score."""
+    """What scores val during the training, for the log; None where there is nothing to score.
+
+    CAMs have two scores: at the threshold in force, and at that which is best on these very photos. Raises ConfigError
+    where ``train.watch`` names what the method does not have.
+    """
     watched = [item for item in run.collection.listed("val") if item.mask is not None]
-    name = "segmenter" if method.has_segmenter else "cam" if method.has_cams else None
-    if not watched or name is None:
+    known = ["segmenter"] * method.has_segmenter + ["cam"] * method.has_cams
+    names = run.config.train.watch or known[:1]
+    for which, maps in method.others().items():
+        known += [f"segmenter_{which}"] * (maps.segment is not None) + [f"cam_{which}"] * (maps.cam_maps is not None)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"train.watch: '{name}' is nothing that is scored. There is: {', '.join(known)}.")
+    if not watched or not names:
         return None
     # Only the mIoU is read: the rims, which take as long again, are not counted.
-    settings = run.config.evaluate.model_copy(update={"boundary": 0.0})
+    settings = run.config.evaluate.model_copy(update={"boundary": 0.0, "bootstrap": 0})
 
     def evaluate_now(current: Method, step: int) -> dict[str, float]:
-        inference = Inference(current, run.config)
-        scorer = Scorer(inference, settings, run.collection, [name])
-        go_over(inference, watched, [scorer.add], f"val, step {step}", Console(quiet=True))
-        return {f"val/{name}": scorer.streams[name].confusion.miou()}
+        scorers = {}
+        for name in names:
+            score, _, which = name.partition("_")
+            inference = Inference(current, run.config, which or MAIN)
+            scorers[name] = Scorer(inference, settings, run.collection, [score])
+            scorers[name].networks = False  # no class scores
+
+        def add(item: Item, look: Look | DataError) -> None:
+            for scorer in scorers.values():
+                scorer.add(item, look if isinstance(look, DataError) else Look(scorer.inference, look.photo, look.tags))
+
+        go_over(inference, watched, [add], f"val, step {step}", Console(quiet=True))
+        found = {}
+        for name, scorer in scorers.items():
+            (stream,) = scorer.streams.values()
+            found[f"val/{name}"] = stream.confusion.miou()
+            if scorer.curve is not None:
+                found[f"val/{name} (best threshold)"] = scorer.curve.peak()[1]
+        return found
 
     return evaluate_now
 

@@ -33,7 +33,7 @@ class Pointwise(Method):
         self.seen.append(tuple(images.shape[-2:]))
         return torch.cat([images, images.mean(1, keepdim=True)], 1) * 9
 
-    def cams(self, images: Tensor, tags: Tensor | None = None, scales: Any = None, flip: Any = None) -> Tensor:
+    def cams(self, images: Tensor, tags: Tensor | None = None, *_: Any) -> Tensor:
         self.seen.append(tuple(images.shape[-2:]))
         return images if tags is None else images * tags[:, :, None, None]
 

@@ -139,7 +139,7 @@ def test_masks_have_the_scores_that_scikit_learn_gives(run: Path, voc: Path) -> 
 class Made(SimpleNamespace):
     """CAMs that are known: the photo's redness, at 0.8 of it where the photo is looked at smaller."""
 
-    def cams(self, images: Tensor, tags: Tensor, scales: list[float], flip: bool) -> Tensor:
+    def cams(self, images: Tensor, tags: Tensor, scales: list[float], *_: Any) -> Tensor:
         red = (images[:, :1] - images[:, 1:2]).clamp(0, 1)
         total = sum(red * (0.8 if s < 1 else 1.0) + (0.3 if s < 1 else 0.0) for s in scales) / len(scales)
         return total.clamp(0, 1) * tags[:, :, None, None]
