@@ -149,6 +149,15 @@ def test_affinity_of_a_place_equals_loops() -> None:
                 assert int(found["connected"][y, a]) == (cosine > 0.2)
 
 
+def test_a_guide_of_whole_photos_sees_the_same() -> None:
+    found = []
+    for view in ("crop", "photo"):
+        method = test_eca.build(guide=test_eca.GUIDE | {"view": view}).eval()
+        found.append(method.analyses()["affinity"].look(image(64, 48), TAGS, (0.2, 0.8))["affinity"])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+    assert found[0].shape == (4, 3) and found[0].max() > 0.99
+
+
 def test_without_a_guide_there_are_no_regions() -> None:
     assert test_eca.build(weight_region=0).analyses() == {}
 

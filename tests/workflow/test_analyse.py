@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tagmask.errors import ConfigError, DataError
 from tagmask.label import Inference
 from tagmask.training import RunFolder
 from tagmask.workflow import Run, analyse, evaluate, opened, train
+from tests.cli.calls import call, raise_error
 from tests.cosa_loops import assignment_loops, perplexity_loops
 from tests.workflow.conftest import BASE
 
@@ -191,6 +193,15 @@ def test_maps_of_chosen_photos(eca: Path) -> None:
         analyse(eca, "regions", every_checkpoint=True)
     with pytest.raises(DataError, match="'nonsense'"):
         analyse(eca, "regions", photos=["nonsense"])
+
+
+def test_the_command_line(eca: Path) -> None:
+    ids = [item.id for item in opened(eca).collection.split("val") if item.tags]
+    words = ("analyse", eca, "affinity", "--photo", ids[0])
+    paths = json.loads(call(*words, "--at", "70,8", "--json").stdout)
+    assert paths == {"picture": str(eca / "analysis" / "affinity.png")}
+    with pytest.raises(ConfigError, match="--at 70"):
+        raise_error(*words, "--at", "70")
 
 
 def test_means_over_photos(scenes: Path, tmp_path: Path) -> None:
