@@ -138,7 +138,7 @@ class Method(nn.Module):
         if which == MAIN:
             cams = self.cams_of_scales(images, scales, flip)
         else:
-            cams = multi_scale(self._other(which, "cam_maps"), images, scales, flip)
+            cams = multi_scale(self._other(which, "cam_maps"), images, scales, flip, flip_merge=config.flip_merge)
         return cams if tags is None else cams * tags[:, :, None, None]
 
     def cams_of_scales(self, images: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
