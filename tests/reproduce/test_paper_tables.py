@@ -171,6 +171,15 @@ def test_birds_have_one_recipe(tmp_path: Path) -> None:
     assert small.model_dump(mode="json")["method"]["cnn"] == wanted["method"]["cnn"] and small.train.steps < 1000
 
 
+def test_irn_is_as_its_release_has_it(tmp_path: Path) -> None:
+    table = read_table("crt/table4")
+    (row,) = [row for row in table.rows if row.name == "irn"]
+    made = configure(table, row, 0, tmp_path, tmp_path, [])
+    assert (made.encoder.output_stride, made.encoder.dilate) == (16, False)
+    cams = made.model_dump(mode="json")["stages"]["cams"]
+    assert (cams["high"], cams["low"]) == (0.3, 0.05)
+
+
 def test_every_table_has_printed_values() -> None:
     rest = set(TABLES) - set(PRINTED) - set(BY_CLASS)
     assert rest == {"rcm_mam/figure7"}, "the figure's values are Table 1's"
