@@ -270,12 +270,16 @@ class ClassifierMethod(Method):
     classifier: Classifier
 
     def class_maps(self, images: Tensor) -> Tensor:
-        """(B,C,h,w) class maps before ReLU: what is pooled into class scores."""
+        """(B,C,h,w) class maps before ReLU."""
         return self.classifier.cam(self.encoder(images).maps[-1])
 
     def cam_maps(self, images: Tensor) -> Tensor:
         """The class maps; a method that refines them says how."""
         return self.class_maps(images)
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """(B,C) class scores, logits, of images (B,3,H,W)."""
+        return self.classifier(self.encoder(images).maps[-1])
 
     def tag_loss(self, scores: Tensor, tags: Tensor) -> Tensor:
         """Loss of class scores (B,C), logits, against tags (B,C), as ``cls_loss`` says."""
@@ -289,7 +293,7 @@ class ClassifierMethod(Method):
     @torch.no_grad()
     def class_scores(self, images: Tensor) -> Tensor:
         """(B,C) probabilities."""
-        return self.probabilities(self.classifier.pool(self.class_maps(images)))
+        return self.probabilities(self.class_logits(images))
 
 
 class SegmenterConfig(MethodConfig):
@@ -321,7 +325,7 @@ class SegmenterMethod(Method):
 class OneStageConfig(ClassifierConfig, SegmenterConfig):
     """Settings of a ``OneStageMethod``."""
 
-    pooling: Literal["max", "avg"] = Field("max", description="of the class maps into class scores")
+    pooling: Literal["max", "avg"] = Field("max", description="of the features, for class scores")
     gate: float = Field(0.0, ge=0, lt=1, description=GATE)
     refine: str = Field("none", description="refinement of the pseudo labels: none, par, pamr or varm")
     refine_options: dict[str, Any] = Field({}, description="of the refinement, such as iterations")

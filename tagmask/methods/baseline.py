@@ -90,7 +90,7 @@ class Baseline(OneStageMethod):
         active = self.active(step)
         features = self.encoder(batch.images, attention=self.attention_blocks(active))
         maps = self.classifier.cam(features.maps[-1])
-        scores = self.classifier.pool(maps)
+        scores = self.classifier(features.maps[-1], maps)
         terms = {"cls": self.tag_loss(scores, batch.tags)}
         if active:
             terms |= self.terms_from_cams(batch, step, active, features, maps, scores.detach())

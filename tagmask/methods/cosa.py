@@ -271,7 +271,7 @@ class CoSA(OneStageMethod):
         cfg = self.config
         features = self.encoder(self.view(batch, "strong").images)
         maps = self.classifier.cam(features.maps[-1])
-        terms = {"cls": self.tag_loss(self.classifier.pool(maps), batch.tags)}
+        terms = {"cls": self.tag_loss(self.classifier(features.maps[-1], maps), batch.tags)}
         if cfg.weight_cls_aux > 0:
             terms["cls_aux"] = self.tag_loss(self.auxiliary(features.maps[cfg.auxiliary_map]), batch.tags)
         if step >= cfg.warmup:
@@ -324,7 +324,7 @@ class CoSA(OneStageMethod):
         def forward(images: Tensor) -> Tensor:
             features = network.encoder(images)
             maps = network.classifier.cam(features.maps[-1])
-            pooled.append(network.classifier.pool(maps)[:, :, None, None])
+            pooled.append(network.classifier(features.maps[-1], maps)[:, :, None, None])
             if segments:
                 segmented.append(network.decoder(features))
             return self._joined(network, features, maps) if auxiliary else maps
@@ -403,6 +403,10 @@ class CoSA(OneStageMethod):
     def class_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) class maps of the used network before ReLU."""
         return self.used.classifier.cam(self.used.encoder(images).maps[-1])
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """(B,C) class scores, logits, of the used network."""
+        return self.used.classifier(self.used.encoder(images).maps[-1])
 
     def cam_maps(self, images: Tensor) -> Tensor:
         """The class maps; with ``ensemble`` (B,2C,h,w), the auxiliary ones behind them."""

@@ -141,6 +141,10 @@ class CRT(ClassifierMethod):
         """(B,C,h,w) the transformer's class maps before ReLU, without attention: those that are trained."""
         return self._merged(lambda tiles: self.classifier.cam(self._enlarged(self._features(tiles).maps[-1])), images)
 
+    def class_logits(self, images: Tensor) -> Tensor:
+        """(B,C) class scores, logits: means of the class maps."""
+        return self.class_maps(images).mean((-2, -1))
+
     def cam_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) class maps times attention (equation 1), tile by tile; the CNN does not run."""
         if self.config.attention == "none":

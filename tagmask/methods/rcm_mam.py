@@ -166,7 +166,7 @@ class RCMMAM(ClassifierMethod):
         contrasts = cfg.weight_rcm > 0 and step >= cfg.warmup
         attends = cfg.attends and step >= cfg.attention_warmup
         features, maps = self.main.maps(batch.images)
-        terms = {"cls": self.tag_loss(self.classifier.pool(maps), batch.tags)}
+        terms = {"cls": self.tag_loss(self.classifier(features, maps), batch.tags)}
         if self.support is not None and (contrasts or attends):
             guidance = self._guidance(Network(**self.support), batch)
             if contrasts and cfg.self_supervision == "direct":
@@ -186,7 +186,7 @@ class RCMMAM(ClassifierMethod):
         # Where a tagged class scores under ``gate`` in this crop its object was probably cropped out. A CAM that is 0
         # everywhere, as most are of a new classifier, has no maximum to be divided by: by equation 2 the object itself
         # would be background.
-        trusted = (batch.tags > 0) & (self.probabilities(support.classifier.pool(maps)) >= self.config.gate)
+        trusted = (batch.tags > 0) & (self.probabilities(support.classifier(features, maps)) >= self.config.gate)
         trusted &= torch.stack(cams).amax((0, -2, -1)) > 0
         return Guidance(features.float(), valid, cams, trusted)
 
@@ -249,3 +249,7 @@ class RCMMAM(ClassifierMethod):
     def class_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) class maps of MainNet before ReLU."""
         return self.main.maps(images)[1]
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """(B,C) class scores, logits: means of the class maps."""
+        return self.class_maps(images).mean((-2, -1))

@@ -46,7 +46,7 @@ class SEAM(ClassifierMethod):
         cfg, size = self.config, torch.Size(max(32, round(n * self.config.rescale)) for n in batch.images.shape[-2:])
         copies = [(x, self.encoder(x).maps) for x in (batch.images, resize(batch.images, size))]
         maps = [self.classifier.cam(levels[-1]) for _, levels in copies]
-        terms = {"cls": torch.stack([self.tag_loss(self.classifier.pool(x), batch.tags) for x in maps]).mean()}
+        terms = {"cls": torch.stack([self.tag_loss(x.mean((-2, -1)), batch.tags) for x in maps]).mean()}
         grid, tags = maps[1].shape[-2:], nn.functional.pad(batch.tags, (1, 0), value=1.0)[:, :, None, None]
         plain = [peak_normalize(resize(x.float(), grid)) * tags[:, 1:] for x in maps]
         if cfg.weight_er > 0:

@@ -263,20 +263,24 @@ def test_wrong_options_are_refused():
 
 @pytest.mark.parametrize("pooling", ["max", "avg"])
 def test_classifier_matches_loops(pooling):
+    """CoSA, equation 1: Z = G W, where G is the feature map F pooled over its positions."""
     head = randomise(Classifier(5, 3, pooling)).double()
     x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     with torch.no_grad():
-        cam, scores = head.cam(x), head(x)
+        cam, scores, shared = head.cam(x), head(x), head(x, head.cam(x))
         for b in range(2):
             for c in range(3):
-                values = []
+                score = 0.0
+                for d in range(5):
+                    values = [float(x[b, d, i, j]) for i in range(4) for j in range(6)]
+                    pooled = max(values) if pooling == "max" else sum(values) / len(values)
+                    score += float(head.conv.weight[c, d, 0, 0]) * pooled
                 for i in range(4):
                     for j in range(6):
                         value = sum(head.conv.weight[c, d, 0, 0] * x[b, d, i, j] for d in range(5))
                         torch.testing.assert_close(cam[b, c, i, j], value)
-                        values.append(value)
-                expected = max(values) if pooling == "max" else sum(values) / len(values)
-                torch.testing.assert_close(scores[b, c], expected)
+                for found in (scores, shared):
+                    torch.testing.assert_close(float(found[b, c]), score)
 
 
 def test_classifier_details():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tagmask.config import load_config
 from tagmask.encoders import Encoder
+from tagmask.heads import Classifier
 from tagmask.losses import DenseEnergy
 from tagmask.methods.cosa import CoSA, CoSAConfig, Network
 from tagmask.types import IGNORE, Batch, Features, View
@@ -38,7 +39,7 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
     "fixed": {
-        "gate": 0.76, "threshold": 0.45, "low": 0.3, "alpha": 0.6, "beta": 1.6, "temperature": 0.4, "rectify": True,
+        "gate": 0.22, "threshold": 0.45, "low": 0.3, "alpha": 0.6, "beta": 1.6, "temperature": 0.4, "rectify": True,
         "epsilon": 1.5, "contrast_temperature": 0.35, "cam_scales": [0.5, 1.0],
         "head_options": {"hidden": 4, "dilation": 1},
     },
@@ -48,7 +49,7 @@ OWN: dict[str, dict[str, Any]] = {
         "cam_flip": False, "head": "segformer", "head_options": {"embed": 4}, "swap": False,
     },
     "refined": {
-        "gate": 0.73, "threshold": 0.5, "low": 0.2, "refine": "par", "weighting": "none", "temperature": 0.2,
+        "gate": 0.24, "threshold": 0.5, "low": 0.2, "refine": "par", "weighting": "none", "temperature": 0.2,
         "epsilon": 0.9, "contrast_temperature": 0.2, "cam_scales": [0.5],
         "head_options": {"hidden": 4, "dilation": 1},
     },
@@ -117,7 +118,7 @@ def weak_view(network: Network, cfg: CoSAConfig, batch: Batch) -> Weak:
         for mirrored in (False, True) if cfg.cam_flip else (False,):
             features = network.encoder(images.flip(-1) if mirrored else images)
             main, auxiliary = network.classifier.cam(features.maps[1]), network.auxiliary.cam(features.maps[0])
-            pooled.append(main.amax((2, 3)) if cfg.pooling == "max" else main.mean((2, 3)))
+            pooled.append(scores_of(network.classifier, features.maps[1]))
             grid = (auxiliary.shape[2], auxiliary.shape[3])
             both, logits = torch.cat([bilinear_loops(main, grid), auxiliary], 1), network.decoder(features)
             if mirrored:
@@ -179,15 +180,20 @@ def soft_margin(scores: Tensor, tags: Tensor) -> float:
     return total / tags.numel()
 
 
+def scores_of(classifier: Classifier, features: Tensor) -> Tensor:
+    """Z of equation 1: the pooled feature map times the classifier's weights."""
+    pooled = features.amax((2, 3)) if classifier.pooling == "max" else features.mean((2, 3))
+    return pooled @ classifier.conv.weight[:, :, 0, 0].T
+
+
 def expected_terms(method: CoSA, batch: Batch, weak: Weak, xi: dict[str, float]) -> tuple[dict[str, float], set[int]]:
     """The terms, and which labels were met on the way."""
     cfg = method.config
     strong = method.encoder(batch.views["strong"].images)
-    maps, auxiliary = method.classifier.cam(strong.maps[1]), method.auxiliary.cam(strong.maps[0])
-    logits = method.decoder(strong)
+    maps, logits = method.classifier.cam(strong.maps[1]), method.decoder(strong)
     large = bilinear_loops(logits, SIZE)
-    pool = (lambda x: x.amax((2, 3))) if cfg.pooling == "max" else (lambda x: x.mean((2, 3)))
-    terms = {"cls": soft_margin(pool(maps), batch.tags), "cls_aux": soft_margin(pool(auxiliary), batch.tags)}
+    scores = (scores_of(method.classifier, strong.maps[1]), scores_of(method.auxiliary, strong.maps[0]))
+    terms = {name: soft_margin(found, batch.tags) for name, found in zip(("cls", "cls_aux"), scores)}
     met: set[int] = set()
     for name, key, cams in (("main", "c2s", weak.main), ("aux", "c2s_aux", weak.auxiliary)):
         labels, nu = assignment_loops(bilinear_loops(cams, SIZE), weak.trusted, xi[name], cfg.low)

@@ -199,7 +199,7 @@ def test_segmentation_learns_from_cam_and_from_region_labels() -> None:
     terms = method.losses(batch, 2).terms
     features = method.encoder(batch.images)
     maps = method.classifier.cam(features.maps[-1])
-    scores, cams = method.classifier.pool(maps), method.training_cams(batch, maps.detach())
+    scores, cams = method.classifier(features.maps[-1]), method.training_cams(batch, maps.detach())
     labels, logits = method.cut(batch, cams, scores), method.decoder(features)
     torch.testing.assert_close(terms["seg"], balanced_cross_entropy(logits, labels))
     again = build().eval()  # whose prototypes are those of before the step

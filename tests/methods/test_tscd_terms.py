@@ -50,7 +50,7 @@ def test_affinity_loss_equals_equation_14() -> None:
     torch.nn.init.normal_(head.conv.weight)  # type: ignore[union-attr,arg-type]
     features = method.encoder(batch.images, attention=[-2, -1])
     maps = method.classifier.cam(features.maps[-1])  # type: ignore[operator,union-attr]
-    labels = method.labels(batch, maps.detach(), method.classifier.pool(maps).detach())  # type: ignore[operator,union-attr]
+    labels = method.labels(batch, maps.detach(), method.classifier(features.maps[-1]).detach())  # type: ignore[operator,union-attr]
     small = labels[:, ::16, ::16]
     assert small.shape == (4, 4, 4) and len(small.unique()) > 2
     recorded = [features.attention_logits[i].detach() for i in sorted(features.attention_logits)]
