@@ -108,6 +108,8 @@ class ViewConfig(Strict):
     def _check_scale(self) -> ViewConfig:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale={list(self.scale)}: the smaller number comes first")
+        if self.square is not None and self.short_side is not None:
+            raise ValueError(f"square={self.square} and short_side={self.short_side} are two sizes; set one")
         return self
 
 
@@ -232,7 +234,7 @@ class TrainConfig(Strict):
     )
     log_every: Annotated[Count, COMPUTED] = Field(10, description="steps between lines of the log")
     evaluate_every: Annotated[Natural, COMPUTED] = Field(
-        0, description="steps between scores on held-out masks; 0: at the end"
+        0, description="steps between scores on held-out masks; 0: at the end alone"
     )
     watch: Annotated[list[str], COMPUTED] = Field(
         [],

@@ -189,7 +189,7 @@ def threshold_loops(values: list[float]) -> float | None:
     if number == 0:
         return None
     near = sum(0 < i / 1023 < 0.05 for i in rounded)
-    if zeros >= (zeros + number) / 4 and near < 0.05 * zeros and near < 0.05 * number:
+    if zeros >= (zeros + number) / 4 and near < 1.3 * 0.05 * min(zeros, number):
         return 0.05
     zero, lower, upper, converged = three_components_loops(pairs)
     lower, upper = ((share / (1 - zero), mean, std) for share, mean, std in (lower, upper))

@@ -14,6 +14,8 @@ LOWEST, HIGHEST = 0.05, 0.8
 """Bounds of a threshold that is found. Above the upper one only the peaks, which normalisation puts at 1, are left."""
 CLEAN_SHARE = 0.25
 """Least share of values at 0 that is taken for a background by itself."""
+EVEN = 1.3
+"""What evenly spread values exceed their expected number by, by chance."""
 
 
 def background_threshold(counts: Tensor) -> float | None:
@@ -23,11 +25,13 @@ def background_threshold(counts: Tensor) -> float | None:
     distributions, fitted to all others (``fit_two_components``).
 
     - The background is the values at 0 alone where these are a quarter of all or more, and next to none lie just
-      above: fewer up to 0.05 than there were if as many as those at 0, or all others, were spread evenly over [0,1].
-      A background that ReLU cut goes on above 0. All others are then objects, and the threshold is 0.05.
+      above: up to 0.05 at most 1.3 times as many as if those at 0, or all others, were spread evenly over [0,1]. A
+      background that ReLU cut goes on above 0. All others are then objects, and the threshold is 0.05.
     - Else the lower normal distribution is background as well, and the threshold is the ``crossing``, at least 0.05,
       where the values above 0 have ``two_modes``.
     - None where they have one mode, and where the crossing is above 0.8.
+
+    Objects whose values fade to 0 at their rims look like a background that ReLU cut, and are parted as one.
     """
     zeros, above = int(counts[0]), counts.clone()
     above[0] = 0
@@ -35,7 +39,7 @@ def background_threshold(counts: Tensor) -> float | None:
     if total == 0:
         return None
     near = int(above[: round(LOWEST * (BINS - 1)) + 1].sum())
-    if zeros >= CLEAN_SHARE * (zeros + total) and near < LOWEST * min(zeros, total):
+    if zeros >= CLEAN_SHARE * (zeros + total) and near < EVEN * LOWEST * min(zeros, total):
         return LOWEST
     mixture = fit_counts(above)
     found = crossing(mixture) if two_modes(above, mixture) else None

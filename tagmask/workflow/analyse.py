@@ -60,6 +60,8 @@ def analyse(
     with opened(run, overrides).alone() as run:
         table: Rows | None = None
         if what == TRAINING:
+            if photos or at or every_checkpoint:
+                raise ConfigError(f"'{TRAINING}' is of the log: it takes no photos, place or checkpoints.")
             table, picture = _training(run)
         else:
             own = run.method.analyses()
@@ -67,9 +69,10 @@ def analyse(
             if what not in known:
                 name = run.config.method.name
                 raise ConfigError(f"'{what}' is no analysis of method '{name}'. There is: {', '.join(known)}.")
-            drawn = what in own and own[what].kind in ("maps", "place")
-            if every_checkpoint and drawn or (photos or at) and not drawn:
-                raise ConfigError(f"'{what}': photos and a place are for maps, checkpoints for tables.")
+            kind = own[what].kind if what in own else ""
+            drawn = kind in ("maps", "place")
+            if (every_checkpoint and drawn) or (photos and not drawn) or (at and kind != "place"):
+                raise ConfigError(f"'{what}': photos are for maps, a place for one map, checkpoints for tables.")
             if drawn:
                 picture = _maps(run, what, own[what], split, photos, at)
             elif what == CAMS:

@@ -26,9 +26,10 @@ from tagmask.evaluate.scores import percent
 from tagmask.label import Look, go_over
 from tagmask.label.infer import values_in
 from tagmask.label.overlay import fitted, heat, overlay, resized
+from tagmask.label.writer import Make
 from tagmask.report.grid import Picture, check_suffix, write_grid
 from tagmask.types import IGNORE
-from tagmask.workflow.label import source_of
+from tagmask.workflow.label import mask_maker, source_of
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.report import worth_showing
 from tagmask.workflow.scorer import cut
@@ -54,13 +55,15 @@ SIDE = 320
 class View:
     """A picture of each photo: of a run, one of WHAT under a setting ('' for none).
 
-    network: the run, opened with its settings, whose network makes it. masks: folder of masks that are there already.
+    network: the run, opened with its settings, whose network makes it. make: masks, as 'tagmask label' does; masks:
+    folder of those that are there already.
     """
 
     name: str
     what: str
     setting: str
     network: Run
+    make: Make
     masks: Path | None = None
 
 
@@ -125,10 +128,8 @@ def compare(
     tagged = any(view.what != "segmenter" for view in flat)
     if photos:
         items, chosen = _named(collection, photos), "The photos that were asked for."
-        most = len(items)
     else:
         items, chosen = _candidates(first, split, tagged, label, len(flat) == 1)
-        most = PHOTOS
     bare = [item.id for item in items if item.tags is None]
     if tagged and bare:
         raise DataError(f"{collection.root}: '{bare[0]}' has no tags; compare the segmenters alone (--what segmenter).")
@@ -142,7 +143,7 @@ def compare(
         shown.append(_drawn(collection, item, look, views, label))
         if not photos:
             shown.sort(key=lambda one: -one.apart)  # stable: of equal ones the first in the split
-            del shown[most:]
+            del shown[PHOTOS:]
 
     go_over(flat[0].network.inference, items, [show], "compare", console)
     there = sorted(set().union(*(one.labels for one in shown)) - {0})
@@ -185,9 +186,13 @@ def _arranged(runs: Sequence[Run], what: Sequence[str], vary: str | None, overri
             run = source_of(run, [*overrides, setting] if setting else overrides)
         elif kind == "segmenter":
             run = run.last
-        base = made.setdefault((run.folder.path, ""), opened(run, overrides))
-        base.method  # noqa: B018 (loaded, so that the same under other settings shares it)
-        return made.setdefault((run.folder.path, setting), base.using([setting])) if setting else base
+        path = run.folder.path
+        if (path, "") not in made:
+            made[path, ""] = opened(run, overrides)
+            made[path, ""].method  # noqa: B018 (loaded, so that the same under other settings shares it)
+        if (path, setting) not in made:
+            made[path, setting] = made[path, ""].using([setting])
+        return made[path, setting]
 
     def view(run: Run, name: str, kind: str, setting: str) -> View:
         of = network(run, kind, setting)
@@ -196,7 +201,7 @@ def _arranged(runs: Sequence[Run], what: Sequence[str], vary: str | None, overri
         if kind == "segmenter":
             of.inference.need_segmenter()
         there = run.folder.masks if kind == "masks" and not setting and not overrides else None
-        return View(name, kind, setting, of, there)
+        return View(name, kind, setting, of, mask_maker(of, run), there)
 
     rows = [[view(run, name, kind, s) for kind in what for s in settings] for run, name in zip(runs, names)]
     return [[view for row in rows for view in row]] if len(rows[0]) == 1 else rows
@@ -305,7 +310,7 @@ def _labels(view: View, look: Look, item: Item) -> Tensor:
         return look.prediction[0]
     file = view.masks / f"{item.id}.png" if view.masks is not None else None
     if file is None or not file.is_file():
-        return look.mask[0]
+        return view.make(item, look)[0]
     mask = read_mask(file, look.inference.method.classes)
     check_size(file, mask, item.image, look.photo)
     return mask

@@ -13,6 +13,7 @@ from tagmask.config import parse_overrides
 from tagmask.data import Item
 from tagmask.errors import DataError
 from tagmask.label import Labelled, LabelWriter, Look, go_over
+from tagmask.label.writer import Make
 from tagmask.methods import default_method
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.stage_labels import kept_classes
@@ -39,8 +40,7 @@ def label(
     with run.alone(out):
         items = list({item.id: item for name in split.split("+") for item in maker.collection.split(name)}.values())
         writer = mask_writer(maker, items, Path(out) if out else run.folder.masks, overwrite)
-        if source is not run:
-            writer.make = kept_classes(writer.make, Path(str(maker.config.data.train_masks)))
+        writer.make = mask_maker(maker, run)
         ahead: Literal["logits", "cams"] = "logits" if maker.inference.source == "segmenter" else "cams"
         go_over(maker.inference, writer.todo, [writer.add], "label", console, ahead=ahead)
         return writer.finish()
@@ -60,16 +60,27 @@ def source_of(run: Run, overrides: Sequence[str] = ()) -> Run:
     return run.last
 
 
-def mask_writer(run: Run, items: Sequence[Item], folder: Path | None = None, overwrite: bool = False) -> LabelWriter:
-    """Writes the masks of the tagged ones of these photos into the folder, or the run's masks/."""
-    names = ["background", *run.collection.classes]
+def mask_maker(source: Run, run: Run) -> Make:
+    """What makes the masks of ``run`` by the networks of ``source``, which ``source_of`` found for it.
+
+    Of a round, a tagged class that is nowhere in a mask keeps its pixels of the masks before.
+    """
+    names = ["background", *source.collection.classes]
 
     def make(item: Item, look: Look) -> tuple[Tensor, Tensor, list[str]]:
         return *look.mask, names
 
+    if source.folder.path == run.folder.path:
+        return make
+    return kept_classes(make, Path(str(source.config.data.train_masks)))
+
+
+def mask_writer(run: Run, items: Sequence[Item], folder: Path | None = None, overwrite: bool = False) -> LabelWriter:
+    """Writes the masks of the tagged ones of these photos into the folder, or the run's masks/."""
+    names = run.collection.classes
     tagged = [item for item in items if item.tags is not None]
     note, soft = mask_note(run, with_tags=True), run.config.label.soft
-    writer = LabelWriter(folder or run.folder.masks, tagged, names[1:], note, make, overwrite, soft)
+    writer = LabelWriter(folder or run.folder.masks, tagged, names, note, mask_maker(run, run), overwrite, soft)
     writer.done.untagged = len(items) - len(tagged)
     return writer
 

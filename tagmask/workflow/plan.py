@@ -99,7 +99,7 @@ def choose(
         encoder, why_encoder = _encoder(user.encoder, own["encoder"], fast=False)
     own["method"] = {**own["method"], "name": name}
     own["encoder"] = {**own["encoder"], "name": encoder}
-    thresholds = LABEL_THRESHOLDS.get(encoder, LABEL_THRESHOLDS["resnet50"])
+    thresholds = LABEL_THRESHOLDS.get(encoder.partition(".")[0], LABEL_THRESHOLDS["resnet50"])
     side = user.views.short_side if "short_side" in own["views"] else limit
     seen = min(short, side or short)
     schedule = ShortSchedule(

@@ -276,6 +276,7 @@ def network_config(config: RunConfig, name: str, folder: RunFolder) -> RunConfig
     base = config.model_dump(mode="json", exclude={"stages", "method"})
     base["label"]["source"] = LabelConfig.model_fields["source"].default
     del base["train"]["watch"]  # names maps of the run's own method
+    del base["views"]["square"], base["label"]["square"]  # of the classifier's CAMs; stages work on the photos' shape
     sections = stage.model_dump(mode="json", exclude={"configs"})
     own: dict[str, Any] = reduce(merge, [*(read_yaml(c) for c in stage.configs), sections], {})
     encoder = own.get("encoder") or {}

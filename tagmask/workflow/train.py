@@ -108,6 +108,8 @@ def _watch(run: Run, method: Method) -> Any:
     for name in names:
         if name not in known:
             raise ConfigError(f"train.watch: '{name}' is nothing that is scored. There is: {', '.join(known)}.")
+    if run.config.train.watch and not watched:
+        raise ConfigError("train.watch: no photo of val has a true mask; give them (data.masks), or leave it out.")
     if not watched or not names:
         return None
     # Only the mIoU is read: the rims, which take as long again, are not counted.
@@ -117,15 +119,14 @@ def _watch(run: Run, method: Method) -> Any:
         scorers = {}
         for name in names:
             score, _, which = name.partition("_")
-            inference = Inference(current, run.config, which or MAIN)
-            scorers[name] = Scorer(inference, settings, run.collection, [score])
+            scorers[name] = Scorer(Inference(current, run.config, which or MAIN), settings, run.collection, [score])
             scorers[name].networks = False  # no class scores
 
         def add(item: Item, look: Look | DataError) -> None:
             for scorer in scorers.values():
                 scorer.add(item, look if isinstance(look, DataError) else Look(scorer.inference, look.photo, look.tags))
 
-        go_over(inference, watched, [add], f"val, step {step}", Console(quiet=True))
+        go_over(scorers[names[0]].inference, watched, [add], f"val, step {step}", Console(quiet=True))
         found = {}
         for name, scorer in scorers.items():
             (stream,) = scorer.streams.values()

@@ -22,7 +22,7 @@ OBJECTS: dict[str, Draw] = {
     "low": lambda rng, n: rng.beta(2, 4, n),
     "middle": lambda rng, n: rng.beta(2, 3, n),
     "high": lambda rng, n: rng.beta(5, 2, n),
-    "even": lambda rng, n: rng.uniform(0.05, 1, n),
+    "even": lambda rng, n: rng.uniform(0.01, 1, n),
     "two modes": lambda rng, n: np.where(rng.random(n) < 0.5, rng.normal(0.3, 0.07, n), rng.normal(0.8, 0.07, n)),
     "near modes": lambda rng, n: np.where(rng.random(n) < 0.3, rng.normal(0.4, 0.1, n), rng.normal(0.7, 0.1, n)),
 }
@@ -54,7 +54,7 @@ def test_all_that_is_not_0_is_object_on_clean_backgrounds(name: str, share: floa
     values = OBJECTS[name](np.random.default_rng(0), int(20_000 * share)).clip(0.001, 1)
     module = fed(np.concatenate([np.zeros(20_000 - len(values)), values]))
     assert float(module.value) == pytest.approx(LOWEST) and not module.held
-    assert (values < LOWEST).mean() < 0.05
+    assert (values < LOWEST).mean() < 0.07
 
 
 def clean_maps(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,7 @@ def test_few_pixels_of_drawn_objects_are_below(seed: int) -> None:
     xi = float(DynamicThreshold().update(torch.from_numpy(maps), torch.from_numpy(tags)))
     objects = maps.max(1)
     assert xi == pytest.approx(LOWEST)
-    assert ((objects > 0) & (objects < xi)).sum() < 0.05 * (objects > 0).sum()
+    assert ((objects > 0) & (objects < xi)).sum() < 0.07 * (objects > 0).sum()
 
 
 @pytest.mark.parametrize("make", [*ONE_MODE, *SKEWED.values(), close])
