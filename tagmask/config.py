@@ -93,7 +93,9 @@ class ViewConfig(Strict):
         None, description="photos larger than this on the short side are reduced to it, in training and in use"
     )
     square: Pixels | None = Field(
-        None, description="side of the square that photos are resized to in training, before scale; see label.square"
+        None,
+        description="side of the square that photos are resized to in training, before scale and in the place of "
+        "short_side; see label.square",
     )
     scale: tuple[Scale, Scale] = Field((0.5, 2.0), description="range of the random resize")
     flip: Share = Field(0.5, description="probability of a horizontal flip")
@@ -108,8 +110,6 @@ class ViewConfig(Strict):
     def _check_scale(self) -> ViewConfig:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale={list(self.scale)}: the smaller number comes first")
-        if self.square is not None and self.short_side is not None:
-            raise ValueError(f"square={self.square} and short_side={self.short_side} are two sizes; set one")
         return self
 
 
