@@ -175,9 +175,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
 def _arranged(runs: Sequence[Run], what: Sequence[str], vary: str | None, overrides: Sequence[str]) -> list[list[View]]:
     """The views, in the rows in which a photo's pictures stand. Raises ConfigError for what a run does not have."""
     settings = _values(vary) if vary is not None else [""]
-    names = [run.folder.path.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.folder.path) for run in runs]
+    names = _short([run.folder.path.resolve() for run in runs])
     made: dict[tuple[Path, str], Run] = {}
 
     def network(run: Run, kind: str, setting: str) -> Run:
@@ -205,6 +203,15 @@ def _arranged(runs: Sequence[Run], what: Sequence[str], vary: str | None, overri
 
     rows = [[view(run, name, kind, s) for kind in what for s in settings] for run, name in zip(runs, names)]
     return [[view for row in rows for view in row]] if len(rows[0]) == 1 else rows
+
+
+def _short(paths: Sequence[Path]) -> list[str]:
+    """The ends of paths, as many folders as tell them apart."""
+    for count in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return [str(path) for path in paths]
 
 
 def _values(vary: str) -> list[str]:

@@ -173,6 +173,14 @@ def test_the_last_segmenter_is_shown(staged: Path, tmp_path: Path) -> None:
     assert [photo["pictures"][0][n] for n in SHARES] == pytest.approx([wanted[n] for n in SHARES])
 
 
+def test_runs_are_named_by_as_many_folders_as_tell_them_apart() -> None:
+    short = COMPARE._short
+    assert short([Path("/a/one"), Path("/b/two")]) == ["one", "two"]
+    assert short([Path("/t/tscd/seed0"), Path("/t/cosa/seed0")]) == ["tscd/seed0", "cosa/seed0"]
+    assert short([Path("/a/x/seed0"), Path("/b/x/seed0")]) == ["a/x/seed0", "b/x/seed0"]
+    assert short([Path("/a/one"), Path("/a/one")]) == ["one", "one"]
+
+
 def test_unlike_runs_are_refused_by_both_names(runs: list[Path], scenes: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(scenes, tmp_path / "other"))
     one, two = (re.escape(str(run)) for run in runs)
