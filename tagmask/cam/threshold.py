@@ -15,7 +15,7 @@ LOWEST, HIGHEST = 0.05, 0.8
 CLEAN_SHARE = 0.25
 """Least share of values at 0 that is taken for a background by itself."""
 EVEN = 1.3
-"""What evenly spread values exceed their expected number by, by chance."""
+"""By chance, up to so many times as many of evenly spread values lie below 0.05 as are expected there."""
 
 
 def background_threshold(counts: Tensor) -> float | None:

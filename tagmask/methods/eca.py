@@ -274,7 +274,7 @@ class ECA(AffinityMethod):
         """Seeds, CARM and its labels, before and after calibration, of one image: all its tags are trusted."""
         batch, features = whole_image(images, tags), self.encoder(images)
         cams = self.training_cams(batch, self.classifier.cam(features.maps[-1]))
-        labels = self.cut(batch, cams, 1e4 * tags)
+        labels = self.cut(batch, cams, 1e4 * tags)  # scores at which sigmoid and softmax give every tag 1
         tags, seeds, after, raw = self._regions(batch, features.maps[-1], cams, batch.tags, labels, learns=False)
         shown = {"seeds": seeds[0]}
         for name, found in (("raw", torch.cat([after[:, :1], raw], 1)), ("calibrated", after)):

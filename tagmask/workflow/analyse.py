@@ -72,7 +72,9 @@ def analyse(
             kind = own[what].kind if what in own else ""
             drawn = kind in ("maps", "place")
             if (every_checkpoint and drawn) or (photos and not drawn) or (at and kind != "place"):
-                raise ConfigError(f"'{what}': photos are for maps, a place for one map, checkpoints for tables.")
+                raise ConfigError(
+                    f"'{what}': photos can be named for maps, a place for 'affinity', checkpoints for tables."
+                )
             if drawn:
                 picture = _maps(run, what, own[what], split, photos, at)
             elif what == CAMS:

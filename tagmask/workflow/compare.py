@@ -363,7 +363,7 @@ def _notes(views: Sequence[Sequence[View]], class_name: str | None) -> list[str]
         each = ", ".join(f"{name} {value:g}" for name, value in thresholds.items())
         kinds.append(f"label.threshold: {each}.")
     of = f"of class '{class_name}'" if class_name is not None else "means over the foreground classes that have one"
-    return [*kinds, f"Under a picture: IoU, precision and recall of this photo in %, {of}."]
+    return [*kinds, f"Under a picture, where there is a true mask: IoU, precision and recall of this photo in %, {of}."]
 
 
 def _taught(runs: Sequence[Run], ids: Sequence[str]) -> list[str]:

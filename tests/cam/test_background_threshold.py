@@ -79,6 +79,19 @@ def test_few_pixels_of_drawn_objects_are_below(seed: int) -> None:
     assert ((objects > 0) & (objects < xi)).sum() < 0.07 * (objects > 0).sum()
 
 
+def test_objects_that_fade_at_their_rims_are_parted_as_a_cut_background() -> None:
+    """A known limit, with the figures of docs/methods/cosa.md."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:28, :28]
+    maps = np.zeros((64, 1, 28, 28))
+    for one in maps:
+        distance = np.hypot(y - rng.uniform(4, 24), x - rng.uniform(4, 24))
+        one[0] = (1 - distance / rng.uniform(4, 10)).clip(0, 1)
+    xi = float(DynamicThreshold().update(torch.from_numpy(maps), torch.ones(64, 1)))
+    assert xi == pytest.approx(0.22, abs=0.005)
+    assert (maps[maps > 0] < xi).mean() == pytest.approx(0.36, abs=0.005)
+
+
 @pytest.mark.parametrize("make", [*ONE_MODE, *SKEWED.values(), close])
 @pytest.mark.parametrize("n", [700, 20_000])
 def test_one_mode_holds_the_threshold(make: Draw, n: int) -> None:
