@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,9 @@ class Batch:
 
     images: float32 (B,3,H,W) RGB in [0,1]. tags: float32 (B,C) of 0/1. boxes: long (B,4), the pixels that are
     photo and not padding, (x0,y0,x1,y1), half-open. views: further views by name. masks: uint8 (B,H,W), filled
-    only for methods that declare ``reads_masks``. generator: the method's only source of random numbers.
+    only for methods that declare ``reads_masks``. generator: the method's only source of random numbers, which it
+    takes by ``draw``. first, whole: the place of the first image in the batch of the step, which processes and
+    accumulated parts share, and how many images that has; 0: it is this one.
     """
 
     images: Tensor
@@ -57,6 +60,17 @@ class Batch:
     ids: list[str]
     generator: torch.Generator
     masks: Tensor | None = None
+    first: int = 0
+    whole: int = 0
+
+    def draw(self, kind: Callable[..., Tensor], *shape: int) -> Tensor:
+        """Random numbers (B, *shape) of ``kind``, torch.rand or torch.randn, on the images' device.
+
+        An image's numbers do not depend on how the batch of the step is shared: they are drawn for all of it.
+        """
+        images = self.whole or len(self.images)
+        drawn = kind(images, *shape, generator=self.generator, device=self.generator.device)
+        return drawn[self.first : self.first + len(self.images)].to(self.images.device)
 
     def to(self, device: torch.device | str, generator: torch.Generator | None = None) -> Batch:
         """A copy on another device. A generator cannot move: pass the one of that device."""

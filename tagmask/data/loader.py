@@ -57,18 +57,21 @@ class _Steps(Dataset):
     seed: int
     rank: int
     world: int
+    parts: int
     masks: bool
     colour_map: ColourMap | None
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        step, part = divmod(number, self.parts)
+        first = (part * self.world + self.rank) * self.batch_size
+        whole = self.parts * self.world * self.batch_size
         entries, samples = [], []
         try:
             for i in range(self.batch_size):
-                position = self.rank * self.batch_size + i
-                epoch, place = divmod(step * self.batch_size * self.world + position, len(self.items))
+                epoch, place = divmod(step * whole + first + i, len(self.items))
                 item = self.items[epoch_order(len(self.items), self.seed, epoch)[place]]
                 sample = read_sample(item, self.classes, self.masks, self.colour_map)
-                entries.append(self.views(sample, seeded("views", self.seed, step, position)))
+                entries.append(self.views(sample, seeded("views", self.seed, step, first + i)))
                 samples.append(sample)
         except DataError as error:
             # Raised in a worker it would reach the user inside a traceback: send the message instead.
@@ -80,6 +83,8 @@ class _Steps(Dataset):
             "masks": torch.stack([e["mask"] for e in entries]) if self.masks else None,
             "ids": [s.id for s in samples],
             "views": {name: _stack([e["views"][name] for e in entries]) for name in sorted(self.views.wanted)},
+            "first": first,
+            "whole": whole,
         }
 
 
@@ -96,10 +101,11 @@ def _quiet(worker: int) -> None:
 class TrainLoader:
     """Batches of the steps ``start_step`` to ``steps`` − 1, ``batch_size`` images a step in each process.
 
-    Images come in a new permutation each epoch, drawn from (seed, epoch); the augmentation is drawn from (seed,
-    step, position in the batch over all processes) and ``Batch.generator`` from (seed, step, rank). So the batches
-    are the same with any number of workers and after resuming, and B images in each of w processes are the B·w
-    images of one. ``masks=False``: ``Batch.masks`` is None and mask files are never opened.
+    A step has ``parts`` batches in turn. Images come in a new permutation each epoch, drawn from (seed, epoch); the
+    augmentation is drawn from (seed, step, position in the batch of the step, over all its parts and processes) and
+    ``Batch.generator`` from (seed, step). So the batches are the same with any number of workers and after resuming,
+    and B images in each of p parts in each of w processes are the B·p·w images of one. ``masks=False``:
+    ``Batch.masks`` is None and mask files are never opened.
 
     Raises DataError without images, on unlabelled images, and with ``masks`` on images that have none; while
     iterating, on files that cannot be read.
@@ -117,6 +123,7 @@ class TrainLoader:
         start_step: int = 0,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
         masks: bool = False,
         colour_map: ColourMap | None = None,
     ) -> None:
@@ -133,11 +140,11 @@ class TrainLoader:
                 f"The method reads masks, and {len(without)} training images have none ('{without[0]}' is the first). "
                 "Give their folder as data.masks."
             )
-        self.start_step, self.seed, self.rank = start_step, seed, rank
+        self.start_step, self.seed, self.parts = start_step, seed, parts
         self._loader: DataLoader = DataLoader(
-            _Steps(items, collection_classes, views, batch_size, seed, rank, world, masks, colour_map),
+            _Steps(items, collection_classes, views, batch_size, seed, rank, world, parts, masks, colour_map),
             batch_size=None,
-            sampler=range(start_step, steps),
+            sampler=range(start_step * parts, steps * parts),
             num_workers=workers,
             worker_init_fn=_quiet,
             prefetch_factor=2 if workers > 0 else None,
@@ -147,8 +154,8 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # One pass is a whole run, so the workers live as long as it does and end with it.
-        for step, parts in enumerate(self._loader, self.start_step):
-            if "error" in parts:
-                raise DataError(parts["error"])
-            views = {name: View(**tensors) for name, tensors in parts.pop("views").items()}
-            yield Batch(views=views, generator=seeded("method", self.seed, step, self.rank), **parts)
+        for number, tensors in enumerate(self._loader, self.start_step * self.parts):
+            if "error" in tensors:
+                raise DataError(tensors["error"])
+            views = {name: View(**of) for name, of in tensors.pop("views").items()}
+            yield Batch(views=views, generator=seeded("method", self.seed, number // self.parts), **tensors)

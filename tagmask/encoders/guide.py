@@ -144,10 +144,10 @@ class Guide:
             keys, query = self.see(batch.images, batch.boxes)
         valid = inside(batch.boxes, batch.images.shape[-2:], keys.shape[-2:])
         if cfg.graph == "shuffled":
-            keys = _shuffle(keys, valid, batch.generator)
+            keys = _shuffle(keys, valid, batch.draw(torch.rand, valid[0].numel()))
         elif cfg.graph == "noise":
-            keys = _noise(keys, batch.generator)
-            query = None if query is None else _noise(query, batch.generator)
+            keys = batch.draw(torch.randn, *keys.shape[1:]).to(keys)
+            query = None if query is None else batch.draw(torch.randn, *query.shape[1:]).to(query)
         return Guidance(keys, query if cfg.cue != "none" else None, valid)
 
     def _through(self, view: View) -> tuple[Tensor, Tensor | None]:
@@ -227,18 +227,13 @@ class Guide:
         return torch.autocast(device.type, dtype=dtype, enabled=self.config.precision == "half")
 
 
-def _shuffle(keys: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
-    """Keys (B,D,h,w) permuted at random: positions in the photo among themselves, those in padding likewise."""
+def _shuffle(keys: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
+    """Keys (B,D,h,w) in the order of numbers (B,h·w) in [0,1); positions of the photo and of padding do not mix."""
     places = valid.flatten(1)
-    drawn = torch.rand(places.shape, generator=generator, device=generator.device).to(keys.device)
     source = (drawn - places.float()).argsort(1)  # the photo's positions first, in random order
     target = places.int().argsort(dim=1, descending=True, stable=True)  # the photo's positions first, in reading order
     index = torch.empty_like(source).scatter_(1, target, source)
     return keys.flatten(2).gather(2, index[:, None].expand(-1, keys.shape[1], -1)).view_as(keys)
-
-
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
 
 
 def _standardize(maps: Tensor, valid: Tensor) -> Tensor:

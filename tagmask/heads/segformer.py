@@ -22,8 +22,7 @@ class SegFormer(nn.Module):
     Maps the encoder's last four maps (all if there are fewer), each (B,channels[i],h_i,w_i), to logits
     (B,num_outputs,h,w) on the finest of their grids. Options: embed, the number of channels; dropout before the
     prediction; norm of the fused maps: 'group', with which the result depends neither on the batch nor on the number
-    of processes, or the paper's 'batch'. In several processes each takes the statistics of its own part of a batch, and
-    the first one's running statistics are kept. Initial weights: He et al.'s in the hidden layers, normal with standard
+    of processes, or the paper's 'batch'. Initial weights: He et al.'s in the hidden layers, normal with standard
     deviation 0.01 in the last; biases 0. Raises ConfigError for another norm.
     """
 

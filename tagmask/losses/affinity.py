@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from tagmask import comm
 from tagmask.errors import TagmaskError
 from tagmask.tensors import check_shapes, full
 from tagmask.types import IGNORE
@@ -75,9 +76,9 @@ def affinity_loss(affinity: Tensor, labels: Tensor) -> Tensor:
     affinity = full(affinity)
     positive, negative = labels == 1, labels == 0
     # where, not a product: ignored pairs may hold NaN.
-    attraction = torch.where(positive, 1 - affinity, 0).sum() / (positive.sum() + 1)
-    repulsion = torch.where(negative, affinity, 0).sum() / (negative.sum() + 1)
-    return 0.5 * (attraction + repulsion)
+    attraction, repulsion = torch.where(positive, 1 - affinity, 0).sum(), torch.where(negative, affinity, 0).sum()
+    pairs = (comm.all_sum(torch.stack([positive.sum(), negative.sum()])) + 1) / comm.shares()
+    return 0.5 * (attraction / pairs[0] + repulsion / pairs[1])
 
 
 @lru_cache(maxsize=8)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tagmask import comm
 from tagmask.errors import TagmaskError
 from tagmask.tensors import check_shapes, full, resize
 from tagmask.types import IGNORE
@@ -20,7 +22,7 @@ def cam_to_seg(
     log_probs: bool = False,
     balanced: bool = False,
 ) -> Tensor:
-    """Mean cross-entropy over the batch's pixels R, each weighted by |R| · P⁻¹ / Σ P⁻¹, P being its perplexity.
+    """Mean cross-entropy over the whole batch's pixels R, each weighted by |R| · P⁻¹ / Σ P⁻¹, P being its perplexity.
 
     Yang et al., Co-training with Swapping Assignments, ECCV 2024, equation 5 ("reliability based adaptive weighting").
     The printed fraction is proportional to P, but the text says that reliability is the reciprocal of perplexity; this
@@ -54,7 +56,7 @@ def cam_to_seg(
         weights = weights / perplexity.detach().to(losses.dtype).clamp(min=LEAST)
     # |R| cancels with the mean's divisor.
     if not balanced:
-        return (losses * weights).sum() / weights.sum().clamp(min=LEAST)
+        return (losses * weights).sum() / comm.share(weights.sum(), LEAST)
     background = labels == 0
-    halves = [weights * part for part in (background, ~background)]
-    return sum(0.5 * (losses * half).sum() / half.sum().clamp(min=LEAST) for half in halves)  # type: ignore[return-value]
+    halves = torch.stack([weights * background, weights * ~background]).flatten(1)
+    return (0.5 * (losses.flatten() * halves).sum(1) / comm.share(halves.sum(1), LEAST)).sum()

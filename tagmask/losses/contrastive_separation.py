@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tagmask import comm
 from tagmask.errors import TagmaskError
 from tagmask.tensors import check_shapes, full, strips
 from tagmask.types import IGNORE
@@ -26,7 +27,7 @@ def contrastive_separation(
     with perplexity ≤ ε. Two of them are positives of each other if they have one label, else negatives. Anchor i
     costs the mean over its positives p of −log L_ip / (L_ip + Σ_n L_in), with its negatives n and L_ij = exp(cosine of
     the class vectors at i and j / temperature). The loss is the mean over the anchors of an image that have a positive,
-    then the mean over the images that have such anchors. Gradient flows into ``cams`` only.
+    then the mean over the images of the whole batch that have such anchors. Gradient flows into ``cams`` only.
 
     cams: (B,C,h,w), class maps of any range. labels: integers (B,h,w), 0 background, 1..C, 255 never in Ω.
     perplexity: (B,h,w). epsilon: largest perplexity in Ω. temperature: above 0. Returns a scalar ≥ 0, float32 for
@@ -49,7 +50,8 @@ def contrastive_separation(
     with torch.autocast(cams.device.type, enabled=False):
         found = [_of_image(v[s], y[s], temperature) for v, y, s in zip(vectors, labels.flatten(1), sure)]
     losses = [loss for loss in found if loss is not None]
-    return torch.stack(losses).mean() if losses else cams.sum() * 0
+    images = comm.share(torch.tensor(float(len(losses)), device=cams.device))
+    return torch.stack(losses).sum() / images if losses else cams.sum() * 0
 
 
 def _of_image(vectors: Tensor, labels: Tensor, temperature: float) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tagmask import comm
 from tagmask.errors import TagmaskError
 from tagmask.losses.affinity import check_labels
 from tagmask.tensors import check_shapes, full
@@ -49,7 +50,8 @@ def pair_affinity_loss(affinity: Tensor, kinds: Tensor) -> dict[str, Tensor]:
     ε = 1e-5. A kind without pairs costs 0.
 
     affinity: floating point, any shape, in [0,1]. kinds: uint8 of the same shape, as ``pair_labels`` gives them; means
-    go over all entries together. Returns scalars 'fg', 'bg', 'neg'. Raises TagmaskError when shapes differ.
+    go over all entries of the whole batch (``comm.share``). Returns scalars 'fg', 'bg', 'neg'. Raises TagmaskError when
+    shapes differ.
     """
     if affinity.shape != kinds.shape:
         raise TagmaskError(f"Affinities {tuple(affinity.shape)} and kinds of pairs {tuple(kinds.shape)} do not fit.")
@@ -57,14 +59,15 @@ def pair_affinity_loss(affinity: Tensor, kinds: Tensor) -> dict[str, Tensor]:
     known = kinds != IGNORE
     affinity, kinds = affinity[known], kinds[known]
     attract, repel = -(affinity + EPSILON).log(), -(1 - affinity + EPSILON).log()
-    chosen = {"fg": (FOREGROUND, attract), "bg": (BACKGROUND, attract), "neg": (NEGATIVE, repel)}
-    return {name: _mean(cost, kinds == kind) for name, (kind, cost) in chosen.items()}
+    chosen = {
+        "fg": (kinds == FOREGROUND, attract),
+        "bg": (kinds == BACKGROUND, attract),
+        "neg": (kinds == NEGATIVE, repel),
+    }
+    pairs = comm.share(torch.stack([where.sum() for where, _ in chosen.values()]))
+    return {name: torch.where(*of, 0).sum() / n for (name, of), n in zip(chosen.items(), pairs)}
 
 
 def weighted(terms: dict[str, Tensor]) -> Tensor:
     """¼·fg + ¼·bg + ½·neg of ``pair_affinity_loss``: attraction and repulsion have equal weight."""
     return 0.25 * terms["fg"] + 0.25 * terms["bg"] + 0.5 * terms["neg"]
-
-
-def _mean(cost: Tensor, where: Tensor) -> Tensor:
-    return torch.where(where, cost, 0).sum() / where.sum().clamp(min=1)

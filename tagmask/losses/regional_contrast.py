@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tagmask import comm
 from tagmask.errors import TagmaskError
 from tagmask.tensors import check_shapes, full
 
@@ -61,7 +62,7 @@ def regional_contrast(
     label = own.int().argmax(1, keepdim=True)
     counted = own.any(1)
     found = torch.where(counted, costs.gather(1, label)[:, 0], torch.zeros_like(costs[:, 0]))
-    return found.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(features))
+    return found.sum() / (comm.share(counted.sum()) if reduction == "mean" else len(features))
 
 
 def region_cross_entropy(
@@ -90,4 +91,4 @@ def region_cross_entropy(
     counted = masks.any(1, keepdim=True) & (tags > 0)[:, :, None, None]
     bounded = LEAST_CAM + (1 - 2 * LEAST_CAM) * cams
     costs = -torch.where(masks[:, 1:], bounded, 1 - bounded).log() * counted
-    return costs.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else len(cams))
+    return costs.sum() / (comm.share(counted.sum()) if reduction == "mean" else len(cams))

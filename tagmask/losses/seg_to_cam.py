@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from tagmask import comm
 from tagmask.errors import TagmaskError
 from tagmask.tensors import check_shapes, full, resize
 
@@ -56,4 +57,4 @@ def seg_to_cam(
     if valid is None:
         return losses.mean()
     counted = valid[:, None].to(losses.dtype)
-    return (losses * counted).sum() / (counted.sum() * cams.shape[1]).clamp(min=1)
+    return (losses * counted).sum() / comm.share(counted.sum() * cams.shape[1])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tagmask import comm
 from tagmask.errors import TagmaskError
 from tagmask.tensors import check_shapes, strips
 
@@ -30,7 +31,7 @@ def self_correspondence(
     Xu et al., Self Correspondence Distillation, AAAI 2023, equations 3 to 7. For point p of view a and q of view b,
     M_pq is the cosine of the class maps' vectors there and S_pq that of the segmentation logits'. The printed sum is
     taken as a mean over images and pairs. ``centered``: subtract from M_pq its mean over q, and add its mean over all
-    pairs of all images. Gradient flows into all four maps: detach the class maps if they are the target.
+    pairs of the whole batch. Gradient flows into all four maps: detach the class maps if they are the target.
 
     cam_a (B,C,·,·) and cam_b (B,C,·,·): class maps. seg_a, seg_b: (B,K,·,·) logits. The two maps of a view may differ
     in size; they cover the same image, and nothing is resized: each is read at the same places of the image. points_a
@@ -61,7 +62,7 @@ def self_correspondence(
         b, t = _sample(cam_b, seg_b, points_b)
         if centered:
             row_means = (a @ b.mean(1)[:, :, None])[..., 0]
-            offset = row_means.mean() - row_means
+            offset = comm.all_sum(row_means.mean()) / comm.shares() - row_means
         else:
             offset = a.new_zeros(a.shape[:2])
         pairs = len(a) * a.shape[1] * b.shape[1]

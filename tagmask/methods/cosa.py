@@ -381,10 +381,9 @@ class CoSA(OneStageMethod):
         if self.config.guidance == "segmentation":
             return logits
         if self.config.guidance == "noise":
-            generator = batch.generator
-            drawn = torch.rand(logits.shape, generator=generator, device=generator.device).to(logits.device)
             absent = F.pad(batch.tags <= 0, (1, 0))[:, :, None, None]
-            return certain(drawn.masked_fill(absent, -1).argmax(1), logits.shape[1])
+            drawn = batch.draw(torch.rand, *logits.shape[1:]).masked_fill(absent, -1)
+            return certain(drawn.argmax(1), logits.shape[1])
         if batch.masks is None:
             raise TrainingError("method.guidance=truth needs masks; set data.masks to their folder.")
         truth = batch.masks.long()

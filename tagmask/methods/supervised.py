@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch.nn import functional as F
 
+from tagmask import comm
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
 from tagmask.errors import TrainingError
@@ -61,6 +62,6 @@ class Supervised(SegmenterMethod):
         if self.config.balanced:
             seg = balanced_cross_entropy(logits, labels)
         else:
-            count = (labels != IGNORE).sum().clamp(min=1)
+            count = comm.share((labels != IGNORE).sum())
             seg = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / count
         return Losses({"seg": seg}, seg)

@@ -145,7 +145,7 @@ class TSCD(AffinityMethod):
         # Class activation maps are rectified (equation 2).
         cam_a, cam_b = full(maps).relu(), full(maps_b).relu()
         if logits is not None and "scd" in active:
-            points_a, points_b = (self._draw_points(batch, cam_a.device) for _ in range(2))
+            points_a, points_b = (self._draw_points(batch) for _ in range(2))
             target_a, target_b = (cam_a.detach(), cam_b.detach()) if cfg.detach else (cam_a, cam_b)
             if cams is not None:
                 target_a = cams
@@ -166,25 +166,22 @@ class TSCD(AffinityMethod):
             terms["equ"] = equivariance(warped, cam_b)
         return terms
 
-    def _draw_points(self, batch: Batch, device: torch.device) -> Tensor:
+    def _draw_points(self, batch: Batch) -> Tensor:
         """(B,points²,2) uniform in [-1,1]."""
-        shape = (len(batch.images), self.config.points**2, 2)
-        return 2 * torch.rand(shape, generator=batch.generator, device=batch.generator.device).to(device) - 1
+        return 2 * batch.draw(torch.rand, self.config.points**2, 2) - 1
 
     def _draw_affine(self, batch: Batch) -> Tensor | None:
         """(B,2,3) from points of the second view to points of the images, in [-1,1]; None for the identity."""
         a = self.config.affine
         if a.flip == a.rotation == a.translation == 0:
             return None
-        generator = batch.generator
-        drawn = torch.rand(len(batch.images), 4, generator=generator, device=generator.device).tolist()
         rows = [
             make_affine(
                 flip=chance < a.flip,
                 rotation=a.rotation * (2 * turn - 1),
                 translation=(a.translation * (2 * x - 1), a.translation * (2 * y - 1)),
             )
-            for chance, turn, x, y in drawn
+            for chance, turn, x, y in batch.draw(torch.rand, 4).tolist()
         ]
         return torch.stack(rows).to(batch.images.device)
 

@@ -130,12 +130,13 @@ def train_method(
             len(classes),
             TrainViews(config.views, method.wanted_views),
             batch_size=micro,
-            steps=train.steps * train.accumulate,
+            steps=train.steps,
             seed=config.seed,
             workers=readers(train, fabric.device, fabric.world_size // train.nodes),
-            start_step=step * train.accumulate,
+            start_step=step,
             rank=fabric.global_rank,
             world=fabric.world_size,
+            parts=train.accumulate,
             masks=method.reads_masks,
             colour_map=colour_map,
         )
@@ -211,7 +212,7 @@ def _anywhere(number: int, fabric: Fabric) -> int:
     """The signal that stops this process, or another one; 0 for none. All processes get an answer other than 0."""
     if fabric.world_size == 1:
         return number
-    stops = comm.all_sum(torch.tensor(float(bool(number)), device=fabric.device)) > 0
+    stops = comm.over_processes(torch.tensor(float(bool(number)), device=fabric.device)) > 0
     return (number or signal.SIGTERM) if stops else 0
 
 

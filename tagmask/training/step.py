@@ -6,17 +6,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tagmask import comm
 from tagmask.config import RunConfig, TrainConfig
-from tagmask.errors import TrainingError
+from tagmask.errors import ConfigError, TrainingError
 from tagmask.methods import Method
+from tagmask.training.accumulate import known, rehearse, restore
 from tagmask.types import Batch, Losses
 
 
@@ -27,6 +30,9 @@ class NotFinite(TrainingError):
 class TrainStep:
     """A method with all that a training step needs: ``run`` makes one. Fabric has to be launched.
 
+    However the batch is shared by processes and parts (``train.accumulate``), losses and gradients are those of the
+    whole: see ``comm``. Raises ConfigError for batch norm that is trained where that cannot be.
+
     optimizer: its parameter groups carry their learning rates of the step before. shown: the method that is scored and
     saved, with ``train.ema`` the running average. waited: seconds that ``run`` waited for batches.
     """
@@ -35,6 +41,7 @@ class TrainStep:
         train = config.train
         self.method, self.config, self.fabric = method, config, fabric
         self.waited = 0.0
+        share_statistics(method, train, fabric)
         if train.channels_last:
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = method.param_groups(train.lr, train.head_lr, train.freeze_norm)
@@ -64,28 +71,55 @@ class TrainStep:
         train = self.config.train
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = factor * base * rate(step, train.steps, train.warmup, train.warmup_ratio, train.power)
-        # The step's own seed, not a running one: dropout is the same after a resume.
-        torch.manual_seed(comm.mix_seed(self.config.seed, step, self.fabric.global_rank))
         self._wrapped.train()
-        parts: list[Losses] = []
-        for part in range(train.accumulate):
-            asked = time.perf_counter()
-            with _memory_advice(self.config):
-                batch = to_device(next(batches), self.fabric, train)
-            self.waited += time.perf_counter() - asked
-            last = part == train.accumulate - 1
-            with nullcontext() if last else self.fabric.no_backward_sync(self._wrapped), _memory_advice(self.config):
-                losses = self._wrapped(lambda: batch, step)  # noqa: B023 (called at once)
-                _check_finite(losses, batch, step)
-                self.fabric.backward(losses.total / train.accumulate)
-            parts.append(losses)
-        self._clip(batch, step)
+        asked = time.perf_counter()
+        with _memory_advice(self.config):
+            taken = [to_device(next(batches), self.fabric, train) for _ in range(train.accumulate)]
+        self.waited += time.perf_counter() - asked
+        with _memory_advice(self.config):
+            parts = [self._part(taken[0], 0, step)] if train.accumulate == 1 else self._parts(taken, step)
+        self._clip(taken[-1], step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(step)
         if self._ema is not None:
             self._ema.update_parameters(self.method)
         return parts
+
+    def _parts(self, batches: list[Batch], step: int) -> list[Losses]:
+        """Losses and gradients of a batch in parts, each with the sums over all of them."""
+        count, buffers = len(batches), list(self.method.buffers())
+        before, drawn = [buffer.clone() for buffer in buffers], [batch.generator.get_state() for batch in batches]
+
+        def forward(part: int) -> None:
+            self._seed(step, part)
+            with self.fabric.autocast():
+                self.method.losses(batches[part], step)
+
+        sums = rehearse([partial(forward, part) for part in range(count)], buffers, self.fabric.device)
+        found = []
+        for part, batch in enumerate(batches):
+            # As if all parts were at once: each begins with the same state, and leaves the same behind.
+            restore(buffers, before)
+            batch.generator.set_state(drawn[part])
+            last = part == count - 1
+            alone = nullcontext() if last else self.fabric.no_backward_sync(self._wrapped)
+            with comm.accumulating(count, known(sums)), alone:
+                found.append(self._part(batch, part, step))
+        return found
+
+    def _part(self, batch: Batch, part: int, step: int) -> Losses:
+        """Losses and gradients of one part of the step's batch."""
+        self._seed(step, part)
+        losses = self._wrapped(lambda: batch, step)
+        _check_finite(losses, batch, step)
+        self.fabric.backward(losses.total / self.config.train.accumulate)
+        return losses
+
+    def _seed(self, step: int, part: int) -> None:
+        """The step's own seed, not a running one: dropout is the same after a resume."""
+        share = part * self.fabric.world_size + self.fabric.global_rank
+        torch.manual_seed(comm.mix_seed(self.config.seed, step, share))
 
     def _clip(self, batch: Batch, step: int) -> None:
         train = self.config.train
@@ -98,6 +132,23 @@ class TrainStep:
             if "non-finite" not in str(error):
                 raise
             raise _not_finite("A gradient", batch, step) from error
+
+
+def share_statistics(method: Method, train: TrainConfig, fabric: Fabric) -> None:
+    """Let batch norm that is trained take the statistics of the whole batch. Raises ConfigError where it cannot."""
+    method.train()
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in method.modules()):
+        return
+    way = "set encoder.norm_eval=true and, for head 'segformer', the option norm: group"
+    if train.accumulate > 1:
+        raise ConfigError(
+            f"train.accumulate={train.accumulate}: batch norm that is trained needs the whole batch at once; {way}, or "
+            "train.accumulate=1."
+        )
+    if fabric.world_size > 1:
+        if fabric.device.type == "cpu":
+            raise ConfigError(f"Batch norm that is trained is shared by processes on GPUs only; {way}.")
+        convert_sync_batchnorm(method)
 
 
 class _Forward(nn.Module):
@@ -148,14 +199,14 @@ def to_device(batch: Batch, fabric: Fabric, train: TrainConfig) -> Batch:
 
 def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
     # Every process has to stop, or the others would wait for it for ever.
-    if comm.all_sum((~torch.isfinite(losses.total.detach())).float()) > 0:
+    if comm.over_processes((~torch.isfinite(losses.total.detach())).float()) > 0:
         terms = ", ".join(f"{name}={value.item():.4g}" for name, value in losses.terms.items())
         raise _not_finite(f"The loss ({terms})", batch, step)
 
 
 def mean_of(values: Sequence[Tensor]) -> float:
     """The mean of scalars of all processes."""
-    return float(comm.all_sum(torch.stack([v.detach().float() for v in values]).mean()) / comm.world_size())
+    return float(comm.over_processes(torch.stack([v.detach().float() for v in values]).mean()) / comm.world_size())
 
 
 def _not_finite(what: str, batch: Batch, step: int) -> NotFinite:
@@ -181,7 +232,6 @@ def _memory_advice(config: RunConfig) -> Iterator[None]:
         train = config.train
         raise TrainingError(
             f"Memory ran out with train.batch_size={train.batch_size}, views.crop={config.views.crop}, "
-            f"train.precision={train.precision}. Lower views.crop, raise train.accumulate (now {train.accumulate}; "
-            "losses that are normalised over a batch then are so over its parts), use train.precision=bf16 or "
-            "encoder.checkpointing=true."
+            f"train.precision={train.precision}. Lower views.crop, raise train.accumulate (now {train.accumulate}), "
+            "use train.precision=bf16 or encoder.checkpointing=true."
         ) from error

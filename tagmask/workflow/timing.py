@@ -43,9 +43,10 @@ def time_step(config: RunConfig, collection: Collection, photos: int | None = No
         len(collection.classes),
         TrainViews(config.views, method.wanted_views),
         batch_size=part,
-        steps=2 * train.accumulate,
+        steps=2,
         seed=config.seed,
         workers=0,
+        parts=train.accumulate,
     )
     made = iter(loader)
     for _ in range(2):  # the first warms up

@@ -96,7 +96,17 @@ def test_two_processes_share_the_batch_of_one(items: list[Item]) -> None:
     for one, first, second in zip(alone, *pair):
         assert one.ids == first.ids + second.ids
         assert torch.equal(one.images, torch.cat([first.images, second.images]))
-        assert not torch.equal(first.generator.get_state(), second.generator.get_state())
+        drawn = [batch.draw(torch.rand, 5) for batch in (one, first, second)]
+        assert torch.equal(drawn[0], torch.cat(drawn[1:]))
+
+
+def test_parts_of_a_batch_are_the_batch(items: list[Item]) -> None:
+    parts = iter(loader(items, batch_size=2, parts=2))
+    for one in loader(items):
+        first, second = next(parts), next(parts)
+        assert one.ids == first.ids + second.ids
+        assert torch.equal(one.images, torch.cat([first.images, second.images]))
+        assert torch.equal(one.draw(torch.rand, 3), torch.cat([p.draw(torch.rand, 3) for p in (first, second)]))
 
 
 def test_masks_are_not_opened_unless_asked_for(items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:

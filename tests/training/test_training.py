@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -20,7 +21,9 @@ from tagmask.errors import ConfigError, TrainingError
 from tagmask.methods import Method, build_method
 from tagmask.registry import METHODS
 from tagmask.training import RunFolder, Trained, load_model, loop, rate, readers, train_method
+from tagmask.training.accumulate import known
 from tagmask.training.checkpoint import checkpoints
+from tagmask.training.step import share_statistics
 from tagmask.types import Batch, Losses
 from tests.methods.contract import tiny
 
@@ -96,9 +99,48 @@ def test_sgd_follows_the_gradient_that_is_known_by_hand(tmp_path: Path) -> None:
 
 def test_accumulation_averages_its_parts_and_sees_as_many_images(tmp_path: Path) -> None:
     method, _, _ = run(configure(tmp_path, steps=2, accumulate=2), tmp_path / "run")
-    assert [step for step, _ in method.seen] == [0, 0, 1, 1]
-    assert all(len(ids) == 2 for _, ids in method.seen)
-    assert method.weight.item() == pytest.approx(1 - 0.1 * sum(method.brightness) / 2, rel=1e-5)
+    seen, brightness = [], []
+    for at, value in zip(method.seen, method.brightness):
+        if at not in seen:  # else it is looked at twice, to know what the whole batch has
+            seen.append(at)
+            brightness.append(value)
+    assert [step for step, _ in seen] == [0, 0, 1, 1]
+    assert all(len(ids) == 2 for _, ids in seen)
+    assert method.weight.item() == pytest.approx(1 - 0.1 * sum(brightness) / 2, rel=1e-5)
+
+
+def test_parts_and_processes_take_the_images_of_the_whole(tmp_path: Path) -> None:
+    whole, _, _ = run(configure(tmp_path, steps=3), tmp_path / "whole")
+    parts, _, _ = run(configure(tmp_path, steps=3, accumulate=4), tmp_path / "parts")
+    assert parts.weight.item() == pytest.approx(whole.weight.item(), rel=1e-6)
+
+
+def test_an_error_in_a_part_is_that_of_the_training(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"train\.accumulate \(now 2\)"):
+        run(configure(tmp_path, {"fail": "memory"}, accumulate=2), tmp_path / "run")
+
+
+@pytest.mark.parametrize("train", [{"accumulate": 2}, {"devices": 2}])
+def test_batch_norm_that_is_trained_needs_the_whole_batch(tmp_path: Path, train: dict[str, int]) -> None:
+    config = configure(tmp_path, **train)
+    config.encoder.norm_eval = False
+    if "accumulate" in train:
+        with pytest.raises(ConfigError, match="norm_eval"):
+            run(config, tmp_path / "run")
+        return
+    fabric = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    method = build_method(config, 3)
+    with pytest.raises(ConfigError, match="norm_eval"):
+        share_statistics(method, config.train, fabric)
+    fabric.device = torch.device("cuda")
+    share_statistics(method, config.train, fabric)
+    kinds = {type(m).__name__ for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    assert kinds <= {"SyncBatchNorm", "SyncBatchNormAct"} and kinds
+
+
+def test_the_gradient_of_a_sum_over_the_batch_is_refused_in_parts() -> None:
+    with pytest.raises(TrainingError, match="accumulate=1"):
+        known([torch.ones(())])(torch.ones((), requires_grad=True))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
