@@ -40,6 +40,8 @@ def main() -> None:
     # OpenMP reads it when a verb loads torch. Threads that wait for each other sleep then, where else they spin, which
     # is slow beside other programs. Processes that this one starts inherit it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Several processes look for heads that took no part in a step. torch warns where they find none.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # terminals and pipes that are not UTF-8

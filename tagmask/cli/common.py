@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from tagmask.errors import ConfigError
+from tagmask.lock import first
 
 app = typer.Typer(
     name="tagmask",
@@ -98,8 +99,8 @@ def print_json(value: Any) -> None:
 
 
 def screen() -> Console:
-    """Where people read: standard output."""
-    return Console()
+    """Where people read: standard output; of processes that are launched together, the first one's."""
+    return Console(quiet=not first())
 
 
 def say(text: str, style: str = "") -> None:

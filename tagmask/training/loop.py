@@ -8,18 +8,19 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from rich.console import Console
 
 from tagmask import comm
 from tagmask.config import RunConfig, TrainConfig
 from tagmask.data import Item, TrainLoader, TrainViews
-from tagmask.errors import ConfigError, Stopped
+from tagmask.errors import ConfigError, Stopped, TrainingError
 from tagmask.files import write_text
 from tagmask.methods import Method
 from tagmask.stop import Later, on_signal
@@ -119,10 +120,23 @@ def train_method(
     stepper = TrainStep(method, config, fabric)
     watch = Watch(config, items, len(classes), stepper.state())
     state = {**stepper.state(), "watch": watch, "step": 0, "seconds": 0.0, "waited": 0.0}
+    state["processes"] = fabric.world_size
     say = _speaker(console if fabric.is_global_zero else Console(quiet=True))
     start = load_checkpoint(fabric, folder.checkpoints, state, say) if resume else 0
     if resume and not start and folder.log():
         say(f"{folder.checkpoints}: no checkpoint is there; training begins at step 0 again.")
+    if state["processes"] != fabric.world_size:
+        say(
+            f"The steps before {start} ran in {state['processes']} processes, these run in {fabric.world_size}: the "
+            "batches are the same, dropout and rounding are not."
+        )
+        state["processes"] = fabric.world_size
+    if fabric.world_size * train.accumulate > 1:
+        parts = f", in {train.accumulate} parts" if train.accumulate > 1 else ""
+        say(
+            f"A step has {train.batch_size} photos, {train.batch_size // fabric.world_size} in each of "
+            f"{fabric.world_size} processes{parts}; learning rate {train.lr:g}."
+        )
 
     def batches_from(step: int) -> Iterator[Batch]:
         loader = TrainLoader(
@@ -159,7 +173,8 @@ def train_method(
             log.scores(done, evaluate(shown, done))
             shown.train()
 
-    with on_signal(asked), shown_progress(train.steps, start, console, visible=fabric.is_global_zero) as show:
+    shown_by = shown_progress(train.steps, start, console, visible=fabric.is_global_zero)
+    with _others_there(fabric, folder), on_signal(asked), shown_by as show:
         if start and due(start) and log.lacks_scores:
             score(start)
         for step in watch.steps(start):
@@ -206,6 +221,20 @@ def train_method(
 
 def _kept(folder: RunFolder, done: int, train: TrainConfig) -> str:
     return f"Step {done} of {train.steps} is done and kept in {folder.checkpoints}."
+
+
+@contextmanager
+def _others_there(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
+    """Raises TrainingError where another process of this training is gone."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no error of its own
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise TrainingError(
+            f"Process {fabric.global_rank + 1} of {fabric.world_size} stops, as another one of this training is gone: "
+            f"its message or the system's log says why. What is done is kept in {folder.checkpoints}; go on with --resume."
+        ) from error
 
 
 def _anywhere(number: int, fabric: Fabric) -> int:

@@ -266,15 +266,6 @@ def test_held_out_photos_without_tags_are_counted_not_fatal(scenes: Path, tmp_pa
     assert (tmp_path / "run" / "predictions" / f"{held}.png").is_file(), "untagged photos are predicted"
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_model(scenes: Path, tmp_path: Path) -> None:
-    words = ["-m", "tagmask", "run", scenes, "--masks", scenes / "masks", "-o", tmp_path / "run", *SPLITS, *TINY]
-    ran = subprocess.run([sys.executable, *map(str, words), "train.devices=2"], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert RunFolder(tmp_path / "run").log()[-1]["step"] == 4
-    assert (tmp_path / "run" / "report.html").is_file()
-
-
 def test_evaluate_says_every_score_that_there_is() -> None:
     (what,) = [option for option in VERBS["evaluate"].params if option.name == "what"]
     assert [name for name in (*SCORES, *SPECIAL) if name not in re.split(r"[^a-z+]+", what.help)] == []
