@@ -233,7 +233,7 @@ def _others_there(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
             raise
         raise TrainingError(
             f"Process {fabric.global_rank + 1} of {fabric.world_size} stops, as another one of this training is gone: "
-            f"its message or the system's log says why. What is done is kept in {folder.checkpoints}; go on with --resume."
+            f"its message or the system's log says why. Kept is what is in {folder.checkpoints}; go on with --resume."
         ) from error
 
 
