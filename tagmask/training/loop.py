@@ -132,10 +132,10 @@ def train_method(
         )
         state["processes"] = fabric.world_size
     if fabric.world_size * train.accumulate > 1:
-        parts = f", in {train.accumulate} parts" if train.accumulate > 1 else ""
+        taken = f", in {train.accumulate} parts" if train.accumulate > 1 else ""
         say(
             f"A step has {train.batch_size} photos, {train.batch_size // fabric.world_size} in each of "
-            f"{fabric.world_size} processes{parts}; learning rate {train.lr:g}."
+            f"{fabric.world_size} processes{taken}; learning rate {train.lr:g}."
         )
 
     def batches_from(step: int) -> Iterator[Batch]:
