@@ -35,6 +35,10 @@ class TrainingError(TagmaskError):
     """Training had to stop (non-finite loss, out of memory, a checkpoint that does not fit)."""
 
 
+class Helped(TagmaskError):
+    """This process only helped another one, which has the result. No fault: the CLI prints it and ends with 0."""
+
+
 class Stopped(BaseException):
     """A signal (Ctrl-C, SIGTERM) stopped the work. It is no Exception: nothing takes it for a fault.
 

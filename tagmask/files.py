@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import socket
 import stat
 import time
 import zlib
@@ -65,8 +66,9 @@ def written(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
         return
-    # Short, as names may be as long as the file system allows.
-    part = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
+    # Short, as names may be as long as the file system allows. Processes of two machines may have one number.
+    name, host = (zlib.crc32(os.fsencode(text)) for text in (path.name, socket.gethostname()))
+    part = path.with_name(f".{name:08x}.{os.getpid()}-{host:08x}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -29,7 +29,7 @@ from tagmask.cli import (  # noqa: F401
     view,
 )
 from tagmask.cli.common import app
-from tagmask.errors import Stopped, TagmaskError, plain
+from tagmask.errors import Helped, Stopped, TagmaskError, plain
 from tagmask.files import of_system
 from tagmask.lock import first
 from tagmask.stop import at_once, on_signal
@@ -53,6 +53,8 @@ def main() -> None:
             sys.exit(0)
         Console(stderr=True).print(plain(stop), style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(128 + stop.number)
+    except Helped as helped:
+        print(plain(helped), file=sys.stderr)
     except TagmaskError as error:
         _say(error)
     except OSError as error:

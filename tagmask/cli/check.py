@@ -33,12 +33,11 @@ def check(
     Pascal VOC 2012, COCO and CUB-200-2011 are recognised and their lists compared with the published numbers. With
     --archives only the archives are looked at; exits with 1 if one is not as published.
     """
+    from tagmask import workflow
     from tagmask.config import load_config
-    from tagmask.data import clean, fingerprint, print_fingerprint
+    from tagmask.data import clean, print_fingerprint
     from tagmask.data.benchmarks import check_archives
     from tagmask.errors import DataError
-    from tagmask.files import write_json
-    from tagmask.workflow.opened import open_collection
     from tagmask.workflow.suspects import check_tags, print_suspects
 
     if archives is not None:
@@ -50,9 +49,7 @@ def check(
         raise typer.Exit(0 if all(row["whole"] for row in rows) else 1)
     values, overrides = common.settings(words, tags, masks, encoder=encoder)
     config = load_config(*(configs or []), values, overrides=overrides)
-    collection = open_collection(config)
-    found = fingerprint(collection)
-    write_json(save, found)
+    collection, found = workflow.check(config, save)
     if json:
         common.print_json(found)
     else:

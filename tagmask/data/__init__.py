@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tagmask.data.collection import Collection, Item, tag_vector
 from tagmask.data.detect import open_data
-from tagmask.data.fingerprint import clean, fingerprint, print_fingerprint
+from tagmask.data.fingerprint import clean, fingerprint, look_at, print_fingerprint
 from tagmask.data.photos import read_ahead
 from tagmask.data.pixels import palette, read_colour_map, read_image, read_mask, write_mask
 from tagmask.data.source_demo import write_demo
@@ -23,6 +23,7 @@ __all__ = [
     "TrainViews",
     "clean",
     "fingerprint",
+    "look_at",
     "make_affine",
     "open_data",
     "palette",

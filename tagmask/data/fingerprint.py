@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import combinations
@@ -28,8 +28,24 @@ LARGE = 25_000_000
 """Pixels above which photos are decoded one at a time, so that memory stays bounded."""
 
 
-def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
-    """Look at every file once and count. The result goes into JSON as it is.
+def look_at(
+    items: Sequence[Item], colours: ColourMap | None = None, threads: int = 4
+) -> tuple[list[dict[str, Any]], Notes]:
+    """What is in the items' files, for ``fingerprint``, and what is odd about their photos."""
+    notes = Notes()
+    with ThreadPoolExecutor(threads) as pool:
+        quick = list(pool.map(lambda item: None if _is_large(item) else _look(item, colours, notes), items))
+    return [_look(i, colours, notes) if found is None else found for i, found in zip(items, quick)], notes
+
+
+def fingerprint(
+    collection: Collection,
+    looks: Sequence[Mapping[str, Any]] | None = None,
+    notes: Mapping[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    """What is in a data set, counted; every file is looked at once. The result goes into JSON as it is.
+
+    looks, notes: what ``look_at`` gave for the collection's items; default: it is called.
 
     Keys: source, root, classes, digest (SHA-256 over classes, ids, tags and the sizes of the image files); counts
     (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images, labelled,
@@ -40,10 +56,8 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
     ``count_lists`` gives them, or None).
     """
     items = collection.items
-    colours, notes = collection.colour_map, Notes()
-    with ThreadPoolExecutor(threads) as pool:
-        quick = list(pool.map(lambda item: None if _is_large(item) else _look(item, colours, notes), items))
-    looks = [_look(item, colours, notes) if found is None else found for item, found in zip(items, quick)]
+    if looks is None:
+        looks, notes = look_at(items, collection.colour_map)
     tagged = [item for item in items if item.tags is not None]
     unreadable = [{"id": i.id, "path": str(i.image), "what": k["image"]} for i, k in zip(items, looks) if k["image"]]
     bad_masks = [{"id": i.id, "path": str(i.mask), "what": k["mask"]} for i, k in zip(items, looks) if k["mask"]]
@@ -56,7 +70,7 @@ def fingerprint(collection: Collection, threads: int = 4) -> dict[str, Any]:
         together[np.ix_(there, there)] += 1
     tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
     lost = {entry["id"] for entry in unreadable}
-    warnings = [*_warnings(collection, tags, together, lost), *describe_notes(notes), *_boxes(items, looks)]
+    warnings = [*_warnings(collection, tags, together, lost), *describe_notes(notes or {}), *_boxes(items, looks)]
     warnings += disagreement((i.tags, set(k["values"])) for i, k in zip(items, looks) if k["values"])
     published = None
     if collection.benchmark is not None:
@@ -236,7 +250,7 @@ def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def _boxes(items: list[Item], looks: list[dict[str, Any]]) -> list[str]:
+def _boxes(items: list[Item], looks: Sequence[Mapping[str, Any]]) -> list[str]:
     """Says how many true boxes reach out of their photos by more than a pixel."""
     out = []
     for item, (width, height) in ((i, k["size"]) for i, k in zip(items, looks) if k["size"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,15 @@ class ThresholdCurve:
             cells = np.flatnonzero(own)
             self.images.append((cells.astype(np.uint32), own[cells].astype(np.int32)))
         return self
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, for ``merge``; of dictionaries, lists and arrays."""
+        return {"histogram": self.histogram, "images": self.images}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add what another curve counted of other images."""
+        self.histogram += np.asarray(state["histogram"])
+        self.images += [(np.asarray(cells), np.asarray(counts)) for cells, counts in state["images"]]
 
     def image_sums(self, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hits, true and predicted pixels by class of each image that was kept, int64 (N,K) each.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,23 @@ class QualityStream:
         one = ConfusionMatrix(len(self.classes) + 1).update(mask, truth)
         self._true.counts += one.counts
         return None if np.isnan(one.miou()) else one.miou()
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, for ``merge``; of dictionaries, lists and arrays."""
+        counts = [self._tagged, self._shown, self._given, self._found, self._hit]
+        agreed = {name: matrix.counts for name, matrix in self._agreed.items()}
+        photos = [asdict(photo) for photo in self.photos]
+        return {"photos": photos, "counts": counts, "agreed": agreed, "true": self._true.counts}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add what another stream counted of other photos."""
+        self.photos += [PhotoQuality(**photo) for photo in state["photos"]]
+        own = (self._tagged, self._shown, self._given, self._found, self._hit)
+        for mine, theirs in zip(own, state["counts"]):
+            mine += np.asarray(theirs)
+        for name, counts in state["agreed"].items():
+            self._agreed.setdefault(name, ConfusionMatrix(len(self.classes) + 1)).counts += np.asarray(counts)
+        self._true.counts += np.asarray(state["true"])
 
     def result(self) -> dict[str, Any]:
         """What metrics.json holds; a share that does not exist is NaN.

@@ -59,6 +59,20 @@ class ScoreStream:
             self.boundary.update(pred, target)
         return self
 
+    def state(self) -> dict[str, Any]:
+        """All that was counted, for ``merge``; of dictionaries, lists and arrays."""
+        rims = None if self.boundary is None else self.boundary.counts
+        return {"counts": self.confusion.counts, "images": self.per_image, "rims": rims}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add what another stream counted of other images. Raises LabelError for an image that both have."""
+        if both := self.per_image.keys() & state["images"].keys():
+            raise LabelError(f"Image '{min(both)}' was scored twice; an id belongs to one image.")
+        self.per_image |= {id: np.asarray(table) for id, table in state["images"].items()}
+        self.confusion.counts += np.asarray(state["counts"])
+        if self.boundary is not None:
+            self.boundary.counts += np.asarray(state["rims"])
+
     def miou_of(self, image_id: str) -> float:
         """The mIoU of one image, in [0,1]; NaN where it has no class."""
         return mean_over_classes(intersection_over_union(*self.per_image[image_id]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from rich.console import Console
@@ -19,6 +20,8 @@ from tagmask.data import Item, read_ahead, tag_vector
 from tagmask.data.pixels import Notes
 from tagmask.errors import DataError
 from tagmask.label.infer import Inference, best_labels, values_in
+from tagmask.label.share import Blocks
+from tagmask.label.writer import LabelWriter
 from tagmask.types import IGNORE
 
 
@@ -133,6 +136,8 @@ class Look:
 
 Consumer = Callable[[Item, "Look | DataError"], None]
 """Takes each photo of a pass: its item, and its Look, or why it could not be read."""
+Ahead = Literal["logits", "cams"] | None
+"""What the network gives for masks, while a thread makes and writes those of the photos before (CRF, PNG)."""
 
 
 def go_over(
@@ -142,45 +147,157 @@ def go_over(
     title: str,
     console: Console | None,
     notes: Notes | None = None,
-    ahead: Literal["logits", "cams"] | None = None,
+    ahead: Ahead = None,
 ) -> None:
     """Read each item's photo once and hand it to all consumers, so that these share what is computed of it.
 
-    notes: takes what is odd about the photos. ahead: what the network gives for the consumers' masks; a thread makes
-    and writes these (CRF, PNG) while the network looks at the next photos. A GPU segments those of one size that follow
-    each other at once.
+    notes: takes what is odd about the photos. With ``ahead`` a GPU segments those of one size that follow each other at
+    once.
     """
-    console = console or Console(stderr=True)
 
     def consume(item: Item, look: Look | DataError) -> None:
         for consumer in consumers:
             consumer(item, look)
 
-    def looked_at() -> Iterator[None]:
-        pairs = read_ahead(items, notes)
-        if ahead is None:
-            for item, photo in pairs:
-                consume(item, _look(inference, item, photo))
-                yield
-            return
-        with ThreadPoolExecutor(1) as pool:
-            waiting: deque[Future] = deque()
-            try:
-                for group in _of_one_size(pairs, inference):
-                    looks = [(item, _look(inference, item, photo)) for item, photo in group]
-                    # A mask that a person drew needs no network.
-                    _start([look for i, look in looks if isinstance(look, Look) and i.corrected is None], ahead)
-                    waiting += [pool.submit(consume, item, look) for item, look in looks]
-                    while len(waiting) > len(group):
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-    for _ in track(looked_at(), title, len(items), console=console, disable=not console.is_terminal):
+    for _ in shown(looked_at(inference, items, consume, notes, ahead), len(items), title, console):
         pass
+
+
+class Part(Protocol):
+    """Takes the photos of one block of a ``PhotoPass``, and says what it found."""
+
+    def wants(self, item: Item) -> bool:
+        """Whether it takes a photo."""
+
+    def add(self, item: Item, look: Look | DataError) -> None:
+        """Take a photo, or why it could not be read."""
+
+    def state(self) -> Any:
+        """What it found, of dictionaries, lists, text, numbers and arrays."""
+
+
+@dataclass
+class PhotoPass:
+    """A pass over photos that processes share: what ``go_over`` does, block by block (see ``share``).
+
+    begin: gives what takes the photos of a block. take: what it found, in the process that leads. notes: takes what is
+    odd about the photos.
+    """
+
+    inference: Inference
+    items: Sequence[Item]
+    begin: Callable[[Sequence[Item]], Part]
+    take: Callable[[Any], None]
+    title: str
+    ahead: Ahead = None
+    notes: Notes | None = None
+    console: Console | None = None
+
+    def work(self, blocks: Blocks) -> int:
+        """Do the blocks that are free, without a break between them."""
+        places: dict[str, int] = {}
+        parts: dict[int, Part] = {}
+        waiting: Counter[int] = Counter()
+        found: Notes | None = None if self.notes is None else {}
+
+        def taken() -> Iterator[Item]:
+            for number, items in blocks.free():
+                parts[number] = self.begin(items)
+                wanted = [item for item in items if parts[number].wants(item)]
+                waiting[number] = len(wanted)
+                places.update((item.id, number) for item in wanted)
+                if not wanted:
+                    finish(number)
+                yield from wanted
+
+        def consume(item: Item, look: Look | DataError) -> None:
+            parts[places[item.id]].add(item, look)
+
+        def finish(number: int) -> None:
+            names = {str(item.image) for item in blocks.of[number]} if found else ()
+            odd = {kind: [name for name in there if name in names] for kind, there in (found or {}).items()}
+            blocks.finish(number, [parts.pop(number).state(), odd])
+
+        photos = 0
+        done = looked_at(self.inference, taken(), consume, found, self.ahead, lambda item: places[item.id])
+        for item in shown(done, len(self.items), self.title, self.console):
+            photos += 1
+            number = places.pop(item.id)
+            waiting[number] -= 1
+            if not waiting[number]:
+                finish(number)
+        return photos
+
+    def merge(self, state: Any) -> None:
+        """Take what a block gave."""
+        found, odd = state
+        self.take(found)
+        for kind, names in odd.items():
+            if self.notes is not None and names:
+                self.notes.setdefault(kind, []).extend(names)
+
+
+class MaskPass(PhotoPass):
+    """A pass that writes label files."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        writer: LabelWriter,
+        title: str,
+        ahead: Ahead = None,
+        notes: Notes | None = None,
+        console: Console | None = None,
+    ) -> None:
+        super().__init__(inference, writer.items, writer.part, writer.take, title, ahead, notes, console)
+        self.writer = writer
+
+
+def looked_at(
+    inference: Inference,
+    items: Iterable[Item],
+    consume: Consumer,
+    notes: Notes | None = None,
+    ahead: Ahead = None,
+    block: Callable[[Item], int] = lambda item: 0,
+) -> Iterator[Item]:
+    """Read the items' photos, hand each to ``consume``, and give it back when that is through with it.
+
+    block: of an item; photos are segmented at once only within one, so that masks do not depend on who does which.
+    """
+    pairs = read_ahead(items, notes)
+    if ahead is None:
+        for item, photo in pairs:
+            consume(item, _look(inference, item, photo))
+            yield item
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[Item, Future]] = deque()
+
+        def next_one() -> Item:
+            item, future = waiting.popleft()
+            future.result()
+            return item
+
+        try:
+            for group in _of_one_size(pairs, inference, block):
+                looks = [(item, _look(inference, item, photo)) for item, photo in group]
+                # A mask that a person drew needs no network.
+                _start([look for i, look in looks if isinstance(look, Look) and i.corrected is None], ahead)
+                waiting += [(item, pool.submit(consume, item, look)) for item, look in looks]
+                while len(waiting) > len(group):
+                    yield next_one()
+            while waiting:
+                yield next_one()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def shown(items: Iterable[Item], count: int, title: str, console: Console | None) -> Iterator[Item]:
+    """The items, with a bar of how many of ``count`` have come where the console can show one."""
+    console = console or Console(stderr=True)
+    yield from track(items, title, count, console=console, disable=not console.is_terminal)
 
 
 def _look(inference: Inference, item: Item, photo: Tensor | DataError) -> Look | DataError:
@@ -199,15 +316,18 @@ def _start(looks: Sequence[Look], what: Literal["logits", "cams"]) -> None:
             look.__dict__["logits"] = logits
 
 
-def _of_one_size(pairs: Iterable[tuple[Item, Any]], inference: Inference) -> Iterator[list[tuple[Item, Any]]]:
-    """Items and photos that follow each other and have one size, as many as are segmented at once."""
+def _of_one_size(
+    pairs: Iterable[tuple[Item, Any]], inference: Inference, block: Callable[[Item], int]
+) -> Iterator[list[tuple[Item, Any]]]:
+    """Items and photos of a block that follow each other and have one size, as many as are segmented at once."""
     group: list[tuple[Item, Any]] = []
-    most = 1
+    most, alike = 1, None
     for item, photo in pairs:
-        if group and (len(group) == most or getattr(photo, "shape", None) != getattr(group[0][1], "shape", None)):
+        kind = block(item), getattr(photo, "shape", None)
+        if group and (len(group) == most or kind != alike):
             yield group
             group = []
-        most = 1 if isinstance(photo, DataError) else inference.together(photo)
+        most, alike = 1 if isinstance(photo, DataError) else inference.together(photo), kind
         group.append((item, photo))
     if group:
         yield group

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ names of the n classes; None where there are no scores."""
 
 @dataclass
 class Labelled:
-    """What a labelling run did. skipped: masks that were there; failed: (file, why); untagged: photos left out.
+    """What a labelling run did. skipped: masks left as they were; failed: (file, why); untagged: photos left out.
 
     unsure: share of the written pixels that are 255. missing: by the photo's id, tagged classes that its mask, written
     or skipped, lacks. notes: what is odd about the photos, as sentences.
@@ -108,11 +109,39 @@ class LabelWriter:
         for place in {folder, *(path.parent for path in self.paths.values())}:
             sweep(place)
         write_json(folder / "classes.json", note)
+        self._begin()
+
+    def _begin(self) -> None:
         self.todo = [item for item in self.items if not self.paths[item.id].is_file()]
         self.left = {item.id for item in self.todo}
-        self.done = Labelled(folder, skipped=len(self.items) - len(self.todo))
+        self.done = Labelled(self.folder)
         self.pixels = self.unsure = 0
         self.lacking: dict[str, list[str]] = {}
+
+    def part(self, items: Iterable[Item]) -> LabelWriter:
+        """What writes the label files of some photos, those of them that are its own, and counts them alone."""
+        part = copy(self)
+        part.items = [item for item in items if item.id in self.paths]
+        part._begin()
+        return part
+
+    def wants(self, item: Item) -> bool:
+        """Whether a photo has no label file yet."""
+        return item.id in self.left
+
+    def state(self) -> dict[str, Any]:
+        """What a part counted, for ``take``."""
+        done = self.done
+        counts = {"written": done.written, "pixels": self.pixels, "unsure": self.unsure}
+        return counts | {"failed": done.failed, "lacking": self.lacking}
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Add what a part counted, in whatever process that was."""
+        self.done.written += state["written"]
+        self.done.failed += [(file, why) for file, why in state["failed"]]
+        self.pixels += state["pixels"]
+        self.unsure += state["unsure"]
+        self.lacking |= state["lacking"]
 
     def _check_note(self, note: Mapping[str, Any], overwrite: bool) -> None:
         about = self.folder / "classes.json"
@@ -170,6 +199,7 @@ class LabelWriter:
         Masks that were there are read for it; those that cannot be read are listed in ``failed``, too.
         """
         done = self.done
+        done.skipped = len(self.items) - done.written - len(done.failed)
         done.unsure = self.unsure / self.pixels if self.pixels else 0.0
         tagged = [item for item in self.items if item.tags is not None]
         for item in tagged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tagmask.registry import METHODS
 from tagmask.workflow.analyse import analyse
+from tagmask.workflow.check import check
 from tagmask.workflow.compare import compare
 from tagmask.workflow.evaluate import evaluate
 from tagmask.workflow.label import label, labels_of
@@ -24,6 +25,7 @@ def list_methods(pattern: str = "*") -> list[str]:
 __all__ = [
     "Run",
     "analyse",
+    "check",
     "compare",
     "corrected_masks",
     "demo",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ from tagmask.evaluate import average_precision, chance_precision, difference
 from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import BY_VAL, FIXED
 from tagmask.files import read_record
-from tagmask.label.look import Consumer, Look, go_over
+from tagmask.label import LabelWriter, Look
+from tagmask.label.look import PhotoPass
+from tagmask.label.share import kind, share
 from tagmask.methods import Method
 from tagmask.training import RunFolder
 from tagmask.workflow.card import write_card
+from tagmask.workflow.label import label_pass
 from tagmask.workflow.localize import localize
-from tagmask.workflow.opened import Run, opened
-from tagmask.workflow.quality import quality
+from tagmask.workflow.opened import Run, heard, opened
+from tagmask.workflow.quality import Quality, quality
 from tagmask.workflow.scorer import AT_VAL, FILES, LOCALIZATION, QUALITY, SCORES, SPREAD, Scorer, photos_of
 from tagmask.workflow.spread import spread
+from tagmask.workflow.stages import Stages
 from tagmask.workflow.stamp import IN_EVERY_SCORE, in_force, make_stamp, truth_of
 
 SPECIAL = {LOCALIZATION: localize, SPREAD: spread, QUALITY: quality}
@@ -50,8 +55,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     console: Console | None = None,
     record: str | Path | None = None,
-    before: Sequence[Consumer] = (),
-    after: Callable[[Item, Look, float | None], None] | None = None,
+    beside: Beside | None = None,
 ) -> list[dict[str, Any]]:
     """Score a run on a split and enter the scores into its metrics.json, or that of the folder ``record``.
 
@@ -59,9 +63,8 @@ def evaluate(
     tags, on 'train', and the segmenter without tags elsewhere (on 'val' both). Splits other than 'val' are scored at
     the CAM threshold that was found best on 'val', too, once 'val' has been scored in the same way. 'localization'
     compares boxes of CAMs with true boxes, see ``localize``, 'spread' CAMs of single scales, see ``spread``, and
-    'quality' masks with other views of their photos, see ``quality``; their entries have no mIoU. before: what else
-    takes each photo of the pass before it is scored. after: what takes it with its mIoU in the last of the scores, None
-    where it has none.
+    'quality' masks with other views of their photos, see ``quality``; their entries have no mIoU. beside: what else
+    takes the photos of the pass.
 
     Of a run by its path whose stage 'segmenter' is trained, that segmenter is scored where ``what`` names the segmenter
     alone or nothing, but on 'train'. Where nothing has a true mask, only the classifier's mean average precision is
@@ -71,8 +74,9 @@ def evaluate(
         run = Run(run)
         if what and {*what} <= {"segmenter", "segmenter+tags"} or not what and split != "train":
             run = run.last
-    with opened(run, overrides).alone(record) as run:
-        return _evaluate(run, split, what, console, record, before, after)
+    run = opened(run, overrides)
+    asked = {"split": split, "what": None if what is None else list(what)}
+    return run.led("evaluate", lambda over: _evaluate(run, split, what, console, record, beside), record, **asked)
 
 
 def _evaluate(
@@ -81,8 +85,7 @@ def _evaluate(
     what: Sequence[str] | None,
     console: Console | None,
     record: str | Path | None,
-    before: Sequence[Consumer],
-    after: Callable[[Item, Look, float | None], None] | None,
+    beside: Beside | None,
 ) -> list[dict[str, Any]]:
     collection = run.collection
     split = split or ("test" if collection.splits.get("test") else "val")
@@ -111,13 +114,9 @@ def _evaluate(
     val_threshold = None if split == "val" else _val_threshold(run, kept)
     began = time.perf_counter()
     scorer = Scorer(run.inference, run.config.evaluate, collection, names, val_threshold, run.folder.path)
-
-    def scored(item: Item, look: Look | DataError) -> None:
-        scorer.add(item, look)
-        if after is not None and isinstance(look, Look):
-            after(item, look, scorer.miou_of(item))
-
-    go_over(run.inference, items, [*before, scored], "score", console)
+    about = {**run.said(), "split": split, "names": names, "val_threshold": val_threshold}
+    also = {"writes": False, "last": None} if beside is None else beside.said()
+    share("score", about | also, score_pass(run, split, scorer, beside or Beside(), console))
     minutes = (time.perf_counter() - began) / 60
     results = []
     for name, stream in scorer.streams.items():
@@ -138,6 +137,77 @@ def _evaluate(
     if record is None:
         write_card(run)
     return [*results, *special]
+
+
+@dataclass
+class Beside:
+    """What takes the photos of a pass of scores, too.
+
+    writer: of their masks, before they are scored. quality: compares these. draw: in the process that leads alone,
+    takes the photos that it did itself, each with its mIoU in the last of the scores (None where it has none) and
+    whether its new mask lacks a tagged class.
+    """
+
+    writer: LabelWriter | None = None
+    quality: Quality | None = None
+    draw: Callable[[Item, Look, float | None, bool], None] | None = None
+
+    def said(self) -> dict[str, Any]:
+        """As JSON, for processes that help."""
+        last = None if self.quality is None else self.quality.last.said()
+        return {"writes": self.writer is not None, "last": last}
+
+
+class _Scored:
+    """Takes the photos of a block, for all that a pass of scores is for."""
+
+    def __init__(self, split: str, items: Sequence[Item], scorer: Scorer, beside: Beside) -> None:
+        self.split, self.draw, self.scorer = split, beside.draw, scorer.part()
+        self.writer = None if beside.writer is None else beside.writer.part(items)
+        self.quality = None if beside.quality is None else beside.quality.part()
+
+    def wants(self, item: Item) -> bool:
+        return True
+
+    def add(self, item: Item, look: Look | DataError) -> None:
+        if self.writer is not None:
+            self.writer.add(item, look)
+        self.scorer.add(item, look)
+        if self.draw is not None and isinstance(look, Look):
+            lacks = self.writer is not None and bool(self.writer.lacking.get(item.id))
+            self.draw(item, look, self.scorer.miou_of(item), lacks)
+        if self.quality is not None:
+            self.quality.add(self.split, item, look)
+
+    def state(self) -> list[Any]:
+        return [None if part is None else part.state() for part in (self.scorer, self.writer, self.quality)]
+
+
+def score_pass(run: Run, split: str, scorer: Scorer, beside: Beside, console: Console | None = None) -> PhotoPass:
+    """The pass of ``evaluate``."""
+
+    def take(state: Any) -> None:
+        for whole, part in zip((scorer, beside.writer, beside.quality), state, strict=True):
+            if whole is not None:
+                whole.take(part)
+
+    def begin(items: Sequence[Item]) -> _Scored:
+        return _Scored(split, items, scorer, beside)
+
+    return PhotoPass(run.inference, run.collection.split(split), begin, take, "score", console=console)
+
+
+@kind("score")
+def _helps(about: Mapping[str, Any]) -> PhotoPass:
+    run = heard(about)
+    scorer = Scorer(
+        run.inference, run.config.evaluate, run.collection, about["names"], about["val_threshold"], run.folder.path
+    )
+    beside = Beside(quality=None if about["last"] is None else Quality(run, heard(about["last"])))
+    if about["writes"]:
+        staged = run.config.stages is not None
+        beside.writer = Stages(run).mask_writer() if staged else label_pass(run, "train+val", run.folder.masks).writer
+    return score_pass(run, about["split"], scorer, beside)
 
 
 def default_scores(method: Method, split: str, folder: RunFolder) -> list[str]:

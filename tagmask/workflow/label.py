@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -12,10 +12,12 @@ from torch import Tensor
 from tagmask.config import parse_overrides
 from tagmask.data import Item
 from tagmask.errors import DataError
-from tagmask.label import Labelled, LabelWriter, Look, go_over
+from tagmask.label import Labelled, LabelWriter, Look
+from tagmask.label.look import Ahead, MaskPass
+from tagmask.label.share import kind, share
 from tagmask.label.writer import Make
 from tagmask.methods import default_method
-from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.opened import Run, heard, opened
 from tagmask.workflow.stage_labels import kept_classes
 from tagmask.workflow.stamp import mask_note
 
@@ -35,15 +37,31 @@ def label(
     segmenter is not trained yet.
     """
     run = run if isinstance(run, Run) else Run(run)
-    source = source_of(run, overrides)
-    maker = opened(source, overrides)
-    with run.alone(out):
-        items = list({item.id: item for name in split.split("+") for item in maker.collection.split(name)}.values())
-        writer = mask_writer(maker, items, Path(out) if out else run.folder.masks, overwrite)
-        writer.make = mask_maker(maker, run)
-        ahead: Literal["logits", "cams"] = "logits" if maker.inference.source == "segmenter" else "cams"
-        go_over(maker.inference, writer.todo, [writer.add], "label", console, ahead=ahead)
-        return writer.finish()
+    source_of(run, overrides)
+    place = Path(out) if out else run.folder.masks
+
+    def lead(over: bool) -> Labelled:
+        work = label_pass(run, split, place, overrides, overwrite and not over)
+        work.console = console
+        share("label", {**run.said(), "split": split, "out": str(place.resolve()), "overrides": list(overrides)}, work)
+        return work.writer.finish()
+
+    return run.led("label", lead, out, split=split, overrides=list(overrides), overwrite=overwrite)
+
+
+@kind("label")
+def _helps(about: Mapping[str, Any]) -> MaskPass:
+    return label_pass(heard(about), about["split"], Path(about["out"]), about["overrides"])
+
+
+def label_pass(run: Run, split: str, out: Path, overrides: Sequence[str] = (), overwrite: bool = False) -> MaskPass:
+    """The pass of ``label``."""
+    maker = opened(source_of(run, overrides), overrides)
+    items = list({item.id: item for name in split.split("+") for item in maker.collection.split(name)}.values())
+    writer = mask_writer(maker, items, out, overwrite)
+    writer.make = mask_maker(maker, run)
+    ahead: Ahead = "logits" if maker.inference.source == "segmenter" else "cams"
+    return MaskPass(maker.inference, writer, "label", ahead)
 
 
 def source_of(run: Run, overrides: Sequence[str] = ()) -> Run:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from tagmask.config import RunConfig, load_config
-from tagmask.data import Collection, clean, fingerprint, open_data
+from tagmask.config import RunConfig, load_config, validate
+from tagmask.data import Collection, clean, fingerprint, look_at, open_data
 from tagmask.data.collection import hash_items
+from tagmask.data.pixels import Notes
 from tagmask.data.review import JOURNAL, SNAPSHOT
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_record, write_json
 from tagmask.label import Inference
-from tagmask.lock import alone
+from tagmask.label.share import Blocks, kind, led, share
+from tagmask.lock import alone, launch
 from tagmask.methods import Method, build_method
 from tagmask.strict import differing
 from tagmask.training import RunFolder, load_model, make_fabric
 from tagmask.training.folder import FORMAT, check_format
+
+T = TypeVar("T")
 
 
 class Run:
@@ -124,7 +130,7 @@ class Run:
             raise DataError(
                 f"{self.folder.path}: lies in the data's folder {collection.root}; write the run elsewhere (--out)."
             )
-        self.fingerprint = fingerprint(collection)
+        self.fingerprint = shared_fingerprint(collection, self.config)
         self.collection = clean(collection, self.fingerprint)
         if save:
             self.save_data()
@@ -174,6 +180,18 @@ class Run:
         with alone(self.folder.path if out is None else Path(out)):
             yield self
 
+    def led(self, verb: str, lead: Callable[[bool], T], out: str | Path | None = None, **what: Any) -> T:
+        """``alone`` for a verb whose passes processes share: the result of ``lead`` (see ``tagmask.label.share.led``).
+
+        what: arguments that decide what is done, as JSON, besides the run and its settings.
+        """
+        work = {"verb": verb, **what, **self.said()}
+        return led(self.folder.path if out is None else Path(out), work, lead)
+
+    def said(self) -> dict[str, Any]:
+        """The run as JSON, of which another process makes it (``heard``)."""
+        return {"run": str(self.folder.path.resolve()), "config": self.config.model_dump(mode="json")}
+
     def part(self, name: str, config: RunConfig) -> Run:
         """The run of one of this run's stages, in a folder of its own, on the same data."""
         other = Run(self.folder.path / name, config)
@@ -209,6 +227,16 @@ def opened(run: Run | str | Path, overrides: Sequence[str] = ()) -> Run:
     return run.using(overrides) if overrides else run
 
 
+def heard(about: Mapping[str, Any]) -> Run:
+    """The run of which another process said this (``Run.said``); opened once for all passes over it."""
+    return _heard(about["run"], json.dumps(about["config"]))
+
+
+@lru_cache(maxsize=4)
+def _heard(path: str, config: str) -> Run:
+    return Run(path, validate(json.loads(config)))
+
+
 def split_digest(collection: Collection) -> str:
     """12 hex digits of a hash of the splits' photos: ids, tags and sizes of files."""
     ids = {id for ids in collection.splits.values() for id in ids}
@@ -220,6 +248,46 @@ def open_collection(config: RunConfig) -> Collection:
     return open_data(config.data, config.seed if config.data.seed is None else config.data.seed)
 
 
+class CheckPass:
+    """A look at every file of a collection, which processes share. looks: what it found, photo by photo."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection, self.items = collection, collection.items
+        self.looks: list[dict[str, Any]] = []
+        self.notes: Notes = {}
+
+    def work(self, blocks: Blocks) -> int:
+        """Look at the blocks that are free."""
+        photos = 0
+        for number, items in blocks.free():
+            photos += len(items)
+            blocks.finish(number, look_at(items, self.collection.colour_map))
+        return photos
+
+    def merge(self, state: Any) -> None:
+        """Take what was found in a block."""
+        looks, notes = state
+        self.looks += looks
+        for what, names in notes.items():
+            self.notes.setdefault(what, []).extend(names)
+
+
+def shared_fingerprint(collection: Collection, config: RunConfig) -> dict[str, Any]:
+    """The ``fingerprint`` of a configuration's collection; processes share its photos."""
+    found = CheckPass(collection)
+    share("check", {"config": config.model_dump(mode="json")}, found)
+    return fingerprint(collection, found.looks, found.notes)
+
+
+@kind("check")
+def _helps(about: Mapping[str, Any]) -> CheckPass:
+    return CheckPass(open_collection(validate(about["config"])))
+
+
 def default_device(config: RunConfig) -> torch.device:
-    """The first device that training would use."""
-    return make_fabric(config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})).device
+    """The first device that training would use; of GPUs the one of this process's number on its machine."""
+    device = make_fabric(config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})).device
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+    if number is None or device.type != "cuda" or launch() is None:
+        return device
+    return torch.device("cuda", int(number) % torch.cuda.device_count())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
 
 from tagmask.data import Item
 from tagmask.data.photos import only, photo_items
-from tagmask.data.pixels import Notes
-from tagmask.label import Labelled, LabelWriter, Look, go_over
+from tagmask.data.walk import Survey
+from tagmask.label import Labelled, LabelWriter, Look
+from tagmask.label.look import MaskPass
+from tagmask.label.share import kind, share
 from tagmask.label.writer import finish_untagged
-from tagmask.workflow.opened import Run, opened
+from tagmask.workflow.opened import Run, heard, opened
 from tagmask.workflow.stamp import mask_note
 
 
@@ -33,6 +37,34 @@ def predict(
     Files that look like photos and cannot be used are in ``failed``.
     """
     run, out = opened((run if isinstance(run, Run) else Run(run)).last, overrides), Path(out)
+    run.inference.need_segmenter()  # before masks that are there are overwritten
+    named = [[p.id, str(p.image.resolve())] if isinstance(p, Item) else os.path.abspath(p) for p in photos]
+    what = {"photos": named, "listed": None if listed is None else str(listed.resolve())}
+
+    def lead(over: bool) -> Labelled:
+        work, found = predict_pass(run, photos, out, overwrite and not over, listed)
+        work.console = console
+        share("predict", {**run.said(), **what, "out": str(out.resolve())}, work)
+        return finish_untagged(work.writer, found, work.notes or {}, overlay)
+
+    return run.led("predict", lead, out, **what, overlay=overlay, overwrite=overwrite)
+
+
+@kind("predict")
+def _helps(about: Mapping[str, Any]) -> MaskPass:
+    photos = [Item(p[0], Path(p[1]), None) if isinstance(p, list) else p for p in about["photos"]]
+    listed = None if about["listed"] is None else Path(about["listed"])
+    return predict_pass(heard(about), photos, Path(about["out"]), listed=listed)[0]
+
+
+def predict_pass(
+    run: Run,
+    photos: Sequence[str | Path | Item],
+    out: Path,
+    overwrite: bool = False,
+    listed: Path | None = None,
+) -> tuple[MaskPass, Survey]:
+    """The pass of ``predict``, and what is left out of the photos that are named."""
     items, found = photo_items(photos)
     if listed is not None:
         items = only(items, listed)
@@ -41,8 +73,5 @@ def predict(
     def make(item: Item, look: Look) -> tuple[Tensor, Tensor, list[str]]:
         return *look.prediction, names
 
-    run.inference.need_segmenter()  # before masks that are there are overwritten
     writer = LabelWriter(out, items, names[1:], mask_note(run, False), make, overwrite, run.config.label.soft)
-    notes: Notes = {}
-    go_over(run.inference, writer.todo, [writer.add], "predict", console, notes, ahead="logits")
-    return finish_untagged(writer, found, notes, overlay)
+    return MaskPass(run.inference, writer, "predict", "logits", {}), found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ from tagmask.errors import DataError
 from tagmask.evaluate.quality import LARGER, PhotoQuality, QualityStream, by_doubt
 from tagmask.evaluate.scores import jsonable, percent
 from tagmask.files import csv_text, read_csv, read_record, write_text
-from tagmask.label import Inference, Look, go_over
+from tagmask.label import Inference, Look
 from tagmask.label.infer import best_labels
+from tagmask.label.look import PhotoPass
 from tagmask.label.overlay import fitted, resized
+from tagmask.label.share import kind, share
 from tagmask.report import Panel
 from tagmask.report.page import SIDE
 from tagmask.training import RunFolder
-from tagmask.workflow.opened import Run
+from tagmask.workflow.opened import Run, heard
 from tagmask.workflow.scorer import QUALITY
 from tagmask.workflow.stages import Stages
 
@@ -130,11 +134,26 @@ class Quality:
             logits = logits[[0, *(1 + look.tags.nonzero().flatten()).tolist()]]
         return float(logits.softmax(0).amax(0).mean())
 
+    def part(self) -> Quality:
+        """What takes some of the photos in the same way, and has only these."""
+        part = copy(self)
+        part.streams = {}
+        return part
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted by split, for ``take``; of dictionaries, lists and arrays."""
+        return {split: stream.state() for split, stream in self.streams.items()}
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Add what a part counted."""
+        for split, counted in state.items():
+            self.streams.setdefault(split, QualityStream(self.run.collection.classes)).merge(counted)
+
     def look_at(self, splits: Sequence[str], console: Console | None = None) -> None:
         """Go over the photos of splits in passes of their own."""
         for split in splits:
-            items = self.run.collection.split(split)
-            go_over(self.last.inference, items, [partial(self.add, split)], "quality", console)
+            about = {**self.run.said(), "last": self.last.said(), "split": split}
+            share("quality", about, quality_pass(self, split, console))
 
     def finish(self, folder: RunFolder | None = None) -> dict[str, dict[str, Any]]:
         """Write quality.csv into the run's folder, or the one given, and the results into its metrics.json.
@@ -152,6 +171,38 @@ class Quality:
         if photos:
             write_rows(places[0].path / FILE, photos, self.run.collection.classes)
         return results
+
+
+@dataclass
+class _Seen:
+    """Takes the photos of a block."""
+
+    split: str
+    quality: Quality
+
+    def wants(self, item: Item) -> bool:
+        return True
+
+    def add(self, item: Item, look: Look | DataError) -> None:
+        self.quality.add(self.split, item, look)
+
+    def state(self) -> dict[str, Any]:
+        return self.quality.state()
+
+
+def quality_pass(quality: Quality, split: str, console: Console | None = None) -> PhotoPass:
+    """A pass of its own over the photos of a split."""
+
+    def begin(items: Sequence[Item]) -> _Seen:
+        return _Seen(split, quality.part())
+
+    items = quality.run.collection.split(split)
+    return PhotoPass(quality.last.inference, items, begin, quality.take, "quality", console=console)
+
+
+@kind("quality")
+def _helps(about: Mapping[str, Any]) -> PhotoPass:
+    return quality_pass(Quality(heard(about), heard(about["last"])), about["split"])
 
 
 def _scores(look: Look) -> Tensor:

@@ -6,7 +6,6 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from tagmask import comm
-from tagmask.config import RunConfig, load_config, merge, parse_overrides, read_yaml
+from tagmask.config import RunConfig, TrainConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data import print_fingerprint
 from tagmask.errors import ConfigError
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.files import read_record, write_json
-from tagmask.label import Labelled, LabelWriter, describe_missing, go_over
+from tagmask.label import Labelled, LabelWriter, describe_missing
+from tagmask.label.share import help_out, led
 from tagmask.lock import alone
 from tagmask.registry import METHODS
+from tagmask.training import RunFolder
 from tagmask.workflow.card import write_card
 from tagmask.workflow.disk import disk_plan, print_disk_plan
 from tagmask.workflow.evaluate import evaluate, print_classification
@@ -65,8 +66,25 @@ def run(
         devices, and where the true masks teach (``data.tags_from``).
     dry_run: build the networks with their weights, so that what is missing or does not fit is said, and stop there.
     """
-    with nullcontext() if dry_run else alone(Path(out)):
-        return _run(configs, values, overrides, Path(out), resume, dry_run, console, effort)
+    place = Path(out)
+
+    def lead(over: bool) -> dict[str, Any]:
+        begun = over and RunFolder(place).config_file.is_file()
+        return _run(configs, values, overrides, place, resume or over, dry_run, console, None if begun else effort)
+
+    if dry_run:
+        return lead(False)
+    sources = [c if isinstance(c, Mapping) else read_yaml(c) for c in configs]
+    given: dict[str, Any] = reduce(merge, [*sources, values, parse_overrides(overrides)], {})
+    saved = RunFolder(place).config().train if resume and RunFolder(place).config_file.is_file() else TrainConfig()
+    train = saved.model_dump() | (given.get("train") or {})
+    if train["devices"] == 1 and train["nodes"] == 1:
+        return led(place, {"verb": "run", "given": given, "effort": effort}, lead)
+    with alone(place):  # the first process holds it for all that train together, and leads after the training
+        result = lead(False)
+    if comm.rank() > 0:
+        help_out(place)
+    return result
 
 
 def _run(
@@ -130,12 +148,11 @@ def training_steps(
     write: what takes the training photos to the writer of stage 'masks'; default: a pass over them.
     """
 
-    def only_write(writer: LabelWriter) -> None:
-        go_over(run.inference, writer.todo, [writer.add], "masks", console)
-
     def masks() -> dict[str, Any]:
+        if write is None:
+            return stages.masks(console)
         writer = stages.mask_writer()
-        (write or only_write)(writer)
+        write(writer)
         return written(writer.finish(), console)
 
     steps: Steps = {

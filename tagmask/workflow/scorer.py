@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,21 +74,49 @@ class Scorer:
         run: Path | None = None,
     ) -> None:
         self.names = [*names, AT_VAL] if "cam" in names and val_threshold is not None else list(names)
-        self.inference = inference
+        self.inference, self.config = inference, config
         if "cam+crf" in self.names and inference.crf is None:
             raise ConfigError("'cam+crf' is the CAMs after a dense CRF: set label.crf to a preset, as label.crf=psa.")
         self.collection = collection
         self.classes = len(collection.classes)
         self.val_threshold = val_threshold
         self.run = run or Path()
-        self.streams = {name: ScoreStream(collection.num_classes, boundary=config.boundary) for name in self.names}
-        self.curve = None
-        if "cam" in names:
-            self.curve = ThresholdCurve(collection.num_classes, config.bins, keep=config.bootstrap > 0)
         self.networks = not names or bool(set(names) - set(FILES))
+        self._begin()
+
+    def _begin(self) -> None:
+        number, config = self.collection.num_classes, self.config
+        self.streams = {name: ScoreStream(number, boundary=config.boundary) for name in self.names}
+        self.curve = ThresholdCurve(number, config.bins, keep=config.bootstrap > 0) if "cam" in self.names else None
         self.untagged = 0
         self.class_scores: list[Tensor] = []
         self.tags: list[Tensor] = []
+
+    def part(self) -> Scorer:
+        """What scores some of the photos in the same way, and has only these."""
+        part = copy(self)
+        part._begin()
+        return part
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, for ``take``; of dictionaries, lists, numbers and arrays."""
+        return {
+            "streams": {name: stream.state() for name, stream in self.streams.items()},
+            "curve": None if self.curve is None else self.curve.state(),
+            "class_scores": self.class_scores,
+            "tags": self.tags,
+            "untagged": self.untagged,
+        }
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Add what a part counted."""
+        for name, stream in self.streams.items():
+            stream.merge(state["streams"][name])
+        if self.curve is not None:
+            self.curve.merge(state["curve"])
+        self.class_scores += state["class_scores"]
+        self.tags += state["tags"]
+        self.untagged += state["untagged"]
 
     def add(self, item: Item, look: Look | DataError) -> None:
         """Score one photo.

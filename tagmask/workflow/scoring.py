@@ -11,7 +11,7 @@ from rich.console import Console
 from tagmask.data import Item
 from tagmask.errors import TagmaskError
 from tagmask.label import LabelWriter, Look, go_over
-from tagmask.workflow.evaluate import default_scores, evaluate, has_truth
+from tagmask.workflow.evaluate import Beside, default_scores, evaluate, has_truth
 from tagmask.workflow.opened import Run
 from tagmask.workflow.quality import Quality
 from tagmask.workflow.report import Gallery
@@ -48,18 +48,16 @@ class Scoring:
     def score(self, splits: Sequence[str], writer: LabelWriter | None = None) -> None:
         """Score the splits that are not scored yet. val comes first: it gives the CAM threshold of the others."""
 
-        def draw(item: Item, look: Look, score: float | None) -> None:
-            lacks = writer is not None and bool(writer.lacking.get(item.id))
+        def draw(item: Item, look: Look, score: float | None, lacks: bool) -> None:
             self.gallery.add(item, look, score if split == self.gallery.split else None, lacks)
-            if self.stages.last is self.run:
-                self.quality.add(split, item, look)
 
+        quality = self.quality if self.stages.last is self.run else None
         for split in (name for name in splits if name in self.open):
             self.open.remove(split)
-            before = [] if writer is None else [writer.add]
             what = None if self.stages.last is self.run or split not in self.masked else self._of_classifier(split)
             if what != []:
-                self.scores += evaluate(self.run, split, what, console=self.console, before=before, after=draw)
+                beside = Beside(writer, quality, draw)
+                self.scores += evaluate(self.run, split, what, console=self.console, beside=beside)
 
     def _of_classifier(self, split: str) -> list[str]:
         """Scores of a staged run's classifier, without its own segmenter's: that of the last stage counts."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from tagmask.encoders.saliency import open_saliency
 from tagmask.encoders.weights import same_network
 from tagmask.errors import ConfigError
 from tagmask.files import read_record, write_json
-from tagmask.label import Inference, Labelled, LabelWriter, go_over
+from tagmask.label import Inference, Labelled, LabelWriter
+from tagmask.label.look import MaskPass
+from tagmask.label.share import kind, share
 from tagmask.methods import Method, build_method, default_method
 from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF
@@ -30,7 +32,7 @@ from tagmask.registry import METHODS
 from tagmask.stage_config import CLASSIFIER, NetworkStage
 from tagmask.training import RunFolder
 from tagmask.workflow.label import mask_writer
-from tagmask.workflow.opened import Run
+from tagmask.workflow.opened import Run, heard
 from tagmask.workflow.stage_labels import ConfidentLabels, WalkedMasks, kept_classes, of_tagged
 from tagmask.workflow.stamp import in_force, settled
 from tagmask.workflow.train import check_schedule, resumed, train
@@ -114,14 +116,28 @@ class Stages:
 
     def seeds(self, console: Console | None = None) -> dict[str, Any]:
         """Stage 'cams': confident labels of the training photos, in seeds/."""
+        return written(self._shared("seeds", self.seeds_pass(), console), console)
+
+    def seeds_pass(self) -> MaskPass:
+        """The pass of ``seeds``."""
         run, stages = self.run, self.run.config.stages
         assert stages is not None and stages.cams is not None
         note = self._note("cams", {"cams", "guided"}, stages.cams.model_dump(mode="json"))
         labels = of_tagged(ConfidentLabels(stages.cams), run.collection.classes)
         folder, soft = run.folder.path / "seeds", stages.cams.soft
         writer = LabelWriter(folder, self._items(), run.collection.classes, note, labels, soft=soft)
-        go_over(run.inference, writer.todo, [writer.add], "seeds", console)
-        return written(writer.finish(), console)
+        return MaskPass(run.inference, writer, "seeds", "cams")
+
+    def masks(self, console: Console | None = None) -> dict[str, Any]:
+        """Stage 'masks' in a pass of its own."""
+        return written(self._shared("masks", self.masks_pass(), console), console)
+
+    def masks_pass(self) -> MaskPass:
+        """The pass of ``masks``."""
+        writer, inference = self.mask_writer(), self.run.inference
+        segments = self.run.config.stages.masks.source == "segmenter"  # type: ignore[union-attr]
+        segments = segments and inference.source == "segmenter"
+        return MaskPass(inference, writer, "masks", "logits" if segments else "cams")
 
     def mask_writer(self) -> LabelWriter:
         """Stage 'masks': writes the walked or refined masks of the training photos."""
@@ -151,17 +167,25 @@ class Stages:
         segmenter that learns from them."""
         name = self.segmenters[number - 1]
         if number > 1:
-            folder = self.run.folder.path / self.labels[name]
-            self._masks_by(self.segmenters[number - 2], self._items(), folder, console)
+            self._shared("round", self.round_pass(number), console, number=number)
         return self.train(name, console)
+
+    def round_pass(self, number: int) -> MaskPass:
+        """The pass of round ``number``, from 2 on: masks by the segmenter before."""
+        folder = self.run.folder.path / self.labels[self.segmenters[number - 1]]
+        return self._masks_by(self.segmenters[number - 2], self._items(), folder)
 
     def final_masks(self, console: Console | None = None) -> Labelled:
         """Masks of all tagged photos by the last segmenter of stage 'rounds', in masks/."""
+        return self._shared("final masks", self.final_pass(), console)
+
+    def final_pass(self) -> MaskPass:
+        """The pass of ``final_masks``."""
         listed = [item for split in ("train", "val") for item in self.run.collection.listed(split)]
         tagged = [item for item in listed if item.tags is not None]
-        return self._masks_by(self.segmenters[-1], tagged, self.run.folder.masks, console)
+        return self._masks_by(self.segmenters[-1], tagged, self.run.folder.masks)
 
-    def _masks_by(self, name: str, items: list[Item], folder: Path, console: Console | None) -> Labelled:
+    def _masks_by(self, name: str, items: list[Item], folder: Path) -> MaskPass:
         """Masks of tagged photos by a segmenter.
 
         A tagged class that it finds nowhere keeps its pixels in the masks that it learned from.
@@ -171,8 +195,12 @@ class Stages:
         stale = note.is_file() and read_record(note).get("model") != part.model_note["digest"]
         writer = mask_writer(part, items, folder, overwrite=stale and folder == self.run.folder.masks)
         writer.make = kept_classes(writer.make, self.run.folder.path / self.labels[name])
-        go_over(part.inference, writer.todo, [writer.add], folder.name, console, ahead="logits")
-        return writer.finish()
+        return MaskPass(part.inference, writer, folder.name, "logits")
+
+    def _shared(self, name: str, work: MaskPass, console: Console | None, **about: Any) -> Labelled:
+        work.console = console
+        share(name, {**self.run.said(), **about}, work)
+        return work.writer.finish()
 
     def train(self, name: str, console: Console | None = None) -> dict[str, Any]:
         """Train a network of ``learns_from`` on its labels."""
@@ -223,6 +251,26 @@ class Stages:
             "model": self.run.model_note["digest"],
             "stage": {"name": stage, **settings},
         }
+
+
+@kind("seeds")
+def _help_seeds(about: Mapping[str, Any]) -> MaskPass:
+    return Stages(heard(about)).seeds_pass()
+
+
+@kind("masks")
+def _help_masks(about: Mapping[str, Any]) -> MaskPass:
+    return Stages(heard(about)).masks_pass()
+
+
+@kind("round")
+def _help_round(about: Mapping[str, Any]) -> MaskPass:
+    return Stages(heard(about)).round_pass(about["number"])
+
+
+@kind("final masks")
+def _help_final(about: Mapping[str, Any]) -> MaskPass:
+    return Stages(heard(about)).final_pass()
 
 
 def stage_configs(config: RunConfig, folder: RunFolder) -> dict[str, RunConfig]:
