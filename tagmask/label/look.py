@@ -137,7 +137,7 @@ class Look:
 Consumer = Callable[[Item, "Look | DataError"], None]
 """Takes each photo of a pass: its item, and its Look, or why it could not be read."""
 Ahead = Literal["logits", "cams"] | None
-"""What the network gives for masks, while a thread makes and writes those of the photos before (CRF, PNG)."""
+"""What the network gives for a photo, while a thread does the rest for those before (CRF, PNG, scores)."""
 
 
 def go_over(
@@ -309,7 +309,8 @@ def _start(looks: Sequence[Look], what: Literal["logits", "cams"]) -> None:
     """Let the network look at photos of one size."""
     if what == "cams":
         for look in looks:
-            look.cams  # noqa: B018 (computed, and kept)
+            if look.tags is not None:
+                look.cams  # noqa: B018 (computed, and kept)
     elif looks:
         together = looks[0].inference.logits(*(look.photo for look in looks))
         for look, logits in zip(looks, together, strict=True):

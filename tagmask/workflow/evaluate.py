@@ -19,7 +19,7 @@ from tagmask.evaluate.scores import percent
 from tagmask.evaluate.stamp import BY_VAL, FIXED
 from tagmask.files import read_record
 from tagmask.label import LabelWriter, Look
-from tagmask.label.look import PhotoPass
+from tagmask.label.look import Ahead, PhotoPass
 from tagmask.label.share import kind, share
 from tagmask.methods import Method
 from tagmask.training import RunFolder
@@ -35,6 +35,8 @@ from tagmask.workflow.stamp import IN_EVERY_SCORE, in_force, make_stamp, truth_o
 
 SPECIAL = {LOCALIZATION: localize, SPREAD: spread, QUALITY: quality}
 """Scores that go over the photos by themselves, and whose entries are not like the others'."""
+OF_CAMS = {"cam", AT_VAL, "refined", "cam+crf"}
+"""Scores of CAMs."""
 OUTPUTS = {
     "cam": {"cams", "curve"},
     AT_VAL: {"cams", "curve"},
@@ -194,7 +196,11 @@ def score_pass(run: Run, split: str, scorer: Scorer, beside: Beside, console: Co
     def begin(items: Sequence[Item]) -> _Scored:
         return _Scored(split, items, scorer, beside)
 
-    return PhotoPass(run.inference, run.collection.split(split), begin, take, "score", console=console)
+    writes = beside.writer is not None
+    cams = writes and run.inference.source == "cam" or bool(OF_CAMS & {*scorer.names})
+    logits = writes or {*scorer.names} - {*FILES}
+    ahead: Ahead = "cams" if cams else "logits" if logits and run.method.has_segmenter else None
+    return PhotoPass(run.inference, run.collection.split(split), begin, take, "score", ahead, console=console)
 
 
 @kind("score")

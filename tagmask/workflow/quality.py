@@ -22,7 +22,7 @@ from tagmask.evaluate.scores import jsonable, percent
 from tagmask.files import csv_text, read_csv, read_record, write_text
 from tagmask.label import Inference, Look
 from tagmask.label.infer import best_labels
-from tagmask.label.look import PhotoPass
+from tagmask.label.look import Ahead, PhotoPass
 from tagmask.label.overlay import fitted, resized
 from tagmask.label.share import kind, share
 from tagmask.report import Panel
@@ -197,7 +197,8 @@ def quality_pass(quality: Quality, split: str, console: Console | None = None) -
         return _Seen(split, quality.part())
 
     items = quality.run.collection.split(split)
-    return PhotoPass(quality.last.inference, items, begin, quality.take, "quality", console=console)
+    ahead: Ahead = "logits" if quality.segments else "cams"
+    return PhotoPass(quality.last.inference, items, begin, quality.take, "quality", ahead, console=console)
 
 
 @kind("quality")

@@ -285,7 +285,7 @@ def stage_configs(config: RunConfig, folder: RunFolder) -> dict[str, RunConfig]:
         raise ConfigError(f"stages: method '{config.method.name}' learns from masks; stages start from tags.")
     if config.train.devices != 1 or config.train.nodes != 1:
         raise ConfigError(
-            "stages run in one process: set train.devices=1. To train the classifier on several, 'tagmask train' it "
+            "stages train in one process: set train.devices=1. To train the classifier on several, 'tagmask train' it "
             "first, and go on with 'tagmask run --resume train.devices=1 stages=...'."
         )
     if stages.masks is not None and stages.masks.source == "segmenter" and not kind.has_segmenter:
