@@ -46,7 +46,7 @@ class DataConfig(Strict):
     """Where images, tags and true masks are."""
 
     root: Annotated[Place | None, COMPUTED] = Field(None, description="folder of the data set")
-    source: str = Field("auto", description="auto, table, folders, masks, voc, coco, cub or demo")
+    source: str = Field("auto", description="auto, table, folders, shards, masks, voc, coco, cub or demo")
     tags: Annotated[Place | None, PLACE] = Field(
         None, description="CSV or JSONL of tags; default: tags.csv or tags.jsonl in root"
     )
@@ -56,6 +56,10 @@ class DataConfig(Strict):
     separator: str = Field(";", description="between tags in one CSV cell")
     images: Annotated[Place | None, PLACE] = Field(
         None, description="folder that image names are relative to; default: found"
+    )
+    shards: Annotated[str | None, PLACE] = Field(
+        None,
+        description="tar shards: path, glob or URI, as in s3://photos/train-{000..099}.tar; default: those in root",
     )
     masks: Annotated[Place | None, PLACE] = Field(
         None, description="folder of true masks: for evaluation, and to learn from where there are no tags"

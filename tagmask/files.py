@@ -45,6 +45,11 @@ def of_system(error: OSError, path: str | Path | None = None) -> DataError:
     return DataError(f"{place}: {error.strerror or error}.{' ' if way else ''}{way}")
 
 
+def cache_folder() -> Path:
+    """Where this user's caches lie. What is in there may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagmask"
+
+
 def check_regular(path: str | Path) -> None:
     """Raise DataError for a folder, a pipe or a device, which may never end, and where the system refuses."""
     try:

@@ -75,7 +75,9 @@ def settings(
     if len(places) > 1:
         raise ConfigError(f"One data folder is expected, got {', '.join(places)}. Settings are written key=value.")
     values: dict[str, Any] = {}
-    if places:
+    if places and places[0].endswith(".tar"):
+        values["data"] = {"shards": places[0]}
+    elif places:
         if not os.path.exists(places[0]):  # unlike Path.exists, it takes names of any length
             raise ConfigError(f"{places[0]}: no such folder.")
         values["data"] = {"root": places[0]}

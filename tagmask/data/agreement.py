@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from tagmask.types import IGNORE
 
@@ -10,7 +10,7 @@ FEWEST = 2
 """Photos that must disagree before anything is said."""
 
 
-def disagreement(photos: Iterable[tuple[tuple[int, ...] | None, set[int]]]) -> list[str]:
+def disagreement(photos: Iterable[tuple[tuple[int, ...] | None, Set[int]]]) -> list[str]:
     """A warning where the masks of half of the photos, or more, do not fit their tags.
 
     photos: tags (None where nobody looked) and the values in the mask, of each photo with a mask. A mask does not fit

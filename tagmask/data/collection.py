@@ -22,7 +22,7 @@ OWN_LIST = "list:"
 """Prefix of a split's name that means one of the data set's own lists, as in 'list:train_aug'."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One photo on disk.
 

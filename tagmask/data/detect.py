@@ -10,6 +10,7 @@ from tagmask.data.collection import Collection
 from tagmask.data.find import data_root, image_folder, mask_folder
 from tagmask.data.layout import role, subfolders
 from tagmask.data.review import Journal, reviewed
+from tagmask.data.shards import ENDING
 from tagmask.data.source_coco import coco_lists
 from tagmask.data.source_cub import is_cub
 from tagmask.data.source_folders import class_folders
@@ -25,12 +26,14 @@ from tagmask.registry import SOURCES
 def open_data(config: DataConfig, seed: int = 0) -> Collection:
     """Read the data set that a configuration names and fix its train, val and test lists.
 
-    ``source='auto'`` takes the layouts of VOC, COCO and CUB, then a table of tags, then class folders,
-    whichever is there first. With ``data.tags_from`` 'masks' tags are the classes in the masks, and no table or class
-    folder is looked for. ``seed`` decides which share is held out where there is no val list. The decisions of a review
-    come last (``data.reviewed``). Raises DataError.
+    ``source='auto'`` takes the layouts of VOC, COCO and CUB, then tar shards where no photos are beside them, then a
+    table of tags, then class folders, whichever is there first. With ``data.tags_from`` 'masks' tags are the classes in
+    the masks, and no table or class folder is looked for. ``seed`` decides which share is held out where there is no
+    val list. The decisions of a review come last (``data.reviewed``). Raises DataError.
     """
-    source = detect(config, data_root(config)) if config.source == "auto" else config.source
+    source = config.source
+    if source == "auto":
+        source = "shards" if config.shards is not None else detect(config, data_root(config))
     collection = SOURCES.get(source)(config)
     if config.tags_from == "masks":
         collection = tagged_by_masks(collection)
@@ -52,6 +55,8 @@ def detect(config: DataConfig, root: Path) -> str:
         return "coco"
     if config.tags is None and is_cub(root):
         return "cub"
+    if any(root.glob(f"*{ENDING}")) and config.images is None and not holds_images(root):
+        return "shards"
     if config.tags_from == "masks":
         return "masks"
     if table_path(config, root) is not None:

@@ -13,6 +13,7 @@ from tagmask.data.collection import Problem
 from tagmask.data.formats import is_image
 from tagmask.data.layout import role, subfolders
 from tagmask.data.spelling import clean_name, normal_path, path_start
+from tagmask.data.stored import Stored, is_uri
 from tagmask.data.walk import holds_images, survey
 from tagmask.errors import DataError
 from tagmask.files import read_text
@@ -41,7 +42,9 @@ def data_root(config: DataConfig) -> Path:
 
 
 def resolve(path: Path, root: Path, setting: str) -> Path:
-    """A configured path, taken from the working directory or from the data's root. Raises DataError."""
+    """A configured path, taken from the working directory or from the data's root, or a URI. Raises DataError."""
+    if is_uri(path):
+        return Stored(path)
     for candidate in (path, root / path):
         if candidate.exists():
             return candidate
@@ -59,6 +62,8 @@ def image_folder(config: DataConfig, root: Path) -> Path:
     A folder of another usual name for photos (``img``) counts, too, if it is the only one and a folder of masks lies
     beside it.
     """
+    if not root.is_dir():  # shards at a URI
+        return root
     if config.images is not None:
         return resolve(config.images, root, "images")
     named = _named(root, IMAGE_FOLDERS)

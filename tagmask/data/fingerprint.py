@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
@@ -17,10 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from tagmask.data.agreement import disagreement, mask_warnings
+from tagmask.data.ahead import in_order
 from tagmask.data.benchmarks import count_lists
 from tagmask.data.collection import Collection, ColourMap, Item, Problem, hash_items
+from tagmask.data.looks import Looks, key_of
 from tagmask.data.pixels import Notes, count_pixels, describe_notes, raw_mask, read_image
+from tagmask.data.stored import Stored
 from tagmask.errors import DataError, plain
+from tagmask.files import check_regular
 
 SHOWN = 10
 """Files of one kind that are printed; the saved fingerprint has them all."""
@@ -28,24 +32,11 @@ LARGE = 25_000_000
 """Pixels above which photos are decoded one at a time, so that memory stays bounded."""
 
 
-def look_at(
-    items: Sequence[Item], colours: ColourMap | None = None, threads: int = 4
-) -> tuple[list[dict[str, Any]], Notes]:
-    """What is in the items' files, for ``fingerprint``, and what is odd about their photos."""
-    notes = Notes()
-    with ThreadPoolExecutor(threads) as pool:
-        quick = list(pool.map(lambda item: None if _is_large(item) else _look(item, colours, notes), items))
-    return [_look(i, colours, notes) if found is None else found for i, found in zip(items, quick)], notes
-
-
-def fingerprint(
-    collection: Collection,
-    looks: Sequence[Mapping[str, Any]] | None = None,
-    notes: Mapping[str, list[str]] | None = None,
-) -> dict[str, Any]:
+def fingerprint(collection: Collection, looks: Iterable[Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """What is in a data set, counted; every file is looked at once. The result goes into JSON as it is.
 
-    looks, notes: what ``look_at`` gave for the collection's items; default: it is called.
+    looks: those of ``look_at`` at the collection's items; default: it is called. Photos pass by in a stream: of each that is in order only its size stays. One whose content was looked at before is
+    read and not decoded (``Looks``).
 
     Keys: source, root, classes, digest (SHA-256 over classes, ids, tags and the sizes of the image files); counts
     (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images, labelled,
@@ -55,23 +46,38 @@ def fingerprint(
     of {path, what}, the first two with the id); unlabelled (ids); warnings; benchmark (name and lists, as
     ``count_lists`` gives them, or None).
     """
-    items = collection.items
-    if looks is None:
-        looks, notes = look_at(items, collection.colour_map)
+    items, notes = collection.items, Notes()
     tagged = [item for item in items if item.tags is not None]
-    unreadable = [{"id": i.id, "path": str(i.image), "what": k["image"]} for i, k in zip(items, looks) if k["image"]]
-    bad_masks = [{"id": i.id, "path": str(i.mask), "what": k["mask"]} for i, k in zip(items, looks) if k["mask"]]
+    unreadable, bad_masks, outside = [], [], []
+    widths, heights = array("I"), array("I")
     histogram: Counter[int] = Counter()
-    for look in looks:
-        histogram.update(look["values"])
+    shown: Counter[tuple[tuple[int, ...] | None, frozenset[int]]] = Counter()
+    for item, look in zip(items, look_at(items, collection.colour_map) if looks is None else looks):
+        if look["image"]:
+            unreadable.append({"id": item.id, "path": str(item.image), "what": look["image"]})
+        if look["mask"]:
+            bad_masks.append({"id": item.id, "path": str(item.mask), "what": look["mask"]})
+        if look["size"]:
+            widths.append(look["size"][0])
+            heights.append(look["size"][1])
+            if _reaches_out(item, *look["size"]):
+                outside.append(item.id)
+        for kind in look["notes"]:
+            notes.setdefault(kind, []).append(str(item.image))
+        values = {int(value): count for value, count in look["values"].items()}
+        histogram.update(values)
+        if values:
+            shown[item.tags, frozenset(values)] += 1
     together = np.zeros((len(collection.classes),) * 2, dtype=int)
     for item in tagged:
         there = list(item.tags or ())
         together[np.ix_(there, there)] += 1
     tags = {name: int(together[i, i]) for i, name in enumerate(collection.classes)}
     lost = {entry["id"] for entry in unreadable}
-    warnings = [*_warnings(collection, tags, together, lost), *describe_notes(notes or {}), *_boxes(items, looks)]
-    warnings += disagreement((i.tags, set(k["values"])) for i, k in zip(items, looks) if k["values"])
+    warnings = [*_warnings(collection, tags, together, lost), *describe_notes(notes)]
+    if outside:
+        warnings.append(f"{len(outside)} photos have a box that reaches out of them ('{outside[0]}' is the first).")
+    warnings += disagreement(shown.elements())
     published = None
     if collection.benchmark is not None:
         masked = {item.id for item in items if item.mask is not None}
@@ -95,7 +101,7 @@ def fingerprint(
             "problems": len(collection.problems),
         },
         "splits": {name: _split(collection, name, unreadable, bad_masks) for name in collection.splits},
-        "sizes": _sizes([k["size"] for k in looks if k["size"]]),
+        "sizes": _sizes(widths, heights),
         "tags": tags,
         "tags_of_masks": collection.tags_of_masks,
         "cooccurrence": together.tolist(),
@@ -191,25 +197,60 @@ def print_fingerprint(fp: Mapping[str, Any], console: Console) -> None:
                 console.print(f"  … and {len(fp[key]) - SHOWN} more; the saved fingerprint lists all.")
 
 
-def _is_large(item: Item) -> bool:
-    return any(path is not None and count_pixels(path) > LARGE for path in (item.image, item.mask))
+def look_at(items: Sequence[Item], colours: ColourMap | None = None, threads: int = 4) -> Iterator[dict[str, Any]]:
+    """What is in each item's files, for ``fingerprint``: a dictionary of numbers, text and lists, in the items' order.
 
-
-def _look(item: Item, colour_map: ColourMap | None, notes: Notes) -> dict[str, Any]:
-    """Size (w,h) of the image as shown, what is wrong with image and mask (empty: nothing), pixels by mask value.
-
-    notes: takes what is odd about the image.
+    Large photos are decoded by one thread only, those known not at all.
     """
-    result: dict[str, Any] = {"size": None, "image": "", "mask": "", "values": {}}
+
+    def begin(item: Item) -> tuple[bytes, dict[str, Any] | None]:
+        photo = _content(item.image)
+        mask = _content(item.mask) if item.mask is not None else None
+        key = key_of(photo or b"", mask, colours)
+        known = None if photo is None or (mask is None and item.mask is not None) else looks.get(key)
+        return key, known or (None if _is_large(item, photo, mask) else _look(item, colours, photo, mask))
+
+    with Looks() as looks:
+        for item, (key, look) in zip(items, in_order(begin, items, threads)):
+            look = look or _look(item, colours)
+            if not look["image"] and not look["mask"]:  # what could not be read may be next time
+                looks.put(key, look)
+            yield look
+
+
+def _content(path: Path) -> bytes | None:
+    """All that is in a file; None where it cannot be had, as opening it will then say."""
     try:
-        height, width = read_image(item.image, notes=notes).shape[-2:]
+        if not isinstance(path, Stored):
+            check_regular(path)
+        return path.read_bytes()
+    except (DataError, OSError):
+        return None
+
+
+def _is_large(item: Item, photo: bytes | None, mask: bytes | None) -> bool:
+    found = ((item.image, photo), (item.mask, mask))
+    return any(path is not None and count_pixels(path, content) > LARGE for path, content in found)
+
+
+def _look(
+    item: Item, colour_map: ColourMap | None, photo: bytes | None = None, drawn: bytes | None = None
+) -> dict[str, Any]:
+    """Size (w,h) of the image as shown, what is wrong with image and mask (empty: nothing), pixels by mask value, and
+    what is odd about the image. photo, drawn: the content of image and mask, where it has been read.
+    """
+    result: dict[str, Any] = {"size": None, "image": "", "mask": "", "values": {}, "notes": []}
+    notes = Notes()
+    try:
+        height, width = read_image(item.image, notes=notes, content=photo).shape[-2:]
         result["size"] = (width, height)
+        result["notes"] = list(notes)
     except DataError as error:
         result["image"] = _without_path(error, item.image)
     if item.mask is None:
         return result
     try:
-        mask = raw_mask(item.mask, colour_map)
+        mask = raw_mask(item.mask, colour_map, content=drawn)
     except DataError as error:
         return result | {"mask": _without_path(error, item.mask)}
     values, counts = np.unique(mask, return_counts=True)
@@ -239,24 +280,19 @@ def _split(
     }
 
 
-def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
-    if not sizes:
+def _sizes(widths: Sequence[int], heights: Sequence[int]) -> dict[str, Any]:
+    if not widths:
         return {}
-    widths, heights = zip(*sizes)
     return {
         "width": {"min": min(widths), "median": median(widths), "max": max(widths)},
         "height": {"min": min(heights), "median": median(heights), "max": max(heights)},
-        "pixels": round(sum(w * h for w, h in sizes) / len(sizes)),
+        "pixels": round(sum(w * h for w, h in zip(widths, heights)) / len(widths)),
     }
 
 
-def _boxes(items: list[Item], looks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Says how many true boxes reach out of their photos by more than a pixel."""
-    out = []
-    for item, (width, height) in ((i, k["size"]) for i, k in zip(items, looks) if k["size"]):
-        if any(x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1 for x0, y0, x1, y1 in item.boxes):
-            out.append(item.id)
-    return [f"{len(out)} photos have a box that reaches out of them ('{out[0]}' is the first)."] if out else []
+def _reaches_out(item: Item, width: int, height: int) -> bool:
+    """Whether a true box reaches out of its photo by more than a pixel."""
+    return any(x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1 for x0, y0, x1, y1 in item.boxes)
 
 
 def _warnings(collection: Collection, tags: Mapping[str, int], together: np.ndarray, lost: set[str]) -> list[str]:

@@ -41,9 +41,9 @@ def read_sample(item: Item, classes: int, masks: bool = False, colour_map: Colou
 
 
 @lru_cache(maxsize=1)
-def epoch_order(images: int, seed: int, epoch: int) -> list[int]:
-    """The permutation in which an epoch draws the images."""
-    return torch.randperm(images, generator=seeded("order", seed, epoch)).tolist()
+def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
+    """The permutation in which an epoch draws the images: a tensor, since each process holds its own."""
+    return torch.randperm(images, generator=seeded("order", seed, epoch))
 
 
 @dataclass
@@ -69,7 +69,7 @@ class _Steps(Dataset):
         try:
             for i in range(self.batch_size):
                 epoch, place = divmod(step * whole + first + i, len(self.items))
-                item = self.items[epoch_order(len(self.items), self.seed, epoch)[place]]
+                item = self.items[int(epoch_order(len(self.items), self.seed, epoch)[place])]
                 sample = read_sample(item, self.classes, self.masks, self.colour_map)
                 entries.append(self.views(sample, seeded("views", self.seed, step, first + i)))
                 samples.append(sample)

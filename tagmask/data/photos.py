@@ -1,19 +1,23 @@
-"""Photos that a user names, by files, folders and globs, and photos read one after the other."""
+"""Photos that a user names, by files, folders, globs, shards and URIs, and photos read one after the other."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
+from tagmask.data.ahead import in_order
 from tagmask.data.collection import Item, Problem
 from tagmask.data.find import read_lines
 from tagmask.data.names import flaw
 from tagmask.data.pixels import Notes, read_image, read_photo
+from tagmask.data.shards import ENDING, find_shards
+from tagmask.data.source_shards import read_shards
+from tagmask.data.stored import Stored, as_uri, is_uri
 from tagmask.data.walk import Survey, none_found, survey
 from tagmask.errors import DataError
 
@@ -29,7 +33,8 @@ def only(items: Sequence[Item], listed: Path) -> list[Item]:
 
 
 def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey]:
-    """Items of files, folders (searched to any depth, ids keep the subfolders) and globs, and what is left out.
+    """Items of files, folders (searched to any depth, ids keep the subfolders), globs, tar shards and URIs, and what is
+    left out.
 
     Of photos that differ in the extension only, the ids keep it. Raises DataError naming two photos whose masks would
     be one file.
@@ -41,7 +46,14 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
             found.append(entry)
             continue
         place = Path(entry)
-        if place.is_dir():
+        if str(entry).endswith(ENDING):
+            # As they lie there, so that a shard is read from its beginning to its end.
+            items = [Item(_key(s.image), s.image, None) for s in read_shards(find_shards(as_uri(entry)), "", rest)]
+        elif is_uri(entry):
+            items = [Item(uri.stem, uri, None) for uri in survey(place).images if not flaw(uri.stem)]
+            if not items:
+                raise DataError(f"{entry}: there are no photos there. Check the address.")
+        elif place.is_dir():
             there = survey(place)
             items = [Item(p.relative_to(place).with_suffix("").as_posix(), p, None) for p in there.images]
             rest.lost += there.lost
@@ -67,6 +79,11 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
     return list(by_id.values()), rest
 
 
+def _key(image: Stored) -> str:
+    """A member's name without its shard and extension."""
+    return os.path.splitext(str(image)[len(str(image.shard)) + 1 :])[0]
+
+
 def read_ahead(items: Iterable[Item], notes: Notes | None = None, arrays: bool = False) -> Iterator[tuple[Item, Any]]:
     """Items with their photos, uint8 (3,H,W), in order, decoded ahead by two threads. notes: as in ``read_photo``;
     arrays: of numpy, which needs no torch.
@@ -80,11 +97,4 @@ def read_ahead(items: Iterable[Item], notes: Notes | None = None, arrays: bool =
         except DataError as error:
             return item, error
 
-    with ThreadPoolExecutor(2) as pool:
-        waiting: deque[Future] = deque()
-        for item in items:
-            waiting.append(pool.submit(one, item))
-            if len(waiting) > 4:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return in_order(one, items)

@@ -7,6 +7,7 @@ a tensor is made: an exported segmenter does without it.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from tagmask.data.collection import ColourMap
 from tagmask.data.find import read_lines
 from tagmask.data.formats import readable, unknown_content
 from tagmask.data.spelling import clean_name
+from tagmask.data.stored import Stored
 from tagmask.errors import DataError, nearest
 from tagmask.files import check_regular, written
 from tagmask.types import IGNORE
@@ -61,15 +63,21 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager
-def open_picture(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
+def open_picture(path: str | Path, what: str = "an image", content: bytes | None = None) -> Iterator[Image.Image]:
     """A photo or mask, opened and not yet decoded. All errors inside become DataErrors that name the file.
+
+    content: of the file, where it has been read already.
 
     Only the formats of ``readable``: others make Pillow start programs. Only regular files: a pipe would never end.
     Only up to MAX_PIXELS.
     """
     try:
-        check_regular(path)
-        with Image.open(path, formats=tuple(set(readable().values()))) as opened:
+        if isinstance(path, Stored) and content is None:
+            content = path.read_bytes()
+        if content is None:
+            check_regular(path)
+        place = path if content is None else io.BytesIO(content)
+        with Image.open(place, formats=tuple(set(readable().values()))) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             yield opened
@@ -79,8 +87,10 @@ def open_picture(path: str | Path, what: str = "an image") -> Iterator[Image.Ima
         limit = f"{MAX_PIXELS // 1_000_000} million pixels"
         raise DataError(f"{path}: larger than {limit}. Reduce it or cut it into parts.") from error
     except UnidentifiedImageError as error:
-        with open(path, "rb") as file:
-            raise DataError(f"{path}: cannot be read as {what} ({unknown_content(file.read(16))}).") from error
+        if content is None:
+            with open(path, "rb") as file:
+                content = file.read(16)
+        raise DataError(f"{path}: cannot be read as {what} ({unknown_content(content[:16])}).") from error
     except Exception as error:  # Pillow raises nearly any type on broken files
         raise _undecodable(path, what, error) from error
 
@@ -92,29 +102,29 @@ def _undecodable(path: str | Path, what: str, error: Exception, advice: str = "R
     return DataError(f"{path}: cannot be read as {what} ({said}). {advice}")
 
 
-def count_pixels(path: str | Path) -> int:
+def count_pixels(path: str | Path, content: bytes | None = None) -> int:
     """Pixels of a picture by its header; 0 where it cannot be opened."""
     try:
-        with open_picture(path) as opened:
+        with open_picture(path, content=content) as opened:
             return opened.width * opened.height
     except DataError:
         return 0
 
 
-def read_image(path: str | Path, notes: Notes | None = None) -> Tensor:
+def read_image(path: str | Path, notes: Notes | None = None, content: bytes | None = None) -> Tensor:
     """A photo as a tensor, by the rules of ``read_photo``."""
     import torch
 
-    return torch.from_numpy(read_photo(path, notes))
+    return torch.from_numpy(read_photo(path, notes, content))
 
 
-def read_photo(path: str | Path, notes: Notes | None = None) -> np.ndarray:
-    """A photo as uint8 RGB (3,H,W), upright. notes: takes what is odd about it.
+def read_photo(path: str | Path, notes: Notes | None = None, content: bytes | None = None) -> np.ndarray:
+    """A photo as uint8 RGB (3,H,W), upright. notes: takes what is odd about it. content: as ``open_picture`` takes it.
 
     Grey, palette, alpha (over white), CMYK and 16-bit (the upper eight bits) become RGB; of an animation the first
     frame is read. Raises DataError that names the file when it cannot be decoded whole.
     """
-    with open_picture(path) as opened:
+    with open_picture(path, content=content) as opened:
         opened.load()
         image = image_array(opened, path)
         if notes is not None:
@@ -202,11 +212,11 @@ def describe_notes(notes: Mapping[str, list[str]]) -> list[str]:
     return said
 
 
-def raw_mask(path: str | Path, colour_map: ColourMap | None = None) -> np.ndarray:
+def raw_mask(path: str | Path, colour_map: ColourMap | None = None, content: bytes | None = None) -> np.ndarray:
     """The values of a mask (H,W), integers, not checked against the classes. Raises DataError as ``read_mask``."""
     if Path(path).suffix == ".mat":
         return sbd_mask(path)
-    with open_picture(path, "a mask") as opened:
+    with open_picture(path, "a mask", content) as opened:
         opened.load()
         mode, values = opened.mode, np.array(opened)
     if mode in ("1", "P", "L"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from tagmask.data.pixels import write_mask
 from tagmask.data.scenes import CLASSES, scene
 from tagmask.data.source_table import table
 from tagmask.errors import DataError
-from tagmask.files import read_json
+from tagmask.files import cache_folder, read_json
 from tagmask.registry import SOURCES
 
 VERSION = 1
@@ -94,7 +93,6 @@ def demo(config: DataConfig) -> Collection:
     """
     folder = config.root
     if folder is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(cache) / "tagmask" / f"demo-{VERSION}-{config.demo_images}"
+        folder = cache_folder() / f"demo-{VERSION}-{config.demo_images}"
     write_demo(folder, config.demo_images)
     return replace(table(DataConfig(root=folder)), source="demo")

@@ -13,6 +13,7 @@ from tagmask.data.formats import is_image, png_colour, why_not
 from tagmask.data.layout import THUMBNAILS
 from tagmask.data.names import flaw
 from tagmask.data.spelling import path_start
+from tagmask.data.stored import Stored, is_uri, listed
 from tagmask.errors import DataError
 from tagmask.files import read_json
 from tagmask.types import IGNORE
@@ -44,9 +45,13 @@ class Survey:
 def survey(folder: Path, without: Path | None = None, masks: bool = False) -> Survey:
     """Look through ``folder`` to any depth, but not into hidden folders and ``without``.
 
-    Links to folders are followed, and each folder is read once. masks: pictures that tagmask wrote are wanted, too.
+    Links to folders are followed, and each folder is read once. Of a URI the file system there is asked. masks:
+    pictures that tagmask wrote are wanted, too.
     """
     found = Survey(folder=folder, without=without)
+    if is_uri(folder):
+        found.images = [Stored.of(uri) for uri in listed(folder) if is_image(uri)]
+        return found
     skip = os.path.realpath(without) if without is not None else None
     written: Counter[Path] = Counter()
     ours: set[str] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import math
 import os
 import re
@@ -260,7 +259,7 @@ def _check_files(first: Run, other: Run, items: Sequence[Item]) -> None:
     """Raise DataError where another run has other photos under the same names."""
     for item in items:
         path = other.collection.item(item.id).image
-        if path != item.image and not filecmp.cmp(path, item.image, shallow=False):
+        if path != item.image and path.read_bytes() != item.image.read_bytes():
             raise DataError(
                 f"{other.folder.path}: its photo '{item.id}' ({path}) is another one than that of {first.folder.path} "
                 f"({item.image}). Only runs over the same photos can be compared."

@@ -16,7 +16,6 @@ import torch
 from tagmask.config import RunConfig, load_config, validate
 from tagmask.data import Collection, clean, fingerprint, look_at, open_data
 from tagmask.data.collection import hash_items
-from tagmask.data.pixels import Notes
 from tagmask.data.review import JOURNAL, SNAPSHOT
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_record, write_json
@@ -254,29 +253,25 @@ class CheckPass:
     def __init__(self, collection: Collection) -> None:
         self.collection, self.items = collection, collection.items
         self.looks: list[dict[str, Any]] = []
-        self.notes: Notes = {}
 
     def work(self, blocks: Blocks) -> int:
         """Look at the blocks that are free."""
         photos = 0
         for number, items in blocks.free():
             photos += len(items)
-            blocks.finish(number, look_at(items, self.collection.colour_map))
+            blocks.finish(number, list(look_at(items, self.collection.colour_map)))
         return photos
 
     def merge(self, state: Any) -> None:
         """Take what was found in a block."""
-        looks, notes = state
-        self.looks += looks
-        for what, names in notes.items():
-            self.notes.setdefault(what, []).extend(names)
+        self.looks += state
 
 
 def shared_fingerprint(collection: Collection, config: RunConfig) -> dict[str, Any]:
     """The ``fingerprint`` of a configuration's collection; processes share its photos."""
     found = CheckPass(collection)
     share("check", {"config": config.model_dump(mode="json")}, found)
-    return fingerprint(collection, found.looks, found.notes)
+    return fingerprint(collection, found.looks)
 
 
 @kind("check")

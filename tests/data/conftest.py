@@ -47,3 +47,11 @@ def photos(tmp_path: Path, picture: Callable[..., Path], mask: Callable[..., Pat
             rows.append(f"p{i:02d}.png," + ("" if i % 5 == 4 else "abc"[i % 3] + (";c" if i % 3 == 0 else "")))
     (tmp_path / "tags.csv").write_text("\n".join(rows) + "\n")
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "tagmask"

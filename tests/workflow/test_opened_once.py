@@ -57,6 +57,7 @@ def read_for(path: Any) -> tuple[str, str]:
 def test_a_run_opens_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes, out = tmp_path / "scenes", tmp_path / "run"
     write_demo(scenes, images=24, size=(48, 64), seed=5)
+    monkeypatch.setattr("tagmask.data.looks.Looks.get", lambda self, key: None)
     recorder = Recorder(monkeypatch)
     recorder.wrap(import_module("tagmask.config"), "validate")
     recorder.wrap(import_module("tagmask.workflow.opened"), "open_data")

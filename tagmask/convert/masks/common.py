@@ -16,6 +16,7 @@ import numpy as np
 
 from tagmask.data.pixels import palette
 from tagmask.data.spelling import visible
+from tagmask.data.stored import Stored
 from tagmask.errors import DataError, nearest
 from tagmask.files import of_system, written
 from tagmask.types import IGNORE
@@ -68,11 +69,13 @@ class Target:
         return {0: BACKGROUND} | self.names
 
     def place(self, photo: Path, name: str) -> None:
-        """Link or copy a photo to ``out``/``name``. Raises DataError."""
+        """Link or copy a photo to ``out``/``name``; what lies in a shard or at a URI is copied. Raises DataError."""
         path = self.out / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if self.copy:
+            if isinstance(photo, Stored):
+                path.write_bytes(photo.read_bytes())
+            elif self.copy:
                 shutil.copyfile(photo, path)
             else:
                 path.symlink_to(photo.absolute())
