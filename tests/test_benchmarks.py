@@ -9,13 +9,15 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tagmask.data import write_demo
+from tagmask.config import DataConfig
+from tagmask.data import open_data, write_demo
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = ["views.crop=64", "train.batch_size=2", "train.accelerator=cpu", "train.workers=0", "train.precision=fp32"]
@@ -140,3 +142,43 @@ stages: {classifier: {}, cams: {high: 0.6, low: 0.3}, masks: {}}
         found.append([float(row[4].split()[0].replace(",", "")) for row in rows])
     # Scores of 20 classes alone, in single precision, are 98 MB more.
     assert all(large > small + 90 for small, large in zip(*found)), found
+
+
+def test_what_a_soak_calls_flat(script: Callable[[str], ModuleType]) -> None:
+    soak = script("soak")
+    flat = [(90.0, 12), *[(100.0 + i, 10) for i in range(9)]]
+    assert soak.judge(flat, 20) == [] and soak.judge([], 1) == []
+    assert soak.judge(flat, 5) == ["memory grows by 8 MB"]
+    assert soak.judge([*flat[:9], (100.0, 11)], 20) == ["open files grow from 10 to 11"]
+    before = soak.look()
+    with open(__file__, encoding="utf-8"):
+        assert soak.look()[1] == before[1] + 1
+
+
+@pytest.mark.slow
+def test_memory_and_open_files_stay_flat(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    soak = script("soak")
+    size = ["--out", str(tmp_path), "--steps", "60", "--photos", "400", "--side", "256", "--every", "0.01"]
+    # A photo is 0.8 MB in memory as floats: 250 MB, if those of the last eight tenths of a phase stayed there.
+    assert soak.main([*size, "--bound", "48"]) == []
+    seen = [json.loads(line)["phase"] for line in (tmp_path / "soak.jsonl").read_text().splitlines()]
+    assert seen.count("train") >= 50 and seen.count("label") >= 50
+    assert len(list((tmp_path / "run" / "masks").glob("*.png"))) == 400
+    (tmp_path / "run" / "masks" / "00000007.png").unlink()
+    assert soak.main(size) == [] and (tmp_path / "run" / "masks" / "00000007.png").is_file(), "it goes on"
+
+
+@pytest.mark.slow
+def test_bytes_held_of_a_photo(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = script("held")
+    monkeypatch.setattr("tagmask.data.source_shards.read_index", held.made_up)
+    (tmp_path / "00000.tar").touch()
+    tracemalloc.start()
+    try:
+        collection = open_data(DataConfig(root=tmp_path))
+        assert len(collection.items) == held.A_SHARD
+        assert 300 < tracemalloc.get_traced_memory()[0] / held.A_SHARD < 1300
+    finally:
+        tracemalloc.stop()

@@ -75,7 +75,7 @@ def settings(
     if len(places) > 1:
         raise ConfigError(f"One data folder is expected, got {', '.join(places)}. Settings are written key=value.")
     values: dict[str, Any] = {}
-    if places and places[0].endswith(".tar"):
+    if places and places[0].endswith(".tar") and not os.path.isdir(places[0]):
         values["data"] = {"shards": places[0]}
     elif places:
         if not os.path.exists(places[0]):  # unlike Path.exists, it takes names of any length

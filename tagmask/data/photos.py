@@ -46,7 +46,7 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
             found.append(entry)
             continue
         place = Path(entry)
-        if str(entry).endswith(ENDING):
+        if str(entry).endswith(ENDING) and not place.is_dir():
             # As they lie there, so that a shard is read from its beginning to its end.
             items = [Item(_key(s.image), s.image, None) for s in read_shards(find_shards(as_uri(entry)), "", rest)]
         elif is_uri(entry):

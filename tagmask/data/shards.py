@@ -73,7 +73,8 @@ def expand(spec: str) -> list[str]:
 
 
 def read_index(place: str) -> dict[str, Any]:
-    """What is in a shard: samples (each [name, offset, size, texts, mask]) and problems ([member or '', what]).
+    """What is in a shard: samples (each [name, offset, size, texts, mask]), and what is lost and what is noted of it,
+    each [member or '', what].
 
     name: of the photo's member; texts: 'json' (its keys 'tags' and 'split') and 'cls', those that are there; mask:
     [name, offset, size] or None. From the cache, or else by reading the shard. Raises DataError where nothing of it can
@@ -113,9 +114,9 @@ def _opened(place: str) -> Iterator[tuple[BinaryIO, str]]:
 
 
 def _identity(file: BinaryIO, state: str) -> str:
-    """A hash of a shard's state, size and, for one on a disk, samples of its bytes."""
+    """A hash of the formats that are read and of a shard's state, size and, for one on a disk, samples of its bytes."""
     size = file.seek(0, os.SEEK_END)
-    digest = hashlib.blake2b(f"{size} {state}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{size} {state} {sorted(readable())}".encode(), digest_size=16)
     if isinstance(file, io.BufferedReader):
         for i in range(SAMPLES):
             file.seek(i * max(0, size - BLOCK) // (SAMPLES - 1))
@@ -132,20 +133,21 @@ def build_index(file: BinaryIO, place: str) -> dict[str, Any]:
     if tool is not None:
         raise DataError(f"{place}: is packed, so its photos cannot be reached one by one. Unpack it with '{tool}'.")
     samples: dict[str, dict[str, Any]] = {}
-    problems: list[tuple[str, str]] = []
+    lost: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
     unread: Counter[str] = Counter()
-    for info in _members(file, size, place, problems):
+    for info in _members(file, size, place, lost):
         name = info.name.removeprefix("./")
         if info.isdir() or name.rpartition("/")[2].startswith("."):
             continue
         if info.offset_data + info.size > size:
-            problems.append((name, f"is cut off with the shard. {AGAIN}"))
+            lost.append((name, f"cut off with the shard. {AGAIN}"))
             continue
-        wrong = "it is no file, but a link or a device" if not info.isreg() else flaw(name)
+        wrong = "no file, but a link or a device" if not info.isreg() else flaw(name)
         parts = NAME.fullmatch(name)
         kind = parts["kind"].lower() if parts is not None else ""
         if wrong or parts is None or "." in kind and kind != MASK:
-            problems.append((name, wrong or f"is not read: names are KEY.jpg, .json, .cls, .{MASK}. Rename it."))
+            lost.append((name, wrong or f"names are KEY.jpg, .json, .cls and .{MASK}. Rename it."))
             continue
         sample = samples.setdefault(parts["key"], {})
         span = [name, info.offset_data, info.size]
@@ -153,28 +155,28 @@ def build_index(file: BinaryIO, place: str) -> dict[str, Any]:
         if not role:
             unread[kind] += 1
             if why := why_not(name):
-                problems.append((name, f"left out: {why}"))
+                lost.append((name, why))
         elif role in sample:
-            problems.append((name, f"left out: {sample[role][0]} is the {role} of this key. Give it another key."))
+            lost.append((name, f"{sample[role][0]} is the {role} of this key. Give it another key."))
         elif role in TEXTS:
-            sample[role] = [name, _text(file, info, role, problems)]
+            sample[role] = [name, _text(file, info, role, notes)]
         else:
             sample[role] = span
     bare = [key for key, sample in samples.items() if "photo" not in sample]
     if bare:
-        problems.append(("", f"{len(bare)} keys have no photo ('{bare[0]}' is the first): left out"))
+        notes.append(("", f"{len(bare)} keys have no photo ('{bare[0]}' is the first): left out"))
     if unread:
         said = ", ".join(f"{count} .{kind}" for kind, count in unread.most_common(5))
-        problems.append(("", f"members that are not read: {said}"))
+        notes.append(("", f"members that are not read: {said}"))
     rows = [
         [*sample["photo"], {kind: sample[kind][1] for kind in TEXTS if kind in sample}, sample.get("mask")]
         for sample in samples.values()
         if "photo" in sample
     ]
-    return {"samples": rows, "problems": problems}
+    return {"samples": rows, "lost": lost, "notes": notes}
 
 
-def _members(file: BinaryIO, size: int, place: str, problems: list[tuple[str, str]]) -> Iterator[tarfile.TarInfo]:
+def _members(file: BinaryIO, size: int, place: str, lost: list[tuple[str, str]]) -> Iterator[tarfile.TarInfo]:
     """The members of a tar that is ``size`` bytes long. Damaged headers are passed over and told of.
 
     tarfile alone takes the first damaged header for the end.
@@ -185,7 +187,7 @@ def _members(file: BinaryIO, size: int, place: str, problems: list[tuple[str, st
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
-                _gap(file, end, info.offset, last, problems)
+                _gap(file, end, info.offset, last, lost)
                 yield info
                 end, last = info.offset_data + -(-info.size // BLOCK) * BLOCK, info.name
     except tarfile.TarError:
@@ -194,12 +196,12 @@ def _members(file: BinaryIO, size: int, place: str, problems: list[tuple[str, st
     if not end:
         raise DataError(f"{place}: holds nothing, or is no tar file. {AGAIN}")
     if end + BLOCK > size:
-        problems.append(("", f"ends after '{last}' without the mark of a tar's end: it was cut off there. {AGAIN}"))
+        lost.append(("", f"what follows '{last}': the shard was cut off there, and a tar's end is missing. {AGAIN}"))
     else:
-        _gap(file, end, size, last, problems)
+        _gap(file, end, size, last, lost)
 
 
-def _gap(file: BinaryIO, begin: int, end: int, last: str, problems: list[tuple[str, str]]) -> None:
+def _gap(file: BinaryIO, begin: int, end: int, last: str, lost: list[tuple[str, str]]) -> None:
     """Tells of bytes between two members that are neither; zeros are the end of one of several joined tars."""
     file.seek(begin)
     while begin < end:
@@ -208,31 +210,31 @@ def _gap(file: BinaryIO, begin: int, end: int, last: str, problems: list[tuple[s
             if part[156:157] == tarfile.XGLTYPE:  # a header for all members, which tarfile has read
                 return
             where = f"after '{last}'" if last else "at its beginning"
-            problems.append(("", f"bytes {begin} to {end}, {where}, are damaged: what was there is lost. {AGAIN}"))
+            lost.append(("", f"bytes {begin} to {end}, {where}, are damaged: what was there is lost. {AGAIN}"))
             return
         begin += 1 << 20
 
 
-def _text(file: BinaryIO, info: tarfile.TarInfo, role: str, problems: list[tuple[str, str]]) -> Any:
+def _text(file: BinaryIO, info: tarfile.TarInfo, role: str, notes: list[tuple[str, str]]) -> Any:
     """The content of a member with tags; None where it cannot be understood, which is told."""
     if info.size > LARGEST_TEXT:
-        problems.append((info.name, f"has {info.size} bytes: its tags are not read"))
+        notes.append((info.name, f"has {info.size} bytes: its tags are not read"))
         return None
     file.seek(info.offset_data)
     try:
         text = file.read(info.size).decode("utf-8-sig").strip()
         value = json.loads(text) if role == "json" else text
     except (ValueError, RecursionError) as error:
-        problems.append((info.name, f"cannot be read ({error}): its tags are lost. Write it as JSON in UTF-8."))
+        notes.append((info.name, f"cannot be read ({error}): its tags are lost. Write it as JSON in UTF-8."))
         return None
     if role == "cls":
         return value
     if not isinstance(value, dict):
-        problems.append((info.name, 'is no JSON object: its tags are lost. Write {"tags": ["cat"]}.'))
+        notes.append((info.name, 'is no JSON object: its tags are lost. Write {"tags": ["cat"]}.'))
         return None
     return {key: value[key] for key in ("tags", "split") if key in value}
 
 
-def problems_of(place: str, index: dict[str, Any]) -> list[Problem]:
-    """What is wrong in a shard, each with its file and member."""
-    return [Problem(f"{place}/{member}" if member else place, what) for member, what in index["problems"]]
+def told(place: str, found: list[list[str]]) -> list[Problem]:
+    """What is lost or noted of a shard, each with its file and member."""
+    return [Problem(f"{place}/{member}" if member else place, what) for member, what in found]

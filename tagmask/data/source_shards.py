@@ -13,7 +13,7 @@ from tagmask.data.ahead import in_order
 from tagmask.data.collection import Collection, Problem
 from tagmask.data.find import check_classes, data_root, given_classes, mask_folder
 from tagmask.data.layout import SPLITS
-from tagmask.data.shards import ENDING, find_shards, problems_of, read_index
+from tagmask.data.shards import ENDING, find_shards, read_index, told
 from tagmask.data.source_table import assemble, match_rows, tag_indices
 from tagmask.data.stored import Stored, is_uri
 from tagmask.data.table_cells import cell_tags, clean_tags
@@ -89,7 +89,8 @@ def read_shards(places: list[str], separator: str, found: Survey) -> Iterator[Sa
         if isinstance(read, DataError):
             found.lost.append(Problem(place, str(read).removeprefix(f"{place}: ")))
             continue
-        found.passed += problems_of(place, read)
+        found.lost += told(place, read["lost"])
+        found.passed += told(place, read["notes"])
         for name, offset, size, texts, mask in read["samples"]:
             tags = None
             try:

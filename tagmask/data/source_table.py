@@ -102,7 +102,7 @@ def assemble(
 def _stray_masks(candidates: Sequence[Path], images: Sequence[Path], base: Path) -> list[Problem]:
     """A problem where a few photos look like masks of others. Raises DataError where these are many."""
     twins = masks_among(images, base)
-    found = [image for image in candidates if image in twins]
+    found = [image for image in candidates if image in twins] if twins else []  # asking makes each path larger
     if not found:
         return []
     mask, photo = (path.relative_to(base) for path in (found[0], twins[found[0]]))

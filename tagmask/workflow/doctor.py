@@ -41,6 +41,7 @@ EXTRAS = {
     "lite": "weights of EfficientNet-lite0 without internet",
     "tensorboard": "train.tensorboard",
     "coco": "COCO annotations to masks and tags",
+    "remote": "shards and photos at s3://, gs:// and https://",
     "heic": "photos of iPhones",
     "saliency": "guides.saliency",
     "onnx": "tagmask export, and predict by the exported file",

@@ -219,8 +219,8 @@ def test_damaged_shards_and_members_are_named(tmp_path: Path) -> None:
     ids, found = damaged(tmp_path, lambda c: c[: c.index(b"2.png\0") + 600])
     assert ids == ["0", "1", "good"]
     said = {(p["path"], p["what"]) for p in found["problems"]}
-    assert (f"{bad}/2.png", "is cut off with the shard. Write the shard again, or fetch it again.") in said
-    assert any("it was cut off there" in what for _, what in said)
+    assert (f"{bad}/2.png", "left out: cut off with the shard. Write the shard again, or fetch it again.") in said
+    assert any("was cut off there" in what for _, what in said)
 
     ids, found = damaged(tmp_path, lambda c: spoil(c, "3.json", 512))
     assert [e["path"] for e in found["problems"]] == [f"{bad}/3.json"] and found["unlabelled"] == ["3"]
