@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tags_acted.csv").write_text(table)
     (root / "classes.txt").write_text("cat\ndog\n")
     (root / "photos" / "tags.csv").write_text(table)
+    (root / "shards").mkdir()
+    with tarfile.open(root / "shards" / "0.tar", "w") as tar:
+        for i, name in enumerate(["cat", "dog", "cat", "dog"]):
+            tar.add(root / "photos" / f"{i}.jpg", f"{i}.jpg")
+            (root / "cls").write_text(name)
+            tar.add(root / "cls", f"{i}.cls")
     (root / "masks").mkdir()
     for i in range(4):
         Image.new("L", (8, 8), 1).save(root / "masks" / f"{i}.png")
