@@ -8,7 +8,7 @@ The photos are noise in tar shards, written once. A small network trains on them
 thread looks at this process and its children, all together: memory of their own that is in use (RssAnon), and open
 files. All it sees is kept in OUT/soak.jsonl. For each tenth of a phase the median memory and the fewest open files are
 printed: a file that is open for a moment is no leak, one that stays open raises the fewest of all tenths that follow.
-Exits with 1 where a later tenth has more open files than the second one, or the last one more memory by --bound MB. A
+Exits with 1 where a later tenth has more open files than the fifth one, or the last one more memory by --bound MB. A
 phase that goes on after a stop is judged from there. Linux only.
 """
 
@@ -30,6 +30,8 @@ A_SHARD = 10_000
 DIFFERENT = 50
 """Photos that are drawn; all others have the pixels of one of them under a key of their own."""
 TENTHS = 10
+BEGINNING = 4
+"""Tenths that are not judged: data are opened, workers start, and caches fill."""
 
 
 def write_shards(folder: Path, photos: int, side: int) -> Path:
@@ -126,14 +128,14 @@ class Watch:
 
 
 def judge(tenths: Sequence[tuple[float, int]], bound: float) -> list[str]:
-    """What is not flat. The first tenth is the beginning: workers start, and caches fill."""
+    """What is not flat from the fifth tenth on."""
     if not tenths:
         return []
     said = []
-    files = [fewest for _, fewest in tenths[1:]]
+    files = [fewest for _, fewest in tenths[BEGINNING:]]
     if max(files) > files[0]:
         said.append(f"open files grow from {files[0]} to {max(files)}")
-    grown = tenths[-1][0] - tenths[1][0]
+    grown = tenths[-1][0] - tenths[BEGINNING][0]
     if grown > bound:
         said.append(f"memory grows by {grown:.0f} MB")
     return said
@@ -151,7 +153,7 @@ def main(words: Sequence[str] | None = None) -> list[str]:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--encoder", default="test_resnet")
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks")
-    parser.add_argument("--bound", type=float, default=64.0, help="MB that memory may grow from the second tenth on")
+    parser.add_argument("--bound", type=float, default=64.0, help="MB that memory may grow from the fifth tenth on")
     args = parser.parse_args(words)
 
     from tagmask.config import load_config
