@@ -35,8 +35,8 @@ LARGE = 25_000_000
 def fingerprint(collection: Collection, looks: Iterable[Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """What is in a data set, counted; every file is looked at once. The result goes into JSON as it is.
 
-    looks: those of ``look_at`` at the collection's items; default: it is called. Photos pass by in a stream: of each that
-    is in order only its size stays. One whose content was looked at before is read and not decoded (``Looks``).
+    looks: those of ``look_at`` at the collection's items; default: it is called. Photos pass by in a stream: of each
+    that is in order only its size stays. One whose content was looked at before is read and not decoded (``Looks``).
 
     Keys: source, root, classes, digest (SHA-256 over classes, ids, tags and the sizes of the image files); counts
     (images, labelled, empty, unlabelled, masks, unreadable, bad_masks, problems); splits (by name: images, labelled,

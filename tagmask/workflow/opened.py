@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from tagmask.config import RunConfig, load_config, validate
-from tagmask.data import Collection, clean, fingerprint, look_at, open_data
+from tagmask.data import Collection, Item, clean, fingerprint, look_at, open_data
 from tagmask.data.collection import hash_items
 from tagmask.data.review import JOURNAL, SNAPSHOT
 from tagmask.errors import ConfigError, DataError
@@ -251,7 +251,8 @@ class CheckPass:
     """A look at every file of a collection, which processes share. looks: what it found, photo by photo."""
 
     def __init__(self, collection: Collection) -> None:
-        self.collection, self.items = collection, collection.items
+        self.collection = collection
+        self.items: Sequence[Item] = collection.items
         self.looks: list[dict[str, Any]] = []
 
     def work(self, blocks: Blocks) -> int:
