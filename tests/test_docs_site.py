@@ -17,6 +17,7 @@ from tests.test_docs import ROOT
 if any(find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings_handlers")):
     pytest.skip("mkdocs is not installed (the extra docs)", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
 LOADED = {
     "script": "src",
     "img": "src",

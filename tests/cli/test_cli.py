@@ -167,7 +167,7 @@ def test_photos_and_a_table_are_enough(plain: Path, monkeypatch: pytest.MonkeyPa
 
 def test_dry_run_shows_the_plan_and_writes_nothing(scenes: Path, tmp_path: Path) -> None:
     words = ("run", scenes, "--dry-run", "--json", "-o", tmp_path / "r", "train.lr=0.5")
-    result = json.loads(call(*words, "--weights", "none").output)
+    result = json.loads(call(*words, "encoder.name=test_resnet", "encoder.weights=none", "--effort", "quick").output)
     assert result["config"]["train"]["lr"] == 0.5 and "train.lr" not in result["plan"]
     assert result["plan"]["views.crop"] == 96 and not (tmp_path / "r").exists()
 

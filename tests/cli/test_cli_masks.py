@@ -186,12 +186,14 @@ def test_masks_are_stamped_with_the_grid_that_they_were_made_on(copy: Path) -> N
 def test_large_photos_are_reduced_and_masks_have_their_size(scenes: Path, tmp_path: Path) -> None:
     photos = tmp_path / "large"
     photos.mkdir()
-    for path in sorted((scenes / "images").iterdir()):
+    for path in sorted((scenes / "images").iterdir())[:8]:
         Image.open(path).resize((480, 384)).save(photos / path.name)
-    words = ("run", photos, "--tags", scenes / "tags.csv")
-    plan = json.loads(call(*words, "--weights", "none", "--dry-run", "--json", "views.crop=64").stdout)
+    header, *rows = (scenes / "tags.csv").read_text().splitlines()
+    (tmp_path / "tags.csv").write_text("\n".join([header, *rows[:8]]) + "\n")
+    words = ("run", photos, "--tags", tmp_path / "tags.csv", "--effort", "quick", *TINY)
+    plan = json.loads(call(*words, "--dry-run", "--json").stdout)
     assert plan["plan"]["views.short_side"] == 291, "1.3 times the crop that fits the photos"
-    call(*words, "-o", tmp_path / "run", "views.short_side=80", *TINY)
+    call(*words, "-o", tmp_path / "run", "views.short_side=80")
     assert Image.open(next((tmp_path / "run" / "masks").glob("*.png"))).size == (480, 384)
     result = tagmask.load(tmp_path / "run").predict(next(photos.iterdir()))
     assert result.labels.shape == (384, 480) and result.scores.shape[1:] == (80, 100)

@@ -16,7 +16,7 @@ ODD = [b"", b"\x00", b"\xff\xff\xff\xff", b"-1", b"1e999", b"NaN", b"../", b"\x1
 
 
 def times(short: int) -> int:
-    """How many inputs a campaign tries: ``short`` in 'make test', a multiple in 'make test-faults'."""
+    """How many inputs a campaign tries: ``short`` in 'make test' or 'make test-slow', more in 'make test-faults'."""
     return short * int(os.environ.get("TAGMASK_CAMPAIGN", "1"))
 
 

@@ -142,6 +142,7 @@ def killed(act: Callable[[], Any], after: float) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_verb_that_was_killed_is_made_again(verbs: dict[str, Verb], tmp_path: Path) -> None:
     draw, counts = random.Random(27), Counter[str]()
     names = list(verbs)

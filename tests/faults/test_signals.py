@@ -108,6 +108,7 @@ def campaign(seed: int, count: int, config: RunConfig, whole: Path, folder: Path
         shutil.rmtree(out)
 
 
+@pytest.mark.slow
 def test_random_signals_at_random_times(config: RunConfig, whole: Path, tmp_path: Path) -> None:
     for kind, status in campaign(27, times(1), config, whole, tmp_path):
         assert status in (-kind if kind == signal.SIGKILL else 128 + kind, 0)

@@ -104,7 +104,7 @@ def address(made: Path) -> Iterator[str]:
         assert found is not None
         yield found[0]
         server.terminate()
-        assert server.wait(20) == 0
+        assert server.wait(FOUND / 1000) == 0
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ STAGES = [
     "segmenter",
 ]
 BASE = {
-    "encoder": {"name": "resnet18", "weights": "none"},
+    "encoder": {"name": "test_resnet", "weights": "none"},
     "views": {"crop": 64},
     "method": {"name": "baseline", "warmup": 1, "head_options": {"hidden": 16}},
     "train": {

@@ -40,7 +40,8 @@ def cosa(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CoSA after two steps, each watched and kept."""
     method = {"name": "cosa", "warmup": 0, "momentum": 0.9, "head_options": {"hidden": 16}}
     watched = {"train": {"watch": WATCHED, "evaluate_every": 1, "keep": 9, "log_every": 1}}
-    return trained(scenes, tmp_path_factory.mktemp("analyse") / "cosa", method, **watched)
+    encoder = {"name": "resnet18"}  # one whose two networks segment differently after two steps
+    return trained(scenes, tmp_path_factory.mktemp("analyse") / "cosa", method, encoder=encoder, **watched)
 
 
 @pytest.fixture(scope="module")

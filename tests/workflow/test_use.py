@@ -33,8 +33,8 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("use") / "cosa"
     data = {"root": str(scenes), "train": "train.txt", "val": "val.txt", "test": "test.txt", "masks": "masks"}
     method = {"name": "cosa", "warmup": 0, "momentum": 0.9, "head_options": {"hidden": 16}}
-    base = {k: v for k, v in BASE.items() if k != "method"}
-    train(load_config(merge(base, {"data": data, "method": method})), out)
+    own = {"encoder": {"name": "resnet18"}, "data": data, "method": method}
+    train(load_config(merge({k: v for k, v in BASE.items() if k != "method"}, own)), out)
     return out
 
 
