@@ -8,7 +8,6 @@ maps, and a class map from an earlier layer says which regions to hold apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -20,8 +19,6 @@ from tagmask.cam import DynamicThreshold, multi_scale
 from tagmask.cam.maps import resize
 from tagmask.config import ShortSchedule
 from tagmask.encoders import Encoder
-from tagmask.encoders.timm_vit import TimmViT
-from tagmask.errors import ConfigError, TrainingError
 from tagmask.heads import Classifier
 from tagmask.losses import cam_to_seg, contrastive_separation, perplexity, seg_to_cam
 from tagmask.methods.base import (
@@ -34,8 +31,11 @@ from tagmask.methods.base import (
     build_refiner,
     to_image_size,
 )
+from tagmask.methods.common.auxiliary import AUXILIARY, check_trained, give_earlier_map
 from tagmask.methods.common.dense_energy import EnergyConfig, dense_energy
 from tagmask.methods.common.ema import Teacher
+from tagmask.methods.common.label_accuracy import label_analyses
+from tagmask.methods.common.oracles import noise_guide, truth_guide
 from tagmask.methods.common.pseudo_label_assignment import (
     Assigned,
     batch_labels,
@@ -46,17 +46,12 @@ from tagmask.methods.common.pseudo_label_assignment import (
 )
 from tagmask.registry import METHODS
 from tagmask.strict import USED, Factor, Natural, Positive, Scales
-from tagmask.types import IGNORE, Batch, Features, Losses
+from tagmask.types import Batch, Features, Losses
 
-AUXILIARY_BLOCKS = [-3, -1]
-"""Blocks that a ViT returns where encoder.blocks names none: the auxiliary class maps' and the last."""
-AUXILIARY = ("weight_cls_aux", "weight_c2s_aux", "weight_csc")
-"""Weights of what trains the auxiliary classifier, and of what uses its CAMs."""
 AUX = "aux"
 """Name of the auxiliary CAMs among a method's ``others``."""
-CONFIDENCES = [i / 20 for i in range(21)]
-PERPLEXITIES = [*(i / 4 for i in range(21)), float("inf")]
-"""Edges of the bins in which the accuracy of labels is shown."""
+GUIDES = {"truth": truth_guide, "noise": noise_guide}
+"""What s2c goes towards in the place of the segmentation, by ``guidance``."""
 
 
 class CoSAConfig(OneStageConfig):
@@ -176,13 +171,20 @@ class Network(NamedTuple):
     auxiliary: Classifier
     decoder: nn.Module
 
+    def class_maps(self, images: Tensor) -> Tensor:
+        """(B,C,h,w) before ReLU."""
+        return self.classifier.cam(self.encoder(images).maps[-1])
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(B,C+1,H,W) logits at the images' size."""
+        return to_image_size(self.decoder(self.encoder(images)), images)
+
 
 @METHODS.register("cosa")
 class CoSA(OneStageMethod):
     """Online network, assignment network and dynamic thresholds; each term has a weight of its own.
 
-    Raises ConfigError where the encoder gives no map for the auxiliary CAMs, and where these are used but their
-    classifier is not trained.
+    Raises ConfigError for an encoder without a map for the auxiliary CAMs, and where these are used and not trained.
     """
 
     config_class = CoSAConfig
@@ -190,15 +192,8 @@ class CoSA(OneStageMethod):
     wanted_views = frozenset(("strong",))
 
     def __init__(self, config: CoSAConfig, encoder: Encoder, classes: int) -> None:
-        if isinstance(encoder, TimmViT) and len(encoder.channels) == 1:
-            if not encoder.default_blocks:
-                raise ConfigError(
-                    f"encoder.blocks names block {encoder.blocks[0]} alone, and method 'cosa' takes its auxiliary CAMs "
-                    f"from an earlier one than the last; name two, such as {AUXILIARY_BLOCKS}, or leave it out."
-                )
-            encoder.return_blocks(AUXILIARY_BLOCKS)
-        _check_map(config, encoder)
-        _check_auxiliary(config)
+        give_earlier_map(encoder, config.auxiliary_map)
+        check_trained(config)
         super().__init__(config, encoder, classes)
         self.reads_masks = config.guidance == "truth"
         self.classifier, self.auxiliary, self.decoder = self._heads()
@@ -210,10 +205,8 @@ class CoSA(OneStageMethod):
             if config.start == "independent":
                 heads = Teacher(dict(zip(("classifier", "auxiliary", "decoder"), self._heads())))
                 self.assignment.update(dict(heads.items()))
-        self.thresholds = nn.ModuleDict()
-        if config.threshold == "dynamic":
-            for name in ("main", "aux"):
-                self.thresholds[name] = DynamicThreshold(config.queue, config.threshold_start)
+        kinds = ("main", "aux") if config.threshold == "dynamic" else ()
+        self.thresholds = nn.ModuleDict({k: DynamicThreshold(config.queue, config.threshold_start) for k in kinds})
         self.refiner = build_refiner(config.refine, config.refine_options)
 
     def _heads(self) -> tuple[Classifier, Classifier, nn.Module]:
@@ -308,7 +301,7 @@ class CoSA(OneStageMethod):
         if weak.logits is not None:
             valid = photo_positions(batch, (maps.shape[-2], maps.shape[-1]))
             guided = self._guided(features, maps)
-            guide = self._guide(batch, weak.logits)
+            guide = GUIDES[cfg.guidance](batch, weak.logits) if cfg.guidance in GUIDES else weak.logits
             terms["s2c"] = seg_to_cam(guided, guide, batch.tags, cfg.temperature, valid, cfg.rectify)
         return terms
 
@@ -374,23 +367,6 @@ class CoSA(OneStageMethod):
         unsure = perplexity(confidence, assigned.threshold, cfg.alpha, cfg.beta)
         return contrastive_separation(resize(maps.float(), grid), labels, unsure, cfg.epsilon, cfg.contrast_temperature)
 
-    def _guide(self, batch: Batch, logits: Tensor) -> Tensor:
-        """Logits (B,C+1,h,w) that s2c goes towards: those of the segmentation or, of the oracles in the paper's Fig. 1
-        and Table 4a, of the true masks (void: the segmentation) or of a class drawn for each position among the
-        background and the tags."""
-        if self.config.guidance == "segmentation":
-            return logits
-        if self.config.guidance == "noise":
-            absent = F.pad(batch.tags <= 0, (1, 0))[:, :, None, None]
-            drawn = batch.draw(torch.rand, *logits.shape[1:]).masked_fill(absent, -1)
-            return certain(drawn.argmax(1), logits.shape[1])
-        if batch.masks is None:
-            raise TrainingError("method.guidance=truth needs masks; set data.masks to their folder.")
-        truth = batch.masks.long()
-        void = truth == IGNORE
-        sure = certain(truth.masked_fill(void, 0), logits.shape[1])
-        return torch.where(void[:, None], resize(logits.float(), (truth.shape[-2], truth.shape[-1])), sure)
-
     def _guided(self, features: Features, maps: Tensor) -> Tensor:
         """The class maps that s2c trains, cut off from what ``detach`` names (the paper's Table 4a)."""
         if self.config.detach == "features":
@@ -401,7 +377,7 @@ class CoSA(OneStageMethod):
 
     def class_maps(self, images: Tensor) -> Tensor:
         """(B,C,h,w) class maps of the used network before ReLU."""
-        return self.used.classifier.cam(self.used.encoder(images).maps[-1])
+        return self.used.class_maps(images)
 
     def class_logits(self, images: Tensor) -> Tensor:
         """(B,C) class scores, logits, of the used network."""
@@ -421,72 +397,23 @@ class CoSA(OneStageMethod):
 
     def segment(self, images: Tensor) -> Tensor:
         """(B,C+1,H,W) logits of the used network at the images' size."""
-        return _segmented(self.used, images)
+        return self.used.segment(images)
 
     def others(self) -> dict[str, Maps]:
         """The auxiliary CAMs, where they are trained, and all maps of the network that is not used."""
-        aux = self.config.auxiliary_map
-        found = {AUX: Maps(lambda images: self.used.auxiliary.cam(self.used.encoder(images).maps[aux]))}
-        if self.assignment is not None:
-            name, other = (
-                ("online", self.online) if self.used.encoder is not self.encoder else ("assignment", self.assigner)
-            )
-            found[name] = Maps(
-                lambda images: other.classifier.cam(other.encoder(images).maps[-1]), partial(_segmented, other)
-            )
-            found[f"{AUX}_{name}"] = Maps(lambda images: other.auxiliary.cam(other.encoder(images).maps[aux]))
-        trained = self.config.weight_cls_aux > 0
-        return {name: maps for name, maps in found.items() if trained or not name.startswith(AUX)}
 
-    def analyses(self) -> dict[str, Analysis]:
-        """Figure 3: accuracy of the labels of both kinds of CAMs by confidence and by perplexity (equation 4)."""
-        doubts = sorted({*PERPLEXITIES, self.config.epsilon})
-        confidence, doubt = (partial(self._labels_by, name) for name in ("confidence", "perplexity"))
+        def auxiliary_of(network: Network) -> Maps:
+            return Maps(lambda images: network.auxiliary.cam(network.encoder(images).maps[self.config.auxiliary_map]))
+
+        found = {AUX: auxiliary_of(self.used)}
+        if self.assignment is not None:
+            used_online = self.used.encoder is self.encoder
+            name, other = ("assignment", self.assigner) if used_online else ("online", self.online)
+            found |= {name: Maps(other.class_maps, other.segment), f"{AUX}_{name}": auxiliary_of(other)}
         return {
-            "confidence": Analysis("accuracy", "CAM labels by confidence", confidence, "confidence", CONFIDENCES),
-            "perplexity": Analysis(
-                "accuracy", "CAM labels by perplexity", doubt, "perplexity", doubts, self.config.epsilon
-            ),
+            name: maps for name, maps in found.items() if self.config.weight_cls_aux > 0 or not name.startswith(AUX)
         }
 
-    def _labels_by(self, name: str, images: Tensor, tags: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Labels (H,W), cut at the threshold of training, with their confidence or perplexity (H,W), of one image."""
-        cfg = self.config
-        found = {}
-        for which in (MAIN, *self.others().keys() & {AUX}):
-            threshold = self.cam_threshold(which)[0]
-            assigned = Assigned(self.cams(images, tags, which=which), tags > 0, threshold)
-            labels, values = cam_assignment(assigned, (images.shape[-2], images.shape[-1]), cfg.low)
-            if name == "perplexity":
-                values = perplexity(values, threshold, cfg.alpha, cfg.beta)
-            found[which] = labels[0], values[0]
-        return found
-
-
-def _segmented(network: Network, images: Tensor) -> Tensor:
-    return to_image_size(network.decoder(network.encoder(images)), images)
-
-
-def certain(labels: Tensor, outputs: int) -> Tensor:
-    """(B,outputs,h,w) logits that are certain of labels (B,h,w) at any temperature in use."""
-    return 100 * F.one_hot(labels, outputs).movedim(-1, 1).float()
-
-
-def _check_map(config: CoSAConfig, encoder: Encoder) -> None:
-    """Raise ConfigError where the encoder does not give the auxiliary CAMs' map."""
-    maps = len(encoder.channels)
-    if maps < -config.auxiliary_map:
-        raise ConfigError(
-            f"method.auxiliary_map={config.auxiliary_map}, but encoder '{type(encoder).__name__}' gives {maps} maps; "
-            "name a later one, let encoder.blocks of a ViT name more blocks, or choose another encoder."
-        )
-
-
-def _check_auxiliary(config: CoSAConfig) -> None:
-    """Raise ConfigError where auxiliary CAMs are used that nothing trains."""
-    used = [f"method.{name}" for name in ("ensemble", *AUXILIARY[1:]) if getattr(config, name)]
-    if config.weight_cls_aux == 0 and used:
-        raise ConfigError(
-            f"{' and '.join(used)}: auxiliary CAMs come from a classifier that method.weight_cls_aux=0 leaves "
-            "untrained; set that above 0, or each of these to 0 (ensemble: false)."
-        )
+    def analyses(self) -> dict[str, Analysis]:
+        """Figure 3."""
+        return label_analyses(self, AUX)

@@ -12,6 +12,7 @@ import torch
 from tagmask.config import ViewConfig, load_config
 from tagmask.data import TrainLoader, TrainViews, open_data
 from tagmask.errors import ConfigError, TrainingError
+from tagmask.methods.common.oracles import noise_guide, truth_guide
 from tagmask.methods.common.pseudo_label_assignment import photo_positions
 from tagmask.methods.cosa import CoSA, CoSAConfig
 from tagmask.reproduce import read_table
@@ -194,17 +195,16 @@ def test_what_guides_the_cams() -> None:
     assert batch.masks is not None
     plain, truth, noise = (build(guidance=name) for name in ("segmentation", "truth", "noise"))
     assert truth.reads_masks and not noise.reads_masks and not plain.reads_masks and not CoSA.reads_masks
-    assert plain._guide(batch, logits) is logits
-    made, known = truth._guide(batch, logits), batch.masks != IGNORE
+    made, known = truth_guide(batch, logits), batch.masks != IGNORE
     assert torch.equal(made.argmax(1)[known], batch.masks.long()[known]) and (~known).any()
     large = torch.nn.functional.interpolate(logits, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     void = (~known)[:, None].expand_as(made)
     assert torch.equal(made[void], large[void]), "where the truth is void the segmentation guides"
-    drawn = noise._guide(batch, logits).argmax(1)
+    drawn = noise_guide(batch, logits).argmax(1)
     for i in range(4):
         allowed = {0, *(1 + batch.tags[i].nonzero().flatten()).tolist()}
         assert set(drawn[i].unique().tolist()) == allowed, "the background and the tags, and all of them"
-    assert not torch.equal(drawn, noise._guide(batch, logits).argmax(1)), "drawn anew"
+    assert not torch.equal(drawn, noise_guide(batch, logits).argmax(1)), "drawn anew"
     with pytest.raises(TrainingError, match=r"data\.masks"):
         truth.losses(two_views(), 5)
 
