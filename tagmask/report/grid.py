@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,9 +51,15 @@ def write_grid(path: Path, rows: Rows, legend: Legend = (), notes: Sequence[str]
     if path.suffix.lower() == ".html":
         write_text(path, page(rows, legend, notes))
         return
-    picture = drawn(rows, legend, notes)
     with written(path) as part:
-        picture.save(part, format="PNG")
+        part.write_bytes(grid_png(rows, legend, notes))
+
+
+def grid_png(rows: Rows, legend: Legend = (), notes: Sequence[str] = ()) -> bytes:
+    """The pictures as a PNG."""
+    buffer = io.BytesIO()
+    drawn(rows, legend, notes).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def page(rows: Rows, legend: Legend, notes: Sequence[str]) -> str:

@@ -170,21 +170,6 @@ def heatmap(title: str, values: np.ndarray, edges: np.ndarray, rows: Sequence[in
     return draw
 
 
-def picture_grid(rows: Sequence[Sequence[tuple[str, np.ndarray] | None]]) -> bytes:
-    """Pictures (H,W,3) under their titles, row by row, as one PNG; None is an empty place."""
-    columns = max(len(row) for row in rows)
-    with _printed():
-        figure = Figure(figsize=(2.1 * columns, 2.1 * len(rows)), layout="constrained")
-        for r, row in enumerate(rows):
-            for c, entry in enumerate(row):
-                if entry is not None:
-                    axes = figure.add_subplot(len(rows), columns, r * columns + c + 1)
-                    axes.set_title(entry[0], fontsize=7, loc="center")
-                    axes.imshow(entry[1])
-                    axes.axis("off")
-        return _png(figure)
-
-
 def _printed() -> Any:
     return matplotlib.rc_context({key: PRINTED.get(value, value) for key, value in STYLE.items()})
 

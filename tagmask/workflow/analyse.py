@@ -21,7 +21,8 @@ from tagmask.label import Inference, Look, go_over
 from tagmask.label.overlay import fitted, heat, overlay, resized
 from tagmask.methods import Method
 from tagmask.methods.base import MAIN, Analysis
-from tagmask.report.plots import Draw, curves, heatmap, picture_grid, png
+from tagmask.report.grid import Picture, grid_png
+from tagmask.report.plots import Draw, curves, heatmap, png
 from tagmask.training import load_model
 from tagmask.training.checkpoint import checkpoints, weights_of
 from tagmask.workflow.opened import Run, default_device, opened
@@ -270,12 +271,12 @@ def _maps(
                 raise ConfigError(f"at={x:g},{y:g} lies outside of photo '{item.id}' of {width}x{height} pixels.")
             place = [(x / width, y / height)]
         rows += _photo_rows(run, item, photo, run.inference.analyse(what, photo, tags, *place), *place)
-    return picture_grid(rows)
+    return grid_png(rows)
 
 
 def _photo_rows(
     run: Run, item: Item, photo: Tensor, maps: dict[str, Tensor], place: tuple[float, float] | None = None
-) -> list[list[tuple[str, np.ndarray] | None]]:
+) -> list[list[Picture | None]]:
     """The pictures of one photo: in the first row also those that are not of a class."""
     size = fitted(tuple(photo.shape[-2:]), SIDE)
     image = resized(photo.permute(1, 2, 0).numpy(), size)
@@ -284,21 +285,21 @@ def _photo_rows(
         x, y = int(place[0] * size[1]), int(place[1] * size[0])
         shown = image.copy()
         shown[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5] = (255, 0, 0)
-    first: list[tuple[str, np.ndarray] | None] = [(item.id, shown)]
+    first: list[Picture | None] = [Picture(item.id, shown)]
     if item.mask is not None:
-        first.append(("truth", overlay(image, resized(_truth(run, item).numpy(), size, labels=True))))
+        first.append(Picture("truth", overlay(image, resized(_truth(run, item).numpy(), size, labels=True))))
     whole = {name: one.cpu() for name, one in maps.items() if one.dim() == 2}
     for name, one in whole.items():
         if one.is_floating_point():
-            first.append((name, heat(image, resized(one.numpy(), size))))
+            first.append(Picture(name, heat(image, resized(one.numpy(), size))))
         else:
-            first.append((name, overlay(image, resized(one.numpy(), size, labels=True))))
+            first.append(Picture(name, overlay(image, resized(one.numpy(), size, labels=True))))
     by_class = {name: one.cpu() for name, one in maps.items() if one.dim() == 3}
-    rows: list[list[tuple[str, np.ndarray] | None]] = []
+    rows: list[list[Picture | None]] = []
     for k in (0, *(tag + 1 for tag in item.tags or ())) if by_class else ():
         title = "background" if k == 0 else run.collection.classes[k - 1]
         own = [
-            (f"{name}, {title}", heat(image, resized(one[k].numpy(), size, labels=one.dtype == torch.bool)))
+            Picture(f"{name}, {title}", heat(image, resized(one[k].numpy(), size, labels=one.dtype == torch.bool)))
             for name, one in by_class.items()
         ]
         rows.append([*([None] * len(first) if rows else first), *own])
