@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import reprlib
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +20,7 @@ from tagmask.convert.shapes import inside_runs
 from tagmask.data.pixels import read_mask, write_mask
 from tagmask.data.source_coco import COCO_CATEGORIES, INSTANCES, Annotation, Photo, read_instances
 from tagmask.errors import DataError
-from tagmask.files import OLD, of_system, read_json, sweep, write_json, write_text, written
+from tagmask.files import of_system, read_json, sweep, write_json, write_text, written
 from tagmask.parts import mask_tools
 from tagmask.processes import end_with_parent
 from tagmask.types import IGNORE
@@ -93,44 +91,29 @@ def coco_masks(
 def fill_buckets(annotations: Path, work: Path) -> tuple[int, dict[str, int]]:
     """Split images and annotations by image id into files of one JSON value a line, in the file's order.
 
-    Returns how many files there are, and counts: images, with_tags, crowds. The folder ``work`` appears whole. One that
-    an earlier call made of the same annotations is kept.
+    Returns how many files there are, and counts: images, with_tags, crowds. Files that an earlier call made of the same
+    annotations are kept: ``work``/mark.json, which is written last, says that they are whole.
     """
-    state = annotations.stat()
+    state, mark = annotations.stat(), work / "mark.json"
     source = [state.st_size, state.st_mtime_ns]
-    earlier = _earlier_buckets(work, source)
-    if earlier is not None:
-        return earlier
-    part = work.with_name(f"{work.name}.{os.getpid()}.part")
     try:
-        for old in (work, part, *_leftovers(work)):
-            shutil.rmtree(old, ignore_errors=True)
-        part.mkdir(parents=True)
-        buckets = min(MOST_BUCKETS, 1 + state.st_size // BUCKET_BYTES)
-        counts = _split(annotations, part, buckets)
-        write_json(part / "mark.json", {"source": source, "buckets": buckets, "counts": counts})
-        part.replace(work)
+        saved = read_json(mark)
+        if saved["source"] == source and all((work / f"{i}.jsonl").is_file() for i in range(saved["buckets"])):
+            return saved["buckets"], saved["counts"]
+    except (DataError, KeyError, TypeError):
+        pass  # there is none, or it is damaged
+    buckets = min(MOST_BUCKETS, 1 + state.st_size // BUCKET_BYTES)
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        counts = _split(annotations, work, buckets)
+        write_json(mark, {"source": source, "buckets": buckets, "counts": counts})
     except OSError as error:
         raise of_system(error, work) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not mark.is_file():
+            shutil.rmtree(work, ignore_errors=True)
     return buckets, counts
-
-
-def _leftovers(work: Path) -> list[Path]:
-    """Folders of calls that were killed while they split the file."""
-    return [path for path in work.parent.glob(f"{work.name}.*.part") if time.time() - path.stat().st_mtime > OLD]
-
-
-def _earlier_buckets(work: Path, source: list[int]) -> tuple[int, dict[str, int]] | None:
-    """What ``fill_buckets`` returned for the same file, if all that it wrote is there."""
-    try:
-        saved = read_json(work / "mark.json")
-        files = [work / f"{i}.jsonl" for i in range(min(saved["buckets"], MOST_BUCKETS))]
-        whole = saved["source"] == source and all(path.is_file() for path in files)
-        return (len(files), dict(saved["counts"])) if whole and files else None
-    except (DataError, KeyError, TypeError, ValueError):
-        return None
 
 
 def _split(annotations: Path, folder: Path, buckets: int) -> dict[str, int]:

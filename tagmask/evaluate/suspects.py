@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import logit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,14 +105,9 @@ def suspects(scores: Any, tags: Any) -> list[Suspect]:
     scores, tags = to_numpy(scores).astype(np.float64), to_numpy(tags) > 0
     learned = np.nan_to_num(average_precision(scores, tags)) >= LEARNED
     frequency = (tags.sum(axis=0) + 0.5) / (len(tags) + 1)
-    against = np.where(tags, -1, 1) * (_log_odds(scores) - _log_odds(frequency))
+    against = np.where(tags, -1, 1) * (logit(scores.clip(1e-9, 1 - 1e-9)) - logit(frequency))
     listed = np.argwhere((against >= np.log(ODDS)) & learned)
     found = [
         Suspect(int(n), int(c), bool(tags[n, c]), float(scores[n, c]), float(np.exp(against[n, c]))) for n, c in listed
     ]
     return sorted(found, key=lambda suspect: -suspect.odds)
-
-
-def _log_odds(probability: np.ndarray) -> np.ndarray:
-    certain = np.clip(probability, 1e-9, 1 - 1e-9)
-    return np.log(certain) - np.log1p(-certain)

@@ -249,9 +249,8 @@ def test_leftovers_of_killed_calls_go(tmp_path: Path) -> None:
     for old in (masks / ".0123abce.8.part", tmp_path / ".0123abcd.7.part"):
         old.write_text("")
         os.utime(old, (time.time() - 2 * OLD,) * 2)
-    folder = tmp_path / ".convert_val2017.7.part"
-    folder.mkdir()
-    os.utime(folder, (time.time() - 2 * OLD,) * 2)
+    (tmp_path / ".convert_val2017").mkdir()
+    (tmp_path / ".convert_val2017" / "0.jsonl").write_text("[")
     coco_masks(path, workers=1)
     assert {p.name for p in tmp_path.iterdir()} == {"annotations", "masks", "tags_val2017.jsonl"}
     assert len(list(masks.iterdir())) == 3
