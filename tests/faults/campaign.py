@@ -15,9 +15,11 @@ ODD = [b"", b"\x00", b"\xff\xff\xff\xff", b"-1", b"1e999", b"NaN", b"../", b"\x1
 """What is put in the place of some bytes."""
 
 
-def times(short: int) -> int:
-    """How many inputs a campaign tries: ``short`` in 'make test' or 'make test-slow', more in 'make test-faults'."""
-    return short * int(os.environ.get("TAGMASK_CAMPAIGN", "1"))
+def times(short: int, long: int | None = None) -> int:
+    """How many inputs a campaign tries: ``short`` in 'make test' and 'make test-slow'; in 'make test-faults' a multiple
+    of ``long``, default ``short``."""
+    factor = int(os.environ.get("TAGMASK_CAMPAIGN", "1"))
+    return short if factor == 1 else factor * (long or short)
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:

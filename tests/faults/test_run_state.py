@@ -271,7 +271,7 @@ def campaign(seed: int, count: int, whole: Path, data: Path, folder: Path) -> It
 
 def test_damaged_states_are_said_or_mended(whole: Path, data: Path, tmp_path: Path) -> None:
     counts = Counter[str]()
-    for what, said in campaign(27, times(6), whole, data, tmp_path):
+    for what, said in campaign(27, times(6, 12), whole, data, tmp_path):
         for text in said.values():
             assert text == "done" or len(text) < 2000, what
         counts["done rightly" if set(said.values()) == {"done"} else "said"] += 1

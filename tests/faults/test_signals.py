@@ -44,6 +44,14 @@ main()
 """The command line, with steps that take some time."""
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard, here and in processes that tests start: it is not where the tests themselves run behind '&'."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return tiny(scenes(tmp_path_factory.mktemp("data") / "scenes"), train={"steps": 12, "evaluate_every": 4})
