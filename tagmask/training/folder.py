@@ -93,6 +93,11 @@ class RunFolder:
         """The scores written so far: ``{"scores": [...], "classification": {...}}``."""
         return read_record(self.metrics_file) if self.metrics_file.is_file() else {"scores": []}
 
+    def scores(self) -> list[dict[str, Any]]:
+        """The scores of the run, and of its last segmenter."""
+        last = self.last
+        return self.metrics()["scores"] + (last.metrics()["scores"] if last is not self else [])
+
     def enter(self, kind: str, split: str, found: dict[str, Any]) -> None:
         """Enter what there is one of for each split into metrics.json: 'classification', 'localization', 'spread'."""
         metrics = self.metrics()

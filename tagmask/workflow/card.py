@@ -22,8 +22,7 @@ def write_card(run: Run) -> None:
     staged = above.config_file.is_file() and above.last.path == run.folder.path
     first = Run(above.path) if staged else run
     last = first.last
-    metrics = first.folder.metrics()
-    scores = metrics["scores"] + (last.folder.metrics()["scores"] if last is not first else [])
+    metrics, scores = first.folder.metrics(), first.folder.scores()
     for part in {first.folder.path: first, last.folder.path: last}.values():
         if not part.folder.trained:
             continue

@@ -57,8 +57,7 @@ class Result:
     @property
     def scores(self) -> list[dict[str, Any]]:
         """As in metrics.json, of the run and of its last segmenter; empty where there are no true masks."""
-        own, last = self._run.folder, self._run.folder.last
-        return own.metrics()["scores"] + (last.metrics()["scores"] if last is not own else [])
+        return self._run.folder.scores()
 
     @cached_property
     def segmenter(self) -> Segmenter:

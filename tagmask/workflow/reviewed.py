@@ -181,12 +181,7 @@ def gain(first: Run | str | Path, second: Run | str | Path) -> list[dict[str, An
 
 def _scores(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
     """Scores of the delivered masks and of the last segmenter, by name and split."""
-    found = {}
-    for folder in (run.folder, run.last.folder):
-        for score in folder.metrics()["scores"]:
-            if score["name"] in DELIVERED:
-                found[score["name"], score["stamp"]["split"]] = score
-    return found
+    return {(s["name"], s["stamp"]["split"]): s for s in run.folder.scores() if s["name"] in DELIVERED}
 
 
 def print_gain(rows: Sequence[Mapping[str, Any]], before: str | Path, console: Console) -> None:
