@@ -135,7 +135,6 @@ def masks(
         if is_set and format in FORMATS and format not in used:
             raise ConfigError(f"{option}: only {' and '.join(used)} use it. Leave it away.")
     opened = Run(run)
-    opened.config  # noqa: B018 (says that this is no run)
     given = {} if url is None else {"url": url}
     with _bar("masks", json) as progress:
         done = masks_to(
@@ -159,7 +158,6 @@ def masks_from(
     from tagmask.workflow import Run
 
     opened = Run(run)
-    opened.config  # noqa: B018 (says that this is no run)
     with _bar("masks", json) as progress:
         done = masks_from(format, source, opened.collection, out, progress)
     _report_failures(done, json)

@@ -39,7 +39,6 @@ def review(
     from tagmask.workflow.suggest import describe
 
     opened = workflow.Run(run)
-    opened.config  # noqa: B018 (says that this is no run)
     taken = None if imported is None else workflow.import_masks(opened, imported)
     decisions = decisions_of(opened.folder.path, opened.learned_review).values()
     counts = {verdict: sum(d.verdict == verdict for d in decisions) for verdict in ("accept", "reject")}

@@ -8,7 +8,7 @@ from tagmask.data.collection import Collection, Item, tag_vector
 from tagmask.data.detect import open_data
 from tagmask.data.fingerprint import clean, fingerprint, look_at, print_fingerprint
 from tagmask.data.photos import read_ahead
-from tagmask.data.pixels import palette, read_colour_map, read_image, read_mask, write_mask
+from tagmask.data.pixels import palette, read_colour_map, read_image, read_mask, true_mask, write_mask
 from tagmask.data.source_demo import write_demo
 from tagmask.lazy import lazy
 
@@ -33,6 +33,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "tag_vector",
+    "true_mask",
     "warp",
     "write_demo",
     "write_mask",

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy.io import loadmat
 
-from tagmask.data.collection import ColourMap
+from tagmask.data.collection import Collection, ColourMap, Item
 from tagmask.data.find import read_lines
 from tagmask.data.formats import readable, unknown_content
 from tagmask.data.spelling import clean_name
@@ -280,6 +280,12 @@ def read_mask(path: str | Path, classes: int, colour_map: ColourMap | None = Non
     import torch
 
     return torch.from_numpy(values.astype(np.uint8))
+
+
+def true_mask(item: Item, collection: Collection) -> Tensor:
+    """The true mask of a photo that has one, by the rules of ``read_mask``."""
+    assert item.mask is not None
+    return read_mask(item.mask, len(collection.classes), collection.colour_map)
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:

@@ -39,7 +39,6 @@ class Index:
     """
 
     def __init__(self, run: Run) -> None:
-        run.config  # noqa: B018 (says that this is no run)
         self.run = run
         self.items: list[Item] = run.collection.items
         self.classes = run.collection.classes

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tagmask.data import Item, palette, read_image, read_mask, tag_vector
+from tagmask.data import Item, palette, read_image, read_mask, tag_vector, true_mask
 from tagmask.data.review import whoami
 from tagmask.errors import DataError
 from tagmask.files import written
@@ -91,11 +91,10 @@ class Pictures:
         """uint8 (h,w) label map at the size that is served. Raises DataError where there is none."""
         if kind not in self.kinds(n):
             raise DataError(f"There is no {kind} of '{self.index.items[n].id}'.")
-        item, collection = self.index.items[n], self.run.collection
         if kind == "mask":
             labels = read_mask(self.mask_file(n) or "", len(self.index.classes))
         elif kind == "truth":
-            labels = read_mask(item.mask or "", len(self.index.classes), collection.colour_map)
+            labels = true_mask(self.index.items[n], self.run.collection)
         else:
             with self._lock:
                 look = self._look(n, classifier=kind == "refined")

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagmask.data import Item, read_image, read_mask, tag_vector
+from tagmask.data import Item, read_image, tag_vector, true_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import AccuracyByValue, ThresholdCurve
 from tagmask.files import write_text, written
@@ -27,7 +27,7 @@ from tagmask.training import load_model
 from tagmask.training.checkpoint import checkpoints, weights_of
 from tagmask.workflow.opened import Run, default_device, opened
 from tagmask.workflow.report import sample
-from tagmask.workflow.scorer import photos_of
+from tagmask.workflow.scorer import cams_at, photos_of
 
 TRAINING, CAMS = "training", "cams"
 """Analyses that are not a method's own."""
@@ -140,11 +140,10 @@ def _threshold_curves(
     found = {which: ThresholdCurve(run.collection.num_classes, run.config.evaluate.bins) for which in kinds}
 
     def add(item: Item, look: Look | DataError) -> None:
-        look, truth = _readable(look), _truth(run, item)
+        look, truth = _readable(look), true_mask(item, run.collection)
         for which, view in views.items():
-            cams = Look(view, look.photo, look.tags).cams[None]
-            full = F.interpolate(cams, size=truth.shape, mode="bilinear", align_corners=False)[0]
-            found[which].update(full.cpu(), look.tags, truth)
+            cams = cams_at(Look(view, look.photo, look.tags), truth.shape)
+            found[which].update(cams.cpu(), look.tags, truth)
 
     go_over(views[MAIN], items, [add], CAMS, console)
     return found
@@ -202,7 +201,7 @@ def _streams(
     found: dict[str, AccuracyByValue] = {}
 
     def add(item: Item, look: Look | DataError) -> None:
-        truth = _truth(run, item)
+        truth = true_mask(item, run.collection)
         for which, maps in _readable(look).analyse(what).items():
             labels, values = (F.interpolate(x[None, None].float(), size=truth.shape)[0, 0] for x in maps)
             stream = found.setdefault(which, AccuracyByValue(run.collection.num_classes, analysis.edges))
@@ -287,7 +286,8 @@ def _photo_rows(
         shown[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5] = (255, 0, 0)
     first: list[Picture | None] = [Picture(item.id, shown)]
     if item.mask is not None:
-        first.append(Picture("truth", overlay(image, resized(_truth(run, item).numpy(), size, labels=True))))
+        truth = true_mask(item, run.collection).numpy()
+        first.append(Picture("truth", overlay(image, resized(truth, size, labels=True))))
     whole = {name: one.cpu() for name, one in maps.items() if one.dim() == 2}
     for name, one in whole.items():
         if one.is_floating_point():
@@ -325,7 +325,3 @@ def _readable(look: Look | DataError) -> Look:
     if isinstance(look, DataError):
         raise look
     return look
-
-
-def _truth(run: Run, item: Item) -> torch.Tensor:
-    return read_mask(item.mask, len(run.collection.classes), run.collection.colour_map)  # type: ignore[arg-type]

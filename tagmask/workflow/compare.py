@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional as F
 
-from tagmask.data import Collection, Item, read_mask
+from tagmask.data import Collection, Item, read_mask, true_mask
 from tagmask.data.photos import only
 from tagmask.data.pixels import check_size
 from tagmask.errors import ConfigError, DataError, nearest
@@ -31,7 +30,7 @@ from tagmask.types import IGNORE
 from tagmask.workflow.label import mask_maker, source_of
 from tagmask.workflow.opened import Run, opened
 from tagmask.workflow.report import worth_showing
-from tagmask.workflow.scorer import cut
+from tagmask.workflow.scorer import cams_at, cut
 
 WHAT = {
     "cam": "class activation maps of the photo's tags, at each pixel the largest; scored where above label.threshold",
@@ -109,8 +108,6 @@ def compare(
     if not runs:
         raise ConfigError("No run is named: 'tagmask compare RUN...' takes the folder of one or more.")
     opened_runs = [run if isinstance(run, Run) else Run(run) for run in runs]
-    for run in opened_runs:
-        run.config  # noqa: B018 (says that this is no run)
     _check_alike(opened_runs)
     first = opened_runs[0]
     collection = first.collection
@@ -274,7 +271,7 @@ def _drawn(collection: Collection, item: Item, look: Look, views: Sequence[Seque
     left = [Picture(item.id, small, "no tags" if tags is None else ", ".join(tags) or "none of the classes")]
     truth = None
     if item.mask is not None:
-        truth = _alone(read_mask(item.mask, len(collection.classes), collection.colour_map), label)
+        truth = _alone(true_mask(item, collection), label)
         check_size(item.mask, truth, item.image, look.photo)
         left.append(Picture("truth", overlay(small, resized(truth.numpy(), size, labels=True))))
     flat = [view for row in views for view in row]
@@ -308,8 +305,7 @@ def _drawn(collection: Collection, item: Item, look: Look, views: Sequence[Seque
 def _labels(view: View, look: Look, item: Item) -> Tensor:
     """Label map uint8 (H,W) of a view."""
     if view.what == "cam":
-        full = F.interpolate(look.cams[None], size=look.photo.shape[-2:], mode="bilinear", align_corners=False)[0]
-        return cut(full, look.inference.config.threshold).byte()
+        return cut(cams_at(look, look.photo.shape[-2:]), look.inference.config.threshold).byte()
     if view.what == "refined":
         return look.refined_labels
     if view.what == "segmenter":

@@ -50,8 +50,9 @@ class Run:
     def collection(self) -> Collection:
         """The data with the classes and splits that the run was trained on, whatever was added to its folder since.
 
-        Raises DataError when the classes have changed or photos of a split are gone.
+        Raises DataError when the folder holds no run, the classes have changed or photos of a split are gone.
         """
+        config = self.config
         if not self.folder.data_file.is_file():
             if self.folder.model == self.folder.path:
                 raise DataError(
@@ -62,8 +63,8 @@ class Run:
             )
         frozen = read_record(self.folder.data_file)
         check_format(self.folder.data_file, frozen)
-        data = self.config.data.model_copy(update={"reviewed": self.learned_review})
-        collection = open_collection(self.config.model_copy(update={"data": data}))
+        data = config.data.model_copy(update={"reviewed": self.learned_review})
+        collection = open_collection(config.model_copy(update={"data": data}))
         if collection.classes != frozen["classes"]:
             raise DataError(
                 f"{collection.root}: the classes are now {', '.join(collection.classes)}; the run was trained on "

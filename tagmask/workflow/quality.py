@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tagmask.config import LabelConfig
-from tagmask.data import Item, read_image, read_mask
+from tagmask.data import Item, read_image, read_mask, true_mask
 from tagmask.errors import DataError
 from tagmask.evaluate.quality import LARGER, PhotoQuality, QualityStream, by_doubt
 from tagmask.evaluate.scores import jsonable, percent
@@ -88,7 +88,7 @@ class Quality:
         else:
             mask = (look.prediction if self.segments else look.mask)[0]
         with_tags = look.tags is not None and (path.is_file() or not self.segments)
-        truth = None if item.mask is None else read_mask(item.mask, len(collection.classes), collection.colour_map)
+        truth = None if item.mask is None else true_mask(item, collection)
         found = classes_in(look.logits.argmax(0), len(collection.classes)) if self.segments else None
         stream.update(
             item.id,

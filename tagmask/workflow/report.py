@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tagmask.data import Item, read_image, read_mask, tag_vector
+from tagmask.data import Item, read_image, read_mask, tag_vector, true_mask
 from tagmask.files import read_record, read_text
 from tagmask.label import Look, read_missing
 from tagmask.report import Panel, write_report
@@ -78,9 +78,7 @@ def report(
 
 
 def _report(run: Run, split: str | None, photos: int, gallery: Gallery | None) -> Path:
-    folder, metrics = run.folder, run.folder.metrics()
-    last = run.folder.last
-    scores = metrics["scores"] + (last.metrics()["scores"] if last is not run.folder else [])
+    folder, metrics, scores = run.folder, run.folder.metrics(), run.folder.scores()
     split = split or (scores[-1]["stamp"]["split"] if scores else "train")
     scored: dict[str, dict[str, float]] = next(
         (s["images"] for s in reversed(scores) if s["stamp"]["split"] == split and s["images"]), {}
@@ -174,7 +172,7 @@ def draw(run: Run, item: Item, look: Look) -> Panel:
     if panel.prediction is None and method.has_segmenter and run.last is run:
         panel.prediction = picture(look.prediction[0])
     if item.mask is not None:
-        panel.truth = picture(read_mask(item.mask, len(collection.classes), collection.colour_map))
+        panel.truth = picture(true_mask(item, collection))
     return panel
 
 

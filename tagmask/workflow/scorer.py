@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagmask.config import EvaluateConfig
-from tagmask.data import Collection, Item, read_mask
+from tagmask.data import Collection, Item, read_mask, true_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import ScoreStream, ThresholdCurve
 from tagmask.label import Inference, Look
@@ -132,7 +132,7 @@ class Scorer:
             self.tags.append(look.tags)
         if item.mask is None:
             return
-        truth = read_mask(item.mask, self.classes, self.collection.colour_map)
+        truth = true_mask(item, self.collection)
         names = self.names
         if look.tags is None:
             names = [name for name in names if name not in (*TAGGED, AT_VAL)]
@@ -151,7 +151,7 @@ class Scorer:
     def _predictions(self, item: Item, look: Look, truth: Tensor, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         settings = self.inference.config
         if self.curve is not None and look.tags is not None:
-            full = F.interpolate(look.cams[None], size=truth.shape, mode="bilinear", align_corners=False)[0]
+            full = cams_at(look, truth.shape)
             self.curve.update(full.cpu(), look.tags, truth)
             yield "cam", cut(full, settings.threshold)
             if self.val_threshold is not None:
@@ -181,6 +181,11 @@ class Scorer:
         scores = torch.cat([background, look.cams])
         images = inference.batch(look.photo, inference.config.max_side)
         return random_field(inference.crf, images, scores / scores.sum(0).clamp(min=1e-8))
+
+
+def cams_at(look: Look, size: Sequence[int]) -> Tensor:
+    """A photo's CAMs (C,H,W), resized to ``size``."""
+    return F.interpolate(look.cams[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
 def cut(cams: Tensor, threshold: float) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from torch.nn import functional as F
 
-from tagmask.data import Item, read_mask
+from tagmask.data import Item, true_mask
 from tagmask.errors import ConfigError, DataError
 from tagmask.evaluate import ThresholdCurve
 from tagmask.evaluate.bootstrap import interval_of, resampled
@@ -20,7 +19,7 @@ from tagmask.evaluate.stamp import headline
 from tagmask.label import Inference, Look, go_over
 from tagmask.training import RunFolder
 from tagmask.workflow.opened import Run
-from tagmask.workflow.scorer import SPREAD, photos_of
+from tagmask.workflow.scorer import SPREAD, cams_at, photos_of
 from tagmask.workflow.stamp import in_force, make_stamp, truth_of
 
 
@@ -53,11 +52,9 @@ def spread(run: Run, folder: RunFolder, split: str, console: Console | None = No
     def compare(item: Item, look: Look | DataError) -> None:
         if isinstance(look, DataError):
             raise look
-        truth = read_mask(item.mask, len(collection.classes), collection.colour_map)  # type: ignore[arg-type]
+        truth = true_mask(item, collection)
         for view, curve in zip(views, curves):
-            cams = Look(view, look.photo, look.tags).cams[None]
-            full = F.interpolate(cams, size=truth.shape, mode="bilinear", align_corners=False)[0]
-            curve.update(full.cpu(), look.tags, truth)
+            curve.update(cams_at(Look(view, look.photo, look.tags), truth.shape).cpu(), look.tags, truth)
 
     go_over(views[0], items, [compare], "scales", console)
     peaks = [curve.peak() for curve in curves]
