@@ -1,6 +1,9 @@
-"""Shared by all tests: one thread a process, and the real photos where they are present."""
+"""Shared by all tests: one thread a process, a cache of their own, and the real photos where they are present."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,11 @@ import pytest
 # Read when torch is imported, here and in processes that tests start. xdist's controller needs no torch: it is not
 # imported in this file.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# What was found in photos by their content is kept in a cache. Matplotlib's takes seconds to make.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tagmask-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 HERE = Path(__file__).resolve().parent.parent
 

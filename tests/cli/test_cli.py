@@ -160,7 +160,7 @@ def test_photos_and_a_table_are_enough(plain: Path, monkeypatch: pytest.MonkeyPa
     assert len(list((plain / "masks").glob("*.png"))) == 16 and (plain / "report.html").is_file()
     assert "mAP" in call("evaluate", plain).stdout, "without masks there is the classifier's score"
     # What cannot be scored is said before any photo is looked at.
-    monkeypatch.setattr(importlib.import_module("tagmask.workflow.evaluate"), "go_over", None)
+    monkeypatch.setattr(importlib.import_module("tagmask.workflow.evaluate"), "share", None)
     with pytest.raises(DataError, match=r"data\.masks"):
         raise_error("evaluate", plain, "--what", "cam")
 

@@ -224,7 +224,7 @@ def test_random_numbers_come_from_the_batch() -> None:
 
 def test_points_differ_between_views_and_cover_the_maps() -> None:
     method, batch = build(points=30), squares()
-    a, b = (method._draw_points(batch, torch.device("cpu")) for _ in range(2))  # type: ignore[operator]
+    a, b = (method._draw_points(batch) for _ in range(2))  # type: ignore[operator]
     assert a.shape == (4, 900, 2) and not torch.equal(a, b)
     assert -1 <= a.min() < -0.99 and 0.99 < a.max() <= 1
 

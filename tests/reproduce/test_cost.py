@@ -59,7 +59,7 @@ def planned(table: str, scenes: Path, tmp_path: Path, *rows: str) -> dict[str, A
     "part,workers,accumulate,times",
     [
         ("losses", 0, 1, 1),
-        ("losses", 0, 2, 2),
+        ("losses", 0, 2, 4),  # twice each: first without gradient, for what the whole batch has
         ("after_step", 0, 2, 1),
         ("optimizer", 0, 2, 1),
         ("views", 0, 1, 4),  # once for each of the four photos of a batch

@@ -161,7 +161,7 @@ def test_a_stage_takes_what_it_does_not_set_from_the_run(config: RunConfig) -> N
         ),
         (
             ["classifier", "masks", {"segmenter": {"encoder": {"name": "resnet26", "weights": "classifier"}}}],
-            r"stages\.segmenter\.encoder\.weights.*'resnet18'",
+            r"stages\.segmenter\.encoder\.weights.*'test_resnet'",
         ),
         (
             ["classifier", "cams", {"affinity": {"train": {"steps": 2, "warmup": 2}}}],
