@@ -8,8 +8,8 @@ The photos are noise in tar shards, written once. A small network trains on them
 thread looks at this process and its children, all together: memory of their own that is in use (RssAnon), and open
 files. All it sees is kept in OUT/soak.jsonl. For each tenth of a phase the median memory and the fewest open files are
 printed: a file that is open for a moment is no leak, one that stays open raises the fewest of all tenths that follow.
-Exits with 1 where a later tenth has more open files than the fifth one, or the last one more memory by --bound MB. A
-phase that goes on after a stop is judged from there. Linux only.
+Exits with 1 where the last tenth has more open files than the fifth one, or more memory by --bound MB. A phase that goes
+on after a stop is judged from there. Linux only.
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ class Watch:
 
 
 def judge(tenths: Sequence[tuple[float, int]], bound: float) -> list[str]:
-    """What is not flat from the fifth tenth on."""
+    """What has grown from the fifth tenth to the last one."""
     if not tenths:
         return []
     said = []
-    files = [fewest for _, fewest in tenths[BEGINNING:]]
-    if max(files) > files[0]:
-        said.append(f"open files grow from {files[0]} to {max(files)}")
-    grown = tenths[-1][0] - tenths[BEGINNING][0]
+    (before, fewest), (after, last) = tenths[BEGINNING], tenths[-1]
+    if last > fewest:
+        said.append(f"open files grow from {fewest} to {last}")
+    grown = after - before
     if grown > bound:
         said.append(f"memory grows by {grown:.0f} MB")
     return said
