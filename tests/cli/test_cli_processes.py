@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_torchrun_as_printed(scenes: Path, tmp_path: Path) -> None:
-    (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith("torchrun ") and " run photos " in line]
+    lines = PAGE.read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("torchrun ") and " run photos " in line]
     _, *words = shlex.split(line)
     given = {"photos": scenes, "tags.csv": scenes / "tags.csv", "runs/two": tmp_path / "run"}
     words = [str(given.get(word, word)) for word in words]
