@@ -35,7 +35,7 @@ from tagmask.strict import (
     Strict,
     explain,
 )
-from tagmask.use_config import EvaluateConfig, GuidesConfig, LabelConfig
+from tagmask.use_config import EngineConfig, EvaluateConfig, GuidesConfig, LabelConfig
 from tagmask.yaml_text import parse_yaml, plain_value, read_yaml_file, to_yaml
 
 Jitter = Annotated[float, Field(ge=0, le=10)]
@@ -278,6 +278,7 @@ class RunConfig(Strict):
     label: LabelConfig = LabelConfig()
     guides: GuidesConfig = GuidesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    engine: EngineConfig = EngineConfig()
     stages: Annotated[StagesConfig | None, APART] = Field(
         None, description="what 'tagmask run' does after training; default: masks"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tagmask.strict import USED, Momentum, Pixels, Role, Scales, Share, Strict, used_for
+from tagmask.strict import COMPUTED, USED, Few, Momentum, Pixels, Role, Scales, Share, Strict, used_for
 
 
 class GuidesConfig(Strict):
@@ -79,6 +79,25 @@ class LabelConfig(Strict):
         if self.square is not None and self.tile is not None:
             raise ValueError(f"square={self.square} is the whole photo, and tile={self.tile} a part of it; set one")
         return self
+
+
+class EngineConfig(Strict):
+    """Who makes the masks of many photos: this process, or workers of Ray. The masks are the same."""
+
+    role: ClassVar[Role] = COMPUTED
+    name: Literal["local", "ray"] = Field("local", description="ray: processes on one or many machines, by Ray Data")
+    workers: Few | None = Field(None, description="of Ray, at most; default: as many as CPUs and GPUs there are for")
+    cpus: float = Field(1.0, gt=0, le=1000, description="CPUs a worker; its networks use as many threads")
+    gpus: float | None = Field(
+        None, ge=0, le=1000, description="GPUs a worker; workers of 0.5 share one; default: 1 where Ray has one, else 0"
+    )
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("up to 1, or a whole number")
+        return gpus
 
 
 class EvaluateConfig(Strict):

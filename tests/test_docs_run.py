@@ -23,6 +23,7 @@ NOT_RUN = {
     r"^tagmask view ": "a server, which ends with Ctrl-C; tests/view starts it",
     r"^(srun|torchrun) ": "a cluster, or processes that the command does not start itself",
     r" train\.devices=\d": "starts further processes by the command line of this one, which is pytest's",
+    r" --engine ray": "starts processes of Ray; tests/label/test_ray_engine.py does",
     r" guides\.saliency=": "needs a network that is no part of tagmask",
 }
 """Lines that are only parsed, and why."""

@@ -6,7 +6,7 @@ import json
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -57,6 +57,10 @@ LabelsOf = Annotated[
     Path | None,
     typer.Option("--labels-of", metavar="RUN", help="train a segmenter on this run's masks of its own photos"),
 ]
+Engine = Annotated[
+    Literal["local", "ray"] | None,
+    typer.Option(help="who makes masks: local, this process; ray, workers of Ray, see settings engine.*"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs, on standard output")]
 
 
@@ -93,6 +97,11 @@ def settings(
     if seed is not None:
         values["seed"] = seed
     return values, overrides
+
+
+def with_engine(overrides: list[str] | None, engine: str | None) -> list[str]:
+    """Settings that override others, with what ``--engine`` says."""
+    return [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,14 +14,17 @@ def label(
     run: common.RunPath,
     overrides: common.Overrides = None,
     split: Annotated[str, typer.Option(help="train, val, test or all")] = "train",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder of the masks; default: RUN/masks")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="folder or URI of the masks; default: RUN/masks")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="make masks again that are there already")] = False,
+    engine: common.Engine = None,
     json: common.Json = False,
 ) -> None:
     """Write a mask (palette PNG, 255 where unsure) for each photo that has tags; only its tags can appear in it."""
     from tagmask import workflow
 
-    done = workflow.label(run, split, out, overwrite=overwrite, overrides=overrides or ())
+    done = workflow.label(run, split, out, overwrite=overwrite, overrides=common.with_engine(overrides, engine))
     report_masks(done.summary(), json)
 
 

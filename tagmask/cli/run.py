@@ -39,12 +39,14 @@ def run(
             "devices are set"
         ),
     ] = None,
+    engine: common.Engine = None,
     json: common.Json = False,
 ) -> None:
     """Check, train, label, evaluate and report in one go. What is not set is chosen from the data and the machine."""
     from tagmask import workflow
 
     values, overrides = common.settings(words, tags, masks, method, encoder, weights, seed)
+    overrides = common.with_engine(overrides, engine)
     console = None if json else common.screen()
     taught = [workflow.labels_of(labels_of, not dry_run, console)] if labels_of else []
     if reviewed is not None:

@@ -49,7 +49,7 @@ class Stored(_Path):
         return path
 
     def __str__(self) -> str:
-        return URI.sub(r"\1://", super().__str__())
+        return URI.sub(_start, super().__str__())
 
     def __fspath__(self) -> str:
         return str(self)
@@ -98,7 +98,11 @@ def is_uri(place: str | Path) -> bool:
 
 def as_uri(place: str | Path) -> str:
     """A URI as it was written, though a Path may have dropped a slash."""
-    return URI.sub(r"\1://", str(place))
+    return URI.sub(_start, str(place))
+
+
+def _start(found: re.Match[str]) -> str:
+    return f"{found[1]}:///" if found[1].endswith("file") else f"{found[1]}://"
 
 
 def file_system(uri: str) -> tuple[Any, str]:
@@ -114,8 +118,8 @@ def file_system(uri: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def reached(uri: str) -> Iterator[None]:
-    """Errors of a file system as DataErrors that name the URI. They have no common base."""
+def reached(uri: str, what: str = "read") -> Iterator[None]:
+    """Errors of a file system as DataErrors that name the URI. They have no common base. what: is done there."""
     try:
         yield
     except DataError:
@@ -125,7 +129,7 @@ def reached(uri: str) -> Iterator[None]:
     except Exception as error:
         said = next((line for line in str(error).splitlines() if line.strip()), "no message")
         raise DataError(
-            f"{uri}: cannot be read ({type(error).__name__}: {said}). Check the address, your access and the "
+            f"{uri}: cannot be {what} ({type(error).__name__}: {said}). Check the address, your access and the "
             "connection, then go on with the same command."
         ) from error
 

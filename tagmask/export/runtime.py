@@ -17,6 +17,7 @@ from tagmask.data.collection import Item
 from tagmask.data.photos import only, photo_items, read_ahead
 from tagmask.data.pixels import Notes
 from tagmask.errors import ConfigError, DataError
+from tagmask.label.places import check_overlay
 from tagmask.label.writer import Labelled, LabelWriter, finish_untagged
 from tagmask.onnx_session import open_session
 
@@ -83,6 +84,7 @@ def predict_exported(
     listed: Path | None = None,
 ) -> Labelled:
     """Masks of photos by an exported network, as ``tagmask.workflow.predict`` makes them by a run."""
+    check_overlay(overlay, out)
     exported = Exported(network)
     items, found = photo_items(photos)
     if listed is not None:

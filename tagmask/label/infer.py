@@ -43,7 +43,7 @@ class Inference:
         self.config = _settled(config.label, method, which)
         self.guides, self.weights_dir = config.guides, config.encoder.weights_dir
         self.short_side = config.views.short_side
-        self.precision = config.train.precision
+        self.precision, self.engine = config.train.precision, config.engine
         self.device = next(method.parameters()).device
         self.at_once = GPU_PIXELS if self.device.type == "cuda" else 0
         self._alone = RLock()  # one thread at a time runs the networks
@@ -58,6 +58,16 @@ class Inference:
         if self.source == "cam" and not method.has_cams:
             raise ConfigError(f"Method '{method.config.name}' has no CAMs; use label.source=segmenter.")
         self.completes = self.config.complete and self.source == "segmenter" and method.has_cams
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: all but the lock, and a network that is opened there."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_alone", "saliency")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.device = next(self.method.parameters()).device
+        self.at_once = GPU_PIXELS if self.device.type == "cuda" else 0
+        self._alone = RLock()
 
     @cached_property
     def saliency(self) -> Saliency | None:

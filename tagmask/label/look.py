@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -20,9 +20,11 @@ from tagmask.data import Item, read_ahead, tag_vector
 from tagmask.data.pixels import Notes
 from tagmask.errors import DataError
 from tagmask.label.infer import Inference, best_labels, values_in
-from tagmask.label.share import Blocks
+from tagmask.label.share import Blocks, share
 from tagmask.label.writer import LabelWriter
 from tagmask.types import IGNORE
+
+T = TypeVar("T")
 
 
 class Look:
@@ -252,6 +254,15 @@ class MaskPass(PhotoPass):
         super().__init__(inference, writer.items, writer.part, writer.take, title, ahead, notes, console)
         self.writer = writer
 
+    def make(self, name: str, about: Mapping[str, Any]) -> None:
+        """Make the masks that lack: shared by processes (name, about: as in ``share``), or by workers of Ray."""
+        if self.inference.engine.name == "local":
+            share(name, about, self)
+            return
+        from tagmask.label.ray_engine import spread
+
+        spread(self)
+
 
 def looked_at(
     inference: Inference,
@@ -294,7 +305,7 @@ def looked_at(
                 future.cancel()
 
 
-def shown(items: Iterable[Item], count: int, title: str, console: Console | None) -> Iterator[Item]:
+def shown(items: Iterable[T], count: int, title: str, console: Console | None) -> Iterator[T]:
     """The items, with a bar of how many of ``count`` have come where the console can show one."""
     console = console or Console(stderr=True)
     yield from track(items, title, count, console=console, disable=not console.is_terminal)

@@ -16,10 +16,12 @@ from PIL import Image
 
 from tagmask.data import Item, read_mask, write_mask
 from tagmask.data.pixels import Notes, as_array, check_size, describe_notes, raw_mask, read_photo
+from tagmask.data.stored import Stored, as_uri, is_uri
 from tagmask.data.walk import OVERLAY, Survey
 from tagmask.errors import ConfigError, DataError
 from tagmask.files import csv_text, read_csv, read_record, sweep, write_json, write_text, written
 from tagmask.label.overlay import overlay as draw_overlay
+from tagmask.label.places import MANIFEST, Place, digest, read_manifest, write_manifest
 from tagmask.types import IGNORE
 
 if TYPE_CHECKING:
@@ -67,12 +69,13 @@ class Labelled:
 
 
 class LabelWriter:
-    """Writes ``<id>.png`` for each item into ``folder``, and ``note``, which says how they are made, as classes.json.
+    """Writes ``<id>.png`` for each item into ``folder``, a URI too, and ``note``, how they are made, as classes.json.
 
     Files that are there are kept unless ``overwrite``, which first removes those of all ``items``: a run that is killed
     and resumed never mixes old and new ones. ``todo``: the items that are left. classes: names of 1..C. make: gives a
     photo's labels. soft: also save ``<id>.npz`` with 'scores' in half precision and the names of their 'classes'. It is
-    written first, so that a PNG says that all is there.
+    written first, so that a PNG says that all is there. sums: bytes and SHA-256 of what is written, by id, for the
+    manifest; None where there is none: by default of masks in a folder without one.
 
     Raises ConfigError when the folder holds labels that were made in another way, and DataError when one would be
     written over its photo.
@@ -88,40 +91,71 @@ class LabelWriter:
         overwrite: bool = False,
         soft: bool = False,
     ) -> None:
-        self.folder, self.items, self.classes = folder, list(items), classes
-        self.make, self.soft = make, soft
-        self.paths = {item.id: folder / f"{item.id}.png" for item in self.items}
+        self.items, self.classes, self.make, self.soft = list(items), classes, make, soft
         for item in self.items:
-            if os.path.realpath(self.paths[item.id]) == os.path.realpath(item.image):
+            if os.path.realpath(folder / f"{item.id}.png") == os.path.realpath(item.image):
                 raise DataError(f"{item.image}: its mask would be written over it; choose another folder (--out).")
+        self.place: Place | None = None
+        self.named = folder
+        if is_uri(folder):
+            self.place, self.named = Place(as_uri(folder)), Stored(as_uri(folder))
+            self.place.fetch(["classes.json", MISSING])
+            folder = self.place.folder
+        self.folder = folder
+        self.paths = {item.id: folder / f"{item.id}.png" for item in self.items}
         note = {"classes": ["background", *classes], "ignore": IGNORE, **note}
         self._check_note(note, overwrite)
         there = read_missing(folder)
         self.others = {
             i: names for i, names in there.items() if i not in self.paths and (folder / f"{i}.png").is_file()
         }
+        listed = self.place is not None or (folder / MANIFEST).is_file()
+        self.sums: dict[str, list[str]] | None = {} if listed else None
         if overwrite:
-            for path in self.paths.values():
-                path.unlink(missing_ok=True)
-                path.with_suffix(".npz").unlink(missing_ok=True)
-            if (folder / MISSING).is_file():
-                _write_missing(folder, self.others)
-        for place in {folder, *(path.parent for path in self.paths.values())}:
-            sweep(place)
+            self._remove()
+        for parent in {folder, *(path.parent for path in self.paths.values())}:
+            sweep(parent)
         write_json(folder / "classes.json", note)
+        self._send("classes.json")
         self._begin()
+        if self.place is not None:
+            self.lacking |= {i: there.get(i, []) for i in self.place.known if i in self.paths and i not in self.left}
+
+    def _remove(self) -> None:
+        """Remove the label files of all items, and what notes say of them before."""
+        if (self.folder / MISSING).is_file():
+            _write_missing(self.folder, self.others)
+            self._send(MISSING)
+        if (self.folder / MANIFEST).is_file():
+            self._write_manifest(())
+        if self.place is not None:
+            self.place.remove(f"{id}{ending}" for id in self.paths for ending in (".png", ".npz"))
+        for path in self.paths.values():
+            path.unlink(missing_ok=True)
+            path.with_suffix(".npz").unlink(missing_ok=True)
+
+    def _send(self, name: str) -> None:
+        if self.place is not None:
+            self.place.send(name)
 
     def _begin(self) -> None:
         self.todo = [item for item in self.items if not self.paths[item.id].is_file()]
         self.left = {item.id for item in self.todo}
-        self.done = Labelled(self.folder)
+        self.done = Labelled(self.named)
         self.pixels = self.unsure = 0
         self.lacking: dict[str, list[str]] = {}
 
     def part(self, items: Iterable[Item]) -> LabelWriter:
         """What writes the label files of some photos, those of them that are its own, and counts them alone."""
+        return self.of(item for item in items if item.id in self.paths)
+
+    def of(self, items: Iterable[Item]) -> LabelWriter:
+        """What writes and counts the label files of these photos alone, in whatever process that is."""
         part = copy(self)
-        part.items = [item for item in items if item.id in self.paths]
+        part.items, part.others = list(items), {}
+        part.folder = self.folder if self.place is None else self.place.folder
+        part.paths = {item.id: part.folder / f"{item.id}.png" for item in part.items}
+        part.sums = None if self.sums is None else {}
         part._begin()
         return part
 
@@ -133,7 +167,7 @@ class LabelWriter:
         """What a part counted, for ``take``."""
         done = self.done
         counts = {"written": done.written, "pixels": self.pixels, "unsure": self.unsure}
-        return counts | {"failed": done.failed, "lacking": self.lacking}
+        return counts | {"failed": done.failed, "lacking": self.lacking, "sums": self.sums or {}}
 
     def take(self, state: Mapping[str, Any]) -> None:
         """Add what a part counted, in whatever process that was."""
@@ -142,6 +176,8 @@ class LabelWriter:
         self.pixels += state["pixels"]
         self.unsure += state["unsure"]
         self.lacking |= state["lacking"]
+        if self.sums is not None:
+            self.sums |= state["sums"]
 
     def _check_note(self, note: Mapping[str, Any], overwrite: bool) -> None:
         about = self.folder / "classes.json"
@@ -154,10 +190,10 @@ class LabelWriter:
         else:
             return
         if not overwrite:
-            raise ConfigError(f"{self.folder}: holds {what}; use --overwrite or another --out.")
+            raise ConfigError(f"{self.named}: holds {what}; use --overwrite or another --out.")
         if set(self.folder.rglob("*.png")) - set(self.paths.values()):
             raise ConfigError(
-                f"{self.folder}: holds {what}, also of further photos; "
+                f"{self.named}: holds {what}, also of further photos; "
                 "label those with these, delete the folder, or use another --out."
             )
 
@@ -179,6 +215,11 @@ class LabelWriter:
             with written(path.with_suffix(".npz")) as part, part.open("wb") as file:
                 np.savez_compressed(file, scores=half, classes=json.dumps(list(names)))
         write_mask(path, labels)
+        if self.sums is not None:
+            self.sums[item.id] = digest(path)
+        if self.place is not None:
+            self.place.move(f"{item.id}.npz")
+            self.place.move(f"{item.id}.png")
         self.done.written += 1
         self.pixels += labels.size
         self.unsure += int((labels == IGNORE).sum())
@@ -212,7 +253,24 @@ class LabelWriter:
         done.missing = {item.id: self.lacking[item.id] for item in tagged if self.lacking.get(item.id)}
         if tagged:
             _write_missing(self.folder, self.others | done.missing)
+            self._send(MISSING)
+        if self.sums is not None:
+            self._write_manifest(self.items)
         return done
+
+    def _write_manifest(self, items: Iterable[Item]) -> None:
+        """Write the manifest of these of the writer's masks, and of others in its folder."""
+        old, sums = read_manifest(self.folder), self.sums or {}
+        rows = {i: row for i, row in old.items() if i not in self.paths and (self.folder / f"{i}.png").is_file()}
+        for item in items:
+            path, made = self.paths[item.id], sums.get(item.id)
+            if made is None and path.is_file():
+                known = item.id in old and path.stat().st_size in (0, int(old[item.id][2]))
+                made = old[item.id][2:] if known else digest(path)
+            if made is not None:
+                rows[item.id] = [item.id, str(item.image), *made]
+        write_manifest(self.folder, rows)
+        self._send(MANIFEST)
 
 
 def finish_untagged(writer: LabelWriter, found: Survey, notes: Notes, overlay: bool) -> Labelled:

@@ -47,6 +47,7 @@ EXTRAS = {
     "onnx": "tagmask export, and predict by the exported file",
     "view": "tagmask view",
     "guides": "promptable models: tagmask view --clicks",
+    "ray": "masks by workers on many machines: --engine ray",
     "fast": "the dense CRF on a CPU, compiled",
 }
 """What the package's extras are for, which its metadata does not say. What they need, it does."""

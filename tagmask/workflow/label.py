@@ -14,7 +14,9 @@ from tagmask.data import Item
 from tagmask.errors import DataError
 from tagmask.label import Labelled, LabelWriter, Look
 from tagmask.label.look import Ahead, MaskPass
-from tagmask.label.share import kind, share
+from tagmask.label.places import absolute, worked_at
+from tagmask.label.ray_engine import check_engine
+from tagmask.label.share import kind
 from tagmask.label.writer import Make
 from tagmask.methods import default_method
 from tagmask.workflow.opened import Run, heard, opened
@@ -30,7 +32,7 @@ def label(
     overrides: Sequence[str] = (),
     console: Console | None = None,
 ) -> Labelled:
-    """Masks of a split's tagged photos (of several, as in 'train+val'), written to ``out`` or the run's masks/.
+    """Masks of a split's tagged photos (of several, as in 'train+val'), in ``out``, a URI too, or the run's masks/.
 
     Only a photo's tags can appear in its mask. Photos without tags are left out and counted. The last segmenter of a
     run with stage 'rounds' makes them, or with ``label.source=cam`` the classifier. Raises DataError where that
@@ -43,10 +45,10 @@ def label(
     def lead(over: bool) -> Labelled:
         work = label_pass(run, split, place, overrides, overwrite and not over)
         work.console = console
-        share("label", {**run.said(), "split": split, "out": str(place.resolve()), "overrides": list(overrides)}, work)
+        work.make("label", {**run.said(), "split": split, "out": absolute(place), "overrides": list(overrides)})
         return work.writer.finish()
 
-    return run.led("label", lead, out, split=split, overrides=list(overrides), overwrite=overwrite)
+    return run.led("label", lead, out and worked_at(out), split=split, overrides=list(overrides), overwrite=overwrite)
 
 
 @kind("label")
@@ -57,6 +59,7 @@ def _helps(about: Mapping[str, Any]) -> MaskPass:
 def label_pass(run: Run, split: str, out: Path, overrides: Sequence[str] = (), overwrite: bool = False) -> MaskPass:
     """The pass of ``label``."""
     maker = opened(source_of(run, overrides), overrides)
+    check_engine(maker.config.engine)
     items = list({item.id: item for name in split.split("+") for item in maker.collection.split(name)}.values())
     writer = mask_writer(maker, items, out, overwrite)
     writer.make = mask_maker(maker, run)

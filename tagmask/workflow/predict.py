@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from tagmask.data.photos import only, photo_items
 from tagmask.data.walk import Survey
 from tagmask.label import Labelled, LabelWriter, Look
 from tagmask.label.look import MaskPass
-from tagmask.label.share import kind, share
+from tagmask.label.places import absolute, check_overlay, worked_at
+from tagmask.label.ray_engine import check_engine
+from tagmask.label.share import kind
 from tagmask.label.writer import finish_untagged
 from tagmask.workflow.opened import Run, heard, opened
 from tagmask.workflow.stamp import mask_note
@@ -31,23 +32,24 @@ def predict(
     console: Console | None = None,
     listed: Path | None = None,
 ) -> Labelled:
-    """Masks of photos (files, folders, globs, or items) without tags, into ``out``. Raises DataError for no photo.
+    """Masks of photos (files, folders, globs, or items) without tags, into ``out``, which may be a URI.
 
-    overlay: also a picture of each mask on its photo, <id>_overlay.jpg. listed: a file of names; only these are done.
-    Files that look like photos and cannot be used are in ``failed``.
+    overlay: also a picture of each mask on its photo, <id>_overlay.jpg, not at a URI. listed: a file of names; only
+    these are done. Files that look like photos and cannot be used are in ``failed``. Raises DataError for no photo.
     """
     run, out = opened((run if isinstance(run, Run) else Run(run)).last, overrides), Path(out)
+    check_overlay(overlay, out)
     run.inference.need_segmenter()  # before masks that are there are overwritten
-    named = [[p.id, str(p.image.resolve())] if isinstance(p, Item) else os.path.abspath(p) for p in photos]
+    named = [[p.id, str(p.image.resolve())] if isinstance(p, Item) else absolute(p) for p in photos]
     what = {"photos": named, "listed": None if listed is None else str(listed.resolve())}
 
     def lead(over: bool) -> Labelled:
         work, found = predict_pass(run, photos, out, overwrite and not over, listed)
         work.console = console
-        share("predict", {**run.said(), **what, "out": str(out.resolve())}, work)
+        work.make("predict", {**run.said(), **what, "out": absolute(out)})
         return finish_untagged(work.writer, found, work.notes or {}, overlay)
 
-    return run.led("predict", lead, out, **what, overlay=overlay, overwrite=overwrite)
+    return run.led("predict", lead, worked_at(out), **what, overlay=overlay, overwrite=overwrite)
 
 
 @kind("predict")
@@ -65,6 +67,7 @@ def predict_pass(
     listed: Path | None = None,
 ) -> tuple[MaskPass, Survey]:
     """The pass of ``predict``, and what is left out of the photos that are named."""
+    check_engine(run.config.engine)
     items, found = photo_items(photos)
     if listed is not None:
         items = only(items, listed)

@@ -22,6 +22,8 @@ from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.files import read_record, write_json
 from tagmask.label import Labelled, LabelWriter, describe_missing
+from tagmask.label.look import Ahead, MaskPass
+from tagmask.label.ray_engine import check_engine
 from tagmask.label.share import help_out, led
 from tagmask.lock import alone
 from tagmask.registry import METHODS
@@ -107,6 +109,7 @@ def _run(
         opening.config = resumed(folder, configs, values, overrides)
     else:
         opening.config = load_config(*configs, values, overrides=overrides)
+    check_engine(opening.config.engine)
     opening.begin(resume=going_on, save=not dry_run)
     opening.config, choices = _planned(opening, going_on, configs, values, overrides, effort, console)
     if console is not None:
@@ -175,10 +178,15 @@ def training_steps(
 def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | None) -> Steps:
     """All that ``run`` does after its check."""
     scoring = Scoring(run, stages, console)
+    by_ray = run.config.engine.name == "ray"  # then photos are looked at once more to be scored
 
     def label_all() -> dict[str, Any]:
         writer = mask_writer(run, [*run.collection.listed("train"), *run.collection.listed("val")], overwrite=overwrite)
-        scoring.score_with(writer)
+        if by_ray:
+            ahead: Ahead = "logits" if run.inference.source == "segmenter" else "cams"
+            MaskPass(run.inference, writer, "masks", ahead, console=console).make("masks", {})
+        else:
+            scoring.score_with(writer)
         return writer.finish().summary()
 
     def score_all() -> list[dict[str, Any]]:
@@ -199,7 +207,7 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
         return str(report(run, gallery=scoring.gallery))
 
     steps: Steps = {"suspects": lambda: suspects_of(run, console)}
-    steps |= training_steps(run, stages, console, scoring.score_with)
+    steps |= training_steps(run, stages, console, None if by_ray else scoring.score_with)
     rounds = run.config.stages is not None and run.config.stages.rounds is not None
     if run.config.stages is None:
         steps["masks"] = label_all

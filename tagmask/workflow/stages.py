@@ -24,7 +24,7 @@ from tagmask.errors import ConfigError
 from tagmask.files import read_record, write_json
 from tagmask.label import Inference, Labelled, LabelWriter
 from tagmask.label.look import MaskPass
-from tagmask.label.share import kind, share
+from tagmask.label.share import kind
 from tagmask.methods import Method, build_method, default_method
 from tagmask.methods.common.walk_base import WalkMethod
 from tagmask.refine import DenseCRF
@@ -199,7 +199,7 @@ class Stages:
 
     def _shared(self, name: str, work: MaskPass, console: Console | None, **about: Any) -> Labelled:
         work.console = console
-        share(name, {**self.run.said(), **about}, work)
+        work.make(name, {**self.run.said(), **about})
         return work.writer.finish()
 
     def train(self, name: str, console: Console | None = None) -> dict[str, Any]:
