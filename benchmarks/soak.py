@@ -8,8 +8,8 @@ The photos are noise in tar shards, written once. A small network trains on them
 thread looks at this process and its children, all together: memory of their own that is in use (RssAnon), and open
 files. All it sees is kept in OUT/soak.jsonl. For each tenth of a phase the median memory and the fewest open files are
 printed: a file that is open for a moment is no leak, one that stays open raises the fewest of all tenths that follow.
-Exits with 1 where the last tenth has more open files than the fifth one, or more memory by --bound MB. A phase that goes
-on after a stop is judged from there. Linux only.
+Exits with 1 where the last tenth has more open files than the fifth one, or more memory by --bound MB. A phase that
+goes on after a stop is judged from there. Linux only.
 """
 
 from __future__ import annotations

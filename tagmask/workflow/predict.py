@@ -32,15 +32,16 @@ def predict(
     console: Console | None = None,
     listed: Path | None = None,
 ) -> Labelled:
-    """Masks of photos (files, folders, globs, or items) without tags, into ``out``, which may be a URI.
+    """Masks of photos (files, folders, globs, or items of the run's data), whatever their tags, into ``out``.
 
-    overlay: also a picture of each mask on its photo, <id>_overlay.jpg, not at a URI. listed: a file of names; only
-    these are done. Files that look like photos and cannot be used are in ``failed``. Raises DataError for no photo.
+    out: a folder or a URI. overlay: also a picture of each mask on its photo, <id>_overlay.jpg, not at a URI. listed: a
+    file of names; only these are done. Files that look like photos and cannot be used are in ``failed``. Raises
+    DataError for no photo.
     """
     run, out = opened((run if isinstance(run, Run) else Run(run)).last, overrides), Path(out)
     check_overlay(overlay, out)
     run.inference.need_segmenter()  # before masks that are there are overwritten
-    named = [[p.id, str(p.image.resolve())] if isinstance(p, Item) else absolute(p) for p in photos]
+    named = [[p.id] if isinstance(p, Item) else absolute(p) for p in photos]
     what = {"photos": named, "listed": None if listed is None else str(listed.resolve())}
 
     def lead(over: bool) -> Labelled:
@@ -54,9 +55,10 @@ def predict(
 
 @kind("predict")
 def _helps(about: Mapping[str, Any]) -> MaskPass:
-    photos = [Item(p[0], Path(p[1]), None) if isinstance(p, list) else p for p in about["photos"]]
+    run = heard(about)
+    photos = [run.collection.item(p[0]) if isinstance(p, list) else p for p in about["photos"]]
     listed = None if about["listed"] is None else Path(about["listed"])
-    return predict_pass(heard(about), photos, Path(about["out"]), listed=listed)[0]
+    return predict_pass(run, photos, Path(about["out"]), listed=listed)[0]
 
 
 def predict_pass(
