@@ -23,6 +23,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 """What a file system without locks answers; other errors of the system are other faults."""
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Variables in which torchrun, Fabric and SLURM number the processes that they start."""
+_leads = False
 OURS: list[Path] = []
 """Folders that this process works on, in the order in which it took them."""
 
@@ -121,6 +122,17 @@ def left(folder: Path) -> bool | None:
 def first() -> bool:
     """Whether this process is the first of those that were launched together, or the only one."""
     return all(os.environ.get(name, "") in ("", "0") for name in RANKS)
+
+
+def speak() -> None:
+    """From now on this process speaks, whatever its number: it leads the others."""
+    global _leads
+    _leads = True
+
+
+def speaks() -> bool:
+    """Whether this process prints what people read: of those that are launched together, one does."""
+    return _leads or first()
 
 
 def launch() -> str | None:

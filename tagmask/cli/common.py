@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from tagmask.errors import ConfigError
-from tagmask.lock import first
+from tagmask.lock import speaks
 
 app = typer.Typer(
     name="tagmask",
@@ -109,9 +109,19 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, default=str))
 
 
+class _Screen(Console):
+    @property
+    def quiet(self) -> bool:  # type: ignore[override]
+        return not speaks()
+
+    @quiet.setter
+    def quiet(self, value: bool) -> None:
+        """Who speaks may change until there is something to say."""
+
+
 def screen() -> Console:
-    """Where people read: standard output; of processes that are launched together, the first one's."""
-    return Console(quiet=not first())
+    """Where people read: standard output; of processes that are launched together, that of the one that speaks."""
+    return _Screen()
 
 
 def say(text: str, style: str = "") -> None:

@@ -68,7 +68,10 @@ class Stored(_Path):
             return io.BytesIO(read_uri(str(self)))
         found = read_span(shard, self.offset - BLOCK, self.offset + self.size)
         try:
-            whole = tarfile.TarInfo.frombuf(found[:BLOCK], "utf-8", "surrogateescape").size == self.size
+            header = tarfile.TarInfo.frombuf(found[:BLOCK], "utf-8", "surrogateescape")
+            # Of a long name it holds the beginning, and of signs that are not ASCII it may hold question marks.
+            name, path = header.name.removeprefix("./"), str(self)
+            whole = header.size == self.size and (name in path or name in path.encode("ascii", "replace").decode())
         except tarfile.HeaderError:
             whole = False
         if not whole or len(found) != BLOCK + self.size:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -216,8 +217,11 @@ class PhotoPass:
             parts[places[item.id]].add(item, look)
 
         def finish(number: int) -> None:
-            names = {str(item.image) for item in blocks.of[number]} if found else ()
-            odd = {kind: [name for name in there if name in names] for kind, there in (found or {}).items()}
+            names, odd = {str(item.image) for item in blocks.of[number]} if found else set(), {}
+            for kind, there in (found or {}).items():
+                odd[kind] = [name for name in list(there) if name in names]
+                for name in odd[kind]:  # so that few are left to look through
+                    there.remove(name)
             blocks.finish(number, [parts.pop(number).state(), odd])
 
         photos = 0
@@ -306,9 +310,10 @@ def looked_at(
 
 
 def shown(items: Iterable[T], count: int, title: str, console: Console | None) -> Iterator[T]:
-    """The items, with a bar of how many of ``count`` have come where the console can show one."""
-    console = console or Console(stderr=True)
-    yield from track(items, title, count, console=console, disable=not console.is_terminal)
+    """The items, with a bar of how many of ``count`` have come where the console can show one, and there are any."""
+    console, rest = console or Console(stderr=True), iter(items)
+    for first in rest:
+        yield from track(chain([first], rest), title, count, console=console, disable=not console.is_terminal)
 
 
 def _look(inference: Inference, item: Item, photo: Tensor | DataError) -> Look | DataError:

@@ -25,10 +25,12 @@ from tagmask.data import Item
 from tagmask.data.collection import hash_ids
 from tagmask.errors import DataError, Helped
 from tagmask.files import read_json, write_json, written
-from tagmask.lock import OURS, Taken, alone, held, launch, left
+from tagmask.lock import OURS, Taken, alone, held, launch, left, speak
 
 PLACE = ".share"
 """In the folder of the process that leads: the pass that it is at."""
+BEGAN = time.time()
+"""When this process began."""
 PAUSE = 0.2
 """Seconds between two looks at what other processes are at."""
 T = TypeVar("T")
@@ -63,13 +65,14 @@ def kind(name: str) -> Callable[[Callable[..., Pass]], Callable[..., Pass]]:
 class Blocks:
     """The blocks of a pass: neighbours among its photos.
 
-    Their number depends on the photos alone. folder: where processes share them; None for one process alone.
+    Their number depends on the photos alone. folder: where processes share them; None for one process alone. live:
+    whether blocks are still wanted, asked before each one.
     """
 
-    def __init__(self, items: Sequence[Item], folder: Path | None) -> None:
+    def __init__(self, items: Sequence[Item], folder: Path | None, live: Callable[[], bool] = lambda: True) -> None:
         size = min(32, max(4, len(items) // 16))
         self.of = [items[start : start + size] for start in range(0, len(items), size)]
-        self.folder = folder
+        self.folder, self.live = folder, live
         self._held: dict[int, ExitStack] = {}
         self._states: dict[int, Any] = {}
 
@@ -78,6 +81,8 @@ class Blocks:
         for number, items in enumerate(self.of):
             if number in self._held or self._done(number):
                 continue
+            if not self.live():
+                return
             with ExitStack() as stack:
                 if self.folder is not None and not stack.enter_context(held(self.folder / f"{number}.lock")):
                     continue
@@ -123,15 +128,18 @@ def share(name: str, about: Mapping[str, Any], work: Pass) -> None:
     """Go through a pass, with the help of the processes that are there, and merge what its blocks gave.
 
     name: in KINDS. about: what others make the pass of, as JSON. Shared in the folder that this process took first;
-    where it took none it works alone.
+    where it took none it works alone. It goes on with the blocks of a process that was killed at the same pass.
     """
-    place = OURS[0] / PLACE if OURS else None
-    folder = None if place is None else place / uuid.uuid4().hex[:12]
+    place, folder = OURS[0] / PLACE if OURS else None, None
+    if place is not None:
+        order = {"kind": name, "about": about, "ids": hash_ids(item.id for item in work.items)}
+        order = json.loads(json.dumps(order, default=str))
+        before = _order(place)
+        same = before is not None and {key: before[key] for key in order} == order
+        folder = place / (before["folder"] if same and before is not None else uuid.uuid4().hex[:12])
+        write_json(place / "pass.json", {"folder": folder.name, **order})
     blocks = Blocks(work.items, folder)
     try:
-        if folder is not None and place is not None:
-            ids = hash_ids(item.id for item in work.items)
-            write_json(place / "pass.json", {"folder": folder.name, "kind": name, "about": about, "ids": ids})
         while True:
             work.work(blocks)
             if blocks.over():
@@ -149,9 +157,9 @@ def share(name: str, about: Mapping[str, Any], work: Pass) -> None:
 def led(folder: Path, work: Mapping[str, Any], lead: Callable[[bool], T]) -> T:
     """The result of ``lead``, which nobody else does in the folder meanwhile.
 
-    work: what it is, as JSON. lead: takes whether it goes on with what a killed process began. Where another process
-    does the same in the folder, this one helps it and raises Helped at its end; where that one was killed, this one
-    leads. Raises Taken where another process does something else.
+    work: what it is, as JSON. lead: takes whether a killed process led before. Where another process does the same in
+    the folder, this one helps it and raises Helped at its end; where that one was killed, this one leads. Who leads
+    speaks (``lock.speaks``). Raises Taken where another process does something else.
     """
     if OURS:  # a part of something else, which is led already
         with alone(folder, work):
@@ -160,27 +168,37 @@ def led(folder: Path, work: Mapping[str, Any], lead: Callable[[bool], T]) -> T:
     place, tries = folder.resolve() / PLACE, 0
     ended, mine = place / "ended.json", {"launch": launch(), "work": json.loads(json.dumps(work, default=str))}
     while True:
-        try:
-            with alone(folder, mine["work"]):
-                if mine["launch"] and ended.is_file() and read_json(ended) == mine:
-                    raise Helped(f"{folder}: done by other processes of this launch.")
-                shutil.rmtree(place, ignore_errors=True)
-                result = lead(over)
-                shutil.rmtree(place, ignore_errors=True)
-                if mine["launch"]:  # one that starts late sees that nothing is left to do
-                    write_json(ended, mine)
-                return result
-        except Taken as taken:
-            tries += taken.work is None
-            if taken.work is None and tries < 25:  # it has only just begun
-                time.sleep(PAUSE)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(alone(folder, mine["work"]))
+            except Taken as taken:
+                tries += taken.work is None
+                if taken.work is None and tries < 25:  # it has only just begun
+                    time.sleep(PAUSE)
+                    continue
+                if taken.work != mine["work"]:
+                    raise
+                ended_itself, photos = help_out(folder)
+                if ended_itself:
+                    text = f"{folder}: helped with {photos} photos. The process that led has ended, and says how."
+                    raise Helped(text) from None
+                over = True
                 continue
-            if taken.work != mine["work"]:
-                raise
-            done, photos = help_out(folder)
-            if done:
-                raise Helped(f"{folder}: helped with {photos} photos; the process that led has the result.") from None
-            over = True
+            if mine["launch"] and ended.is_file() and ended.stat().st_mtime > BEGAN and read_json(ended) == mine:
+                raise Helped(f"{folder}: done by other processes of this launch.")
+            if not over:
+                shutil.rmtree(place, ignore_errors=True)
+            speak()
+            result = lead(over)
+            shutil.rmtree(place, ignore_errors=True)
+            if mine["launch"]:  # one that starts late sees that nothing is left to do
+                write_json(ended, mine)
+            return result
+
+
+def begun() -> bool:
+    """Whether a killed process had begun a pass of the work that this one leads now."""
+    return bool(OURS) and _order(OURS[0] / PLACE) is not None
 
 
 def help_out(folder: Path) -> tuple[bool, int]:
@@ -190,27 +208,38 @@ def help_out(folder: Path) -> tuple[bool, int]:
     not the same here.
     """
     place, through, photos = folder.resolve() / PLACE, "", 0
+    ended: bool | None = None
+
+    def live() -> bool:
+        nonlocal ended
+        ended = left(folder)
+        return ended is None and (_order(place) or {}).get("folder") == through
+
     while True:
-        try:
-            order = read_json(place / "pass.json")
-        except DataError:  # there is none now
-            order = {"folder": through}
-        if order["folder"] != through:
+        order = _order(place)
+        if order is not None and order["folder"] != through:
             through = order["folder"]
             work = KINDS[order["kind"]](order["about"])
             if hash_ids(item.id for item in work.items) != order["ids"]:
                 raise DataError(f"{folder}: this process sees other photos than the one that it helps.")
-            blocks = Blocks(work.items, place / through)
+            blocks = Blocks(work.items, place / through, live)
             try:
-                while (place / "pass.json").is_file() and place.joinpath(through).is_dir() and not blocks.over():
+                while live() and not blocks.over():
                     photos += work.work(blocks)
                     time.sleep(PAUSE)
             finally:
                 blocks.release()
-        ended = left(folder)
-        if ended is not None:
+        if not live() and ended is not None:
             return ended, photos
         time.sleep(PAUSE)
+
+
+def _order(place: Path) -> Any:
+    """The pass that is on, or None."""
+    try:
+        return read_json(place / "pass.json")
+    except DataError:
+        return None
 
 
 def _plain(value: Any) -> Any:

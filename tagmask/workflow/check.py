@@ -24,5 +24,7 @@ def check(config: RunConfig, save: Path) -> tuple[Collection, dict[str, Any]]:
         write_json(save, found)
         return collection, found
 
+    if save.exists() and not save.is_file():  # a device or a pipe, which nobody shares
+        return lead(False)
     work = {"verb": "check", "config": config.model_dump(mode="json")}
     return led(save.with_name(f".{save.name}.check"), work, lead)

@@ -24,7 +24,7 @@ from tagmask.label.share import kind, share
 from tagmask.methods import Method
 from tagmask.training import RunFolder
 from tagmask.workflow.card import write_card
-from tagmask.workflow.label import label_pass
+from tagmask.workflow.label import own_masks
 from tagmask.workflow.localize import localize
 from tagmask.workflow.opened import Run, heard, opened
 from tagmask.workflow.quality import Quality, quality
@@ -212,7 +212,7 @@ def _helps(about: Mapping[str, Any]) -> PhotoPass:
     beside = Beside(quality=None if about["last"] is None else Quality(run, heard(about["last"])))
     if about["writes"]:
         staged = run.config.stages is not None
-        beside.writer = Stages(run).mask_writer() if staged else label_pass(run, "train+val", run.folder.masks).writer
+        beside.writer = Stages(run).mask_writer() if staged else own_masks(run)
     return score_pass(run, about["split"], scorer, beside)
 
 

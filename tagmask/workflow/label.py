@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from tagmask.config import parse_overrides
 from tagmask.data import Item
-from tagmask.errors import DataError
+from tagmask.errors import DataError, Helped
 from tagmask.label import Labelled, LabelWriter, Look
 from tagmask.label.look import Ahead, MaskPass
 from tagmask.label.places import absolute, worked_at
 from tagmask.label.ray_engine import check_engine
-from tagmask.label.share import kind
+from tagmask.label.share import begun, kind
 from tagmask.label.writer import Make
 from tagmask.methods import default_method
 from tagmask.workflow.opened import Run, heard, opened
@@ -43,7 +44,7 @@ def label(
     place = Path(out) if out else run.folder.masks
 
     def lead(over: bool) -> Labelled:
-        work = label_pass(run, split, place, overrides, overwrite and not over)
+        work = label_pass(run, split, place, overrides, overwrite and not begun())
         work.console = console
         work.make("label", {**run.said(), "split": split, "out": absolute(place), "overrides": list(overrides)})
         return work.writer.finish()
@@ -106,6 +107,11 @@ def mask_writer(run: Run, items: Sequence[Item], folder: Path | None = None, ove
     return writer
 
 
+def own_masks(run: Run, overwrite: bool = False) -> LabelWriter:
+    """Writes the masks of the tagged photos of train and val into the run's masks/."""
+    return mask_writer(run, [*run.collection.listed("train"), *run.collection.listed("val")], overwrite=overwrite)
+
+
 def labels_of(run: Run | str | Path, make: bool = True, console: Console | None = None) -> dict[str, Any]:
     """Settings that train a segmenter on the masks which ``run`` gives its training photos: its data, its splits.
 
@@ -120,9 +126,12 @@ def labels_of(run: Run | str | Path, make: bool = True, console: Console | None 
     if make:
         wanted = [item for item in run.collection.split("train") if item.tags is not None]
         if not all((folder.masks / f"{item.id}.png").is_file() for item in wanted):
-            done = label(run, "train", console=console)
-            if not done.written + done.skipped:
-                raise DataError(f"{folder.masks}: no training photo could be labelled ({done.failed[:1]}).")
+            with suppress(Helped):  # another process needs the same masks, and has made them now
+                done = label(run, "train", console=console)
+                if not done.written + done.skipped:
+                    raise DataError(f"{folder.masks}: no training photo could be labelled ({done.failed[:1]}).")
+            if not any((folder.masks / f"{item.id}.png").is_file() for item in wanted):
+                raise DataError(f"{folder.masks}: the process that made the masks ended before; try again.")
     data = config.data.model_dump(mode="json")
     data["train_masks"] = str(folder.masks)
     if data["seed"] is None:  # another seed of this training must not hold out other photos than the run did

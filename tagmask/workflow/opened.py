@@ -21,7 +21,7 @@ from tagmask.errors import ConfigError, DataError
 from tagmask.files import read_record, write_json
 from tagmask.label import Inference
 from tagmask.label.share import Blocks, kind, led, share
-from tagmask.lock import alone, launch
+from tagmask.lock import alone
 from tagmask.methods import Method, build_method
 from tagmask.strict import differing
 from tagmask.training import RunFolder, load_model, make_fabric
@@ -285,6 +285,6 @@ def default_device(config: RunConfig) -> torch.device:
     """The first device that training would use; of GPUs the one of this process's number on its machine."""
     device = make_fabric(config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})).device
     number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
-    if number is None or device.type != "cuda" or launch() is None:
+    if number is None or device.type != "cuda":
         return device
     return torch.device("cuda", int(number) % torch.cuda.device_count())

@@ -16,7 +16,7 @@ from tagmask.label import Labelled, LabelWriter, Look
 from tagmask.label.look import MaskPass
 from tagmask.label.places import absolute, check_overlay, worked_at
 from tagmask.label.ray_engine import check_engine
-from tagmask.label.share import kind
+from tagmask.label.share import begun, kind
 from tagmask.label.writer import finish_untagged
 from tagmask.workflow.opened import Run, heard, opened
 from tagmask.workflow.stamp import mask_note
@@ -45,7 +45,7 @@ def predict(
     what = {"photos": named, "listed": None if listed is None else str(listed.resolve())}
 
     def lead(over: bool) -> Labelled:
-        work, found = predict_pass(run, photos, out, overwrite and not over, listed)
+        work, found = predict_pass(run, photos, out, overwrite and not begun(), listed)
         work.console = console
         work.make("predict", {**run.said(), **what, "out": absolute(out)})
         return finish_untagged(work.writer, found, work.notes or {}, overlay)

@@ -17,7 +17,7 @@ from rich.text import Text
 from tagmask import comm
 from tagmask.config import RunConfig, TrainConfig, load_config, merge, parse_overrides, read_yaml
 from tagmask.data import print_fingerprint
-from tagmask.errors import ConfigError
+from tagmask.errors import ConfigError, TrainingError
 from tagmask.evaluate import print_scores
 from tagmask.evaluate.scores import percent
 from tagmask.files import read_record, write_json
@@ -31,7 +31,7 @@ from tagmask.training import RunFolder
 from tagmask.workflow.card import write_card
 from tagmask.workflow.disk import disk_plan, print_disk_plan
 from tagmask.workflow.evaluate import evaluate, print_classification
-from tagmask.workflow.label import mask_writer
+from tagmask.workflow.label import own_masks
 from tagmask.workflow.matching import match
 from tagmask.workflow.opened import Run, default_device
 from tagmask.workflow.plan import ROUNDS, Choice, Effort, as_mapping, choose, masks_teach
@@ -84,8 +84,10 @@ def run(
         return led(place, {"verb": "run", "given": given, "effort": effort}, lead)
     with alone(place):  # the first process holds it for all that train together, and leads after the training
         result = lead(False)
-    if comm.rank() > 0:
-        help_out(place)
+    if comm.rank() > 0 and not help_out(place)[0]:
+        raise TrainingError(
+            f"{place}: the first process was killed after the training; go on with tagmask run --resume -o {place}."
+        )
     return result
 
 
@@ -181,7 +183,7 @@ def _all_steps(run: Run, stages: Stages, overwrite: bool, console: Console | Non
     by_ray = run.config.engine.name == "ray"  # then photos are looked at once more to be scored
 
     def label_all() -> dict[str, Any]:
-        writer = mask_writer(run, [*run.collection.listed("train"), *run.collection.listed("val")], overwrite=overwrite)
+        writer = own_masks(run, overwrite)
         if by_ray:
             ahead: Ahead = "logits" if run.inference.source == "segmenter" else "cams"
             MaskPass(run.inference, writer, "masks", ahead, console=console).make("masks", {})

@@ -103,6 +103,11 @@ def test_what_a_killed_process_began_is_done_by_another(killed: str, tmp_path: P
     found = several(tmp_path / "out", "abc", kills=dict.fromkeys(killed, 2))
     assert found[-1] == [i**2 for i in range(200)]
     assert not (tmp_path / "out" / PLACE).exists()
+    done = sorted(map(int, (tmp_path / "log").read_text().split()))
+    block = len(Blocks([Item(str(i), Path(), None) for i in range(200)], None).of[0])
+    assert set(done) == set(range(200)) and len(done) <= 200 + block * len(killed), (
+        "only what they were at is done again"
+    )
 
 
 def test_blocks_are_taken_once_and_given_up(tmp_path: Path) -> None:

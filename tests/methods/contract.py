@@ -220,7 +220,7 @@ class MethodContract:
     def test_parts_of_a_batch_give_the_numbers_of_the_whole(self) -> None:
         from tests.methods.shares import numbers
 
-        torch.testing.assert_close(numbers(self, parts=2), numbers(self), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(numbers(self, parts=2), numbers(self), rtol=1e-5, atol=1e-5)
 
     @gpu
     def test_a_gpu_gives_the_numbers_of_the_cpu(self) -> None:
