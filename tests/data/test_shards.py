@@ -126,6 +126,12 @@ def test_the_index_is_built_once_and_anew_for_another_content(
     with pytest.raises(DataError, match=r"train-000\.tar/p00\.png: is no longer where it was"):
         read_image(image)
     assert "z" in {i.id for i in opened(root=moved).items} and len(built) == 7
+    one, other = b"a" * 1000, b"b" * 1000
+    write_shard(moved / "same.tar", [("x.png", one), ("y.png", other)])
+    (image,) = (i.image for i in opened(root=moved).items if i.id == "x")
+    write_shard(moved / "same.tar", [("y.png", other), ("x.png", one)])
+    with pytest.raises(DataError, match=r"x\.png: is no longer where it was"):
+        image.open()
 
 
 def test_a_photo_that_was_decoded_once_is_not_decoded_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -14,12 +15,13 @@ from typing import Any
 
 import pytest
 
+from tagmask.cli.common import screen
 from tagmask.config import load_config
-from tagmask.errors import Helped
+from tagmask.errors import DataError, Helped
 from tagmask.files import read_json
 from tagmask.label import LabelWriter
-from tagmask.label.share import Blocks
-from tagmask.workflow import Run, check, evaluate, label, predict, run
+from tagmask.label.share import Blocks, led
+from tagmask.workflow import Run, check, evaluate, label, labels_of, predict, run
 from tests.workflow.conftest import BASE, STAGES, made
 
 FORK = multiprocessing.get_context("fork")
@@ -129,3 +131,40 @@ def test_a_staged_run_and_predictions_are_shared(both: Callable[..., Counter], s
     predict(one, photos, tmp_path / "out one")
     assert set(both(lambda: predict(two, photos, tmp_path / "out two")).values()) == {1}
     assert files(tmp_path / "out two") == files(tmp_path / "out one")
+
+
+def test_masks_that_another_process_made_are_learned_from(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two segmenters that are trained on one run's masks at once ask for them at once."""
+    taught = Path(shutil.copytree(classifier, tmp_path / "run"))
+    run = Run(taught)
+    shutil.rmtree(run.folder.masks, ignore_errors=True)
+
+    def other(*_: Any, **__: Any) -> None:
+        label(taught, "train")
+        raise Helped("helped")
+
+    module = importlib.import_module("tagmask.workflow.label")
+    monkeypatch.setattr(module, "label", other)
+    assert labels_of(taught)["data"]["train_masks"] == str(run.folder.masks)
+    shutil.rmtree(run.folder.masks)
+    monkeypatch.setattr(module, "label", raises(Helped("helped")))
+    with pytest.raises(DataError, match="try again"):
+        labels_of(taught)
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def call(*_: Any, **__: Any) -> None:
+        raise error
+
+    return call
+
+
+def test_who_leads_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("tagmask.lock._leads", False)
+    monkeypatch.setenv("RANK", "1")
+    shown = screen()
+    shown.print("nothing")
+    led(tmp_path / "out", {"verb": "any"}, lambda over: shown.print("the result"))
+    assert capsys.readouterr().out == "the result\n"
