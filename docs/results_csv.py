@@ -48,7 +48,7 @@ def main(table: str, *names: str) -> None:
             "machine": " and ".join(sorted(machines)),
         }
         for column, cell in row["cells"].items():
-            if cell.get("mean") is None:
+            if cell is None or cell.get("mean") is None:
                 continue
             several = len(cell["seeds"]) > 1
             low, high = cell["interval"] or (None, None)
