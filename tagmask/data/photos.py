@@ -17,7 +17,7 @@ from tagmask.data.names import flaw
 from tagmask.data.pixels import Notes, read_image, read_photo
 from tagmask.data.shards import ENDING, find_shards
 from tagmask.data.source_shards import read_shards
-from tagmask.data.stored import Stored, as_uri, is_uri
+from tagmask.data.stored import as_uri, is_uri
 from tagmask.data.walk import Survey, none_found, survey
 from tagmask.errors import DataError
 
@@ -48,7 +48,8 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
         place = Path(entry)
         if str(entry).endswith(ENDING) and not place.is_dir():
             # As they lie there, so that a shard is read from its beginning to its end.
-            items = [Item(_key(s.image), s.image, None) for s in read_shards(find_shards(as_uri(entry)), "", rest)]
+            samples = read_shards(find_shards(as_uri(entry)), "", rest)
+            items = [Item(os.path.splitext(s.image.member)[0], s.image, None) for s in samples]
         elif is_uri(entry):
             items = [Item(uri.stem, uri, None) for uri in survey(place).images if not flaw(uri.stem)]
             if not items:
@@ -77,11 +78,6 @@ def photo_items(photos: Sequence[str | Path | Item]) -> tuple[list[Item], Survey
                 f"{item.image} and {by_id[item.id].image} would both write {item.id}.png; predict them apart."
             )
     return list(by_id.values()), rest
-
-
-def _key(image: Stored) -> str:
-    """A member's name without its shard and extension."""
-    return os.path.splitext(str(image)[len(str(image.shard)) + 1 :])[0]
 
 
 def read_ahead(items: Iterable[Item], notes: Notes | None = None, arrays: bool = False) -> Iterator[tuple[Item, Any]]:

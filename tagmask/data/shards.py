@@ -62,14 +62,15 @@ def find_shards(spec: str, root: Path | None = None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def expand(spec: str) -> list[str]:
+def expand(spec: str) -> Iterator[str]:
     """A name with ``{07..12}`` as the names that it stands for, numbers as wide as the first; others as they are."""
     span = re.search(r"\{(\d+)\.\.(\d+)\}", spec)
     if span is None:
-        return [spec]
+        yield spec
+        return
     first, last = span.groups()
-    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
-    return [name for number in numbers for name in expand(spec[: span.start()] + number + spec[span.end() :])]
+    for number in range(int(first), int(last) + 1):
+        yield from expand(f"{spec[: span.start()]}{number:0{len(first)}d}{spec[span.end() :]}")
 
 
 def read_index(place: str) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _indices(samples: list[Sample], classes: list[str] | None) -> tuple[list[tup
 
 def _order(sample: Sample) -> list[str]:
     """As the same photos come from a folder: by the parts of the name."""
-    return str(sample.image)[len(str(sample.image.shard)) + 1 :].split("/")
+    return sample.image.member.split("/")
 
 
 def _common(places: list[str]) -> Path:

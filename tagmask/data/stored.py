@@ -13,7 +13,7 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tagmask.data.formats import is_image
@@ -23,6 +23,8 @@ from tagmask.files import of_system
 URI = re.compile(r"^((?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+):/+")
 """The beginning of a URI, also of one whose second slash a Path has dropped."""
 BLOCK = tarfile.BLOCKSIZE
+SHORT = 90
+"""Length up to which a name stands whole in a tar's header."""
 if TYPE_CHECKING:
     _Path = Path
 else:
@@ -48,6 +50,12 @@ class Stored(_Path):
         path.shard, path.offset, path.size = shard, offset, size
         return path
 
+    @property
+    def member(self) -> str:
+        """The name in the shard, as a Path writes it."""
+        assert self.shard is not None
+        return str(self)[len(str(Stored(self.shard))) + 1 :]
+
     def __str__(self) -> str:
         return URI.sub(_start, super().__str__())
 
@@ -69,9 +77,9 @@ class Stored(_Path):
         found = read_span(shard, self.offset - BLOCK, self.offset + self.size)
         try:
             header = tarfile.TarInfo.frombuf(found[:BLOCK], "utf-8", "surrogateescape")
-            # Of a long name it holds the beginning, and of signs that are not ASCII it may hold question marks.
-            name, path = header.name.removeprefix("./"), str(self)
-            whole = header.size == self.size and (name in path or name in path.encode("ascii", "replace").decode())
+            # Of a long name, and of one that is not ASCII, a header may hold anything.
+            plain = len(self.member) <= SHORT and self.member.isascii()
+            whole = header.size == self.size and (not plain or str(PurePosixPath(header.name)) == self.member)
         except tarfile.HeaderError:
             whole = False
         if not whole or len(found) != BLOCK + self.size:

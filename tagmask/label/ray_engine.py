@@ -75,7 +75,7 @@ class Job:
     def make(self, items: Sequence[Item], time: int = 1) -> Any:
         """Make the masks of a block's photos. Returns what the block gave, as ``MaskPass.merge`` takes it.
 
-        time: the how manyth; after TRIES the photos fail.
+        time: 1 for the first try, 2 for the second, and so on; after TRIES the photos fail.
         """
         writer, notes = self.writer.of(items), Notes()
         if time <= TRIES:
@@ -87,7 +87,10 @@ class Job:
 
 
 def unpacked(data: bytes, device: str) -> Job:
-    """A job that ``packed`` gave, with its networks on the device."""
+    """A job that ``packed`` gave, with its networks on the device.
+
+    It is a pickle, as all that Ray hands over: only processes of this Ray can have written it, never a file of a user.
+    """
     return torch.load(io.BytesIO(data), map_location=device, weights_only=False)
 
 

@@ -22,7 +22,7 @@ from tagmask.data import Collection, TrainLoader, TrainViews, fingerprint, open_
 from tagmask.data import shards as shards_file
 from tagmask.data.photos import photo_items
 from tagmask.data.pixels import read_mask
-from tagmask.data.shards import expand
+from tagmask.data.shards import expand, find_shards
 from tagmask.data.stored import Stored
 from tagmask.errors import DataError
 
@@ -268,7 +268,7 @@ def test_no_shard_no_photo_no_tag(tmp_path: Path) -> None:
     write_shard(tmp_path / "x.tar", [("1.json", b"{}")])
     with pytest.raises(DataError, match="no photo is in 1 shards"):
         opened(root=tmp_path)
-    assert expand("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert list(expand("a-{08..10}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar"]
 
 
 def test_shards_and_photos_at_uris(photos: Path, packed: Path) -> None:
@@ -301,3 +301,16 @@ def test_uris_that_cannot_be_opened() -> None:
         opened(shards="nowhere://x/a.tar")
     with pytest.raises(DataError, match=r"memory://none/a\.tar: no photo is in 1 shards .*is not there"):
         opened(shards="memory://none/a.tar")
+
+
+@pytest.mark.parametrize("before", ["./", "", ".//"])
+def test_ids_do_not_depend_on_how_a_shard_is_named(packed: Path, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(packed)
+    items, _ = photo_items([f"{before}train-000.tar"])
+    assert {item.id for item in items} <= {f"p{i:02d}" for i in range(12)} and items
+    assert all(read_image(item.image).ndim == 3 for item in items)
+
+
+def test_a_range_that_is_far_too_wide_is_refused_at_once() -> None:
+    with pytest.raises(DataError, match="no such shard"):
+        find_shards("nothing-{000000000000..999999999999}.tar")
